@@ -1,0 +1,112 @@
+"""Architecture: a family, a stage code and a dilation code, in one frozen, validated value.
+
+Stage code: blocks in each stage; [3, 4, 6, 3] is ResNet50 (paper, Table 5).
+Dilation code: one digit a block; 0, 1, 2 stand for dilation rates 1, 2, 3 (paper, Table 6).
+Text form, in logs, journals and file names: ``resnet/1-3-5-7/0-010-00120-0102112`` (CR-ResNet50; one
+group of digits a stage). In a partial code, as the greedy search grows it, ``_`` stands for a block
+whose digit is not chosen yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# Entries of a stage code, by family. The family names the block: resnet_basic is ResNet18 and 34.
+FAMILY_STAGES = {"resnet_basic": 4, "resnet": 4}
+DIGITS = (0, 1, 2)  # dilation rates 1, 2, 3 (paper, Sec. 3.2.2)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One network of a family.
+
+    Attributes:
+        family: a key of ``FAMILY_STAGES``.
+        stage_code: blocks in each stage, every entry at least 1.
+        dilation_code: digits of the first blocks, each in ``DIGITS``; as long as the network has
+            blocks, or shorter, then the architecture is partial.
+
+    Raises:
+        ValueError: a code that is none; the message shows it.
+    """
+
+    family: str
+    stage_code: tuple[int, ...]
+    dilation_code: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILY_STAGES:
+            raise ValueError(f"family {self.family!r}: allowed are {', '.join(FAMILY_STAGES)}")
+        stages = FAMILY_STAGES[self.family]
+        if len(self.stage_code) != stages or not all(
+            type(n) is int and n >= 1 for n in self.stage_code
+        ):
+            raise ValueError(
+                f"stage code {list(self.stage_code)}: "
+                f"{self.family} takes {stages} integers of at least 1"
+            )
+        if len(self.dilation_code) > self.blocks or not all(
+            type(d) is int and d in DIGITS for d in self.dilation_code
+        ):
+            raise ValueError(
+                f"dilation code {list(self.dilation_code)}: stage code {list(self.stage_code)} "
+                f"takes {self.blocks} digits, each 0, 1 or 2 (rates 1, 2, 3)"
+            )
+
+    @classmethod
+    def undilated(cls, family: str, stage_code: Iterable[int]) -> Architecture:
+        """The architecture with rate 1 in every block, as classification networks have it."""
+        code = tuple(stage_code)
+        blocks = sum(n for n in code if isinstance(n, int) and n > 0)
+        return cls(family, code, (0,) * blocks)
+
+    @classmethod
+    def parse(cls, text: str) -> Architecture:
+        """Read the text form; ``parse(str(a)) == a``.
+
+        Raises:
+            ValueError: the text is not the text form of an architecture.
+        """
+        try:
+            family, stages, groups = text.split("/")
+            stage_code = tuple(int(n) for n in stages.split("-"))
+            digits = groups.replace("-", "").rstrip("_")
+            found = cls(family, stage_code, tuple(int(d) for d in digits))
+        except ValueError as error:
+            raise ValueError(f"architecture {text!r}: {error}") from error
+        if str(found) != text:
+            raise ValueError(f"architecture {text!r}: one group of digits a stage, as in {found}")
+        return found
+
+    def __str__(self) -> str:
+        stages = "-".join(map(str, self.stage_code))
+        groups = "-".join(
+            "".join("_" if digit is None else str(digit) for digit in group)
+            for group in self.digits_by_stage()
+        )
+        return f"{self.family}/{stages}/{groups}"
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks in the whole network."""
+        return sum(self.stage_code)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every block has its digit."""
+        return len(self.dilation_code) == self.blocks
+
+    def digits_by_stage(self) -> list[list[int | None]]:
+        """The dilation code cut into stages; None where a partial code has no digit yet."""
+        digits: list[int | None] = [*self.dilation_code]
+        digits += [None] * (self.blocks - len(digits))
+        groups = []
+        for depth in self.stage_code:
+            groups.append(digits[:depth])
+            digits = digits[depth:]
+        return groups
+
+    def extended(self, digits: Iterable[int]) -> Architecture:
+        """This architecture with ``digits`` appended to its dilation code."""
+        return Architecture(self.family, self.stage_code, (*self.dilation_code, *digits))

@@ -1,0 +1,10 @@
+"""Data: what a run reads.
+
+datasets.py: registration of data sets in detectron2's catalogs. splits.py: archtrain and archval.
+loader.py: the training loader, whose batches are a function of (seed, iteration).
+shapes.py: a generated data set for the demo and the tests.
+"""
+
+from crnas_d2 import lines
+
+lines.prepare()  # before anything of detectron2 is imported

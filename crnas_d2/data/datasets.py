@@ -1,0 +1,152 @@
+"""Data sets in detectron2's catalogs: ours under $DETECTRON2_DATASETS, and a person's own COCO JSON.
+
+    $DETECTRON2_DATASETS/bccd/{train.json,val.json,images/}   bccd_train, bccd_val
+
+As detectron2's builtin sets, ours are registered on import and read when they are first used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from crnas_d2.errors import InputError
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+BUILTIN = ("bccd",)
+
+
+def register_builtin(root: str) -> None:
+    """Register {name}_train and {name}_val of every set of ours below ``root``."""
+    for name in BUILTIN:
+        for split in ("train", "val"):
+            folder = os.path.join(root, name)
+            register_coco_instances(
+                f"{name}_{split}",
+                {},
+                os.path.join(folder, f"{split}.json"),
+                os.path.join(folder, "images"),
+            )
+
+
+register_builtin(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+
+
+def read_coco_json(path: str, key: str) -> dict[str, Any]:
+    """A COCO JSON with images, categories and at least one annotation.
+
+    Args:
+        key: the config key that named it, for messages.
+
+    Raises:
+        InputError: no such file, no JSON, or a part is missing or empty.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise InputError(f"{key}: {path}: {error.strerror}; a COCO JSON is needed") from error
+    except ValueError as error:
+        raise InputError(f"{key}: {path}: not a JSON file ({error})") from error
+    for part in ("images", "categories", "annotations"):
+        if not isinstance(content, dict) or not content.get(part):
+            raise InputError(
+                f"{key}: {path}: no {part}; a COCO JSON with images, categories and at least one "
+                "annotation is needed"
+            )
+    return content
+
+
+def check_images(content: dict[str, Any], folder: str, key: str) -> None:
+    """Every image that the JSON names lies in the folder.
+
+    Raises:
+        InputError: the first image that does not, and how many.
+    """
+    missing = [
+        image["file_name"]
+        for image in content["images"]
+        if not os.path.isfile(os.path.join(folder, image["file_name"]))
+    ]
+    if missing:
+        raise InputError(
+            f"{key}: {os.path.join(folder, missing[0])}: no such image "
+            f"({len(missing)} of {len(content['images'])} are missing)"
+        )
+
+
+def register_coco(name: str, json_file: str, images: str) -> None:
+    """Register a COCO JSON under a name; again with the same files is fine.
+
+    Raises:
+        InputError: the name stands for other files already.
+    """
+    if name in DatasetCatalog.list():
+        known = MetadataCatalog.get(name)
+        if (known.json_file, known.image_root) != (json_file, images):
+            raise InputError(f"data set {name}: registered already, with {known.json_file}")
+        return
+    register_coco_instances(name, {}, json_file, images)
+
+
+def check_dataset(name: str, key: str) -> dict[str, Any]:
+    """The COCO JSON of a registered data set, with its images checked to be there.
+
+    Raises:
+        InputError: an unknown name, no COCO JSON behind it, or a missing file.
+    """
+    if name not in DatasetCatalog.list():
+        raise InputError(f"{key}: {name!r}: not a registered data set")
+    metadata = MetadataCatalog.get(name)
+    if not hasattr(metadata, "json_file"):
+        raise InputError(f"{key}: {name!r}: has no COCO JSON; register it as COCO instances")
+    content = read_coco_json(metadata.json_file, key)
+    check_images(content, metadata.image_root, key)
+    return content
+
+
+def use_own_data(cfg: CfgNode, test: bool = True) -> None:
+    """Put the data sets that the *_JSON and *_IMAGES keys name into DATASETS.TRAIN and TEST.
+
+    The number of classes of the heads follows the training JSON. Changes ``cfg`` in place; does
+    nothing where the keys are empty.
+
+    Args:
+        test: whether the test set will be used; else it is not looked at.
+
+    Raises:
+        InputError: a key without its partner, a file that is missing or empty, or test classes that
+            are not the training classes.
+    """
+    classes: dict[str, list[str]] = {}
+    for split in ("TRAIN", "TEST"):
+        json_key, images_key = f"DATASETS.{split}_JSON", f"DATASETS.{split}_IMAGES"
+        json_file, images = cfg.DATASETS[f"{split}_JSON"], cfg.DATASETS[f"{split}_IMAGES"]
+        if bool(json_file) != bool(images):
+            empty, full = (images_key, json_key) if json_file else (json_key, images_key)
+            raise InputError(f"{empty}: empty; {full} names its partner, so both are needed")
+        if not json_file:
+            continue
+        json_file, images = os.path.abspath(json_file), os.path.abspath(images)
+        name = f"own_{Path(json_file).stem}_{split.lower()}"
+        if split == "TRAIN" or test:
+            content = read_coco_json(json_file, json_key)
+            check_images(content, images, images_key)
+            ordered = sorted(content["categories"], key=lambda c: c["id"])  # as detectron2 does
+            classes[split] = [category["name"] for category in ordered]
+        register_coco(name, json_file, images)
+        cfg.DATASETS[split] = (name,)
+    if "TRAIN" in classes:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes["TRAIN"])
+        cfg.MODEL.RETINANET.NUM_CLASSES = len(classes["TRAIN"])
+        logging.getLogger(__name__).info("classes: %s", ", ".join(classes["TRAIN"]))
+    if len(classes) == 2 and classes["TRAIN"] != classes["TEST"]:
+        raise InputError(
+            f"DATASETS.TEST_JSON: classes {classes['TEST']}; "
+            f"the training classes are {classes['TRAIN']}"
+        )

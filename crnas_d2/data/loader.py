@@ -1,0 +1,154 @@
+"""The training loader: its batches are a function of (seed, iteration), so a resumed run goes on.
+
+detectron2's own loader starts over on resume: sampler, the buffers that group images by aspect ratio,
+and augmentation. Here the stream of indices is replayed up to the iteration (integers only), a whole
+batch is formed for all processes together, and every image is augmented with a seed of its own. So
+the images of a batch do not depend on the number of processes either.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Callable
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from crnas_d2.errors import InputError
+from crnas_d2.seeding import derive_seed
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+from detectron2.utils import comm
+
+Sample = tuple[int, int]  # (iteration, index into the data set)
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
+    """A permutation of ``range(size)``."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
+    return torch.randperm(size, generator=generator).tolist()
+
+
+def batches(wide: Sequence[bool], batch_size: int, seed: int) -> Iterator[list[int]]:
+    """An endless stream of batches of indices; all images of a batch are wide, or none is.
+
+    Args:
+        wide: for each image of the data set its group by aspect ratio.
+        batch_size: images in a batch of all processes together.
+    """
+    waiting: dict[bool, list[int]] = {True: [], False: []}
+    epoch = 0
+    while True:
+        for index in epoch_order(len(wide), seed, epoch):
+            group = waiting[wide[index]]
+            group.append(index)
+            if len(group) == batch_size:
+                yield group[:]
+                group.clear()
+        epoch += 1
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """numpy's, Python's and torch's global random state set to a seed, and put back after."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.random.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class SeededDataset(Dataset):
+    """Maps (iteration, index) to a training sample, augmented as that iteration's.
+
+    Args:
+        dicts: detectron2 data set dicts, each with an ``image_id``.
+        mapper: as detectron2's DatasetMapper; may draw from the global random states.
+    """
+
+    def __init__(
+        self, dicts: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int
+    ) -> None:
+        self._dicts = DatasetFromList(dicts, copy=False)
+        self._mapper = mapper
+        self._seed = seed
+
+    def __getitem__(self, sample: Sample) -> Any:
+        iteration, index = sample
+        record = self._dicts[index]
+        with seeded(derive_seed(self._seed, "augment", iteration, record["image_id"])):
+            return self._mapper(record)
+
+
+class TrainLoader:
+    """Iterates over this process's shares of the batches, from ``start_iteration`` on.
+
+    Nothing is read before the first ``next``, so that a checkpoint can set ``start_iteration``.
+    """
+
+    def __init__(
+        self,
+        dataset: SeededDataset,
+        wide: Sequence[bool],
+        batch_size: int,
+        seed: int,
+        num_workers: int,
+    ) -> None:
+        self.start_iteration = 0
+        self._dataset = dataset
+        self._wide = wide
+        self._batch_size = batch_size
+        self._seed = seed
+        self._num_workers = num_workers
+
+    def _samples(self) -> Iterator[list[Sample]]:
+        rank, world = comm.get_rank(), comm.get_world_size()
+        share = self._batch_size // world
+        for iteration, batch in enumerate(batches(self._wide, self._batch_size, self._seed)):
+            if iteration >= self.start_iteration:
+                mine = batch[rank * share : (rank + 1) * share]
+                yield [(iteration, index) for index in mine]
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        yield from DataLoader(
+            self._dataset,
+            batch_sampler=self._samples(),
+            num_workers=self._num_workers,
+            collate_fn=_as_list,
+        )
+
+
+def _as_list(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
+    """The loader of DATASETS.TRAIN, as detectron2's build_detection_train_loader reads cfg.
+
+    Raises:
+        InputError: a sampler other than TrainingSampler, or a batch that the processes cannot share.
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise InputError(
+            f"DATALOADER.SAMPLER_TRAIN: {cfg.DATALOADER.SAMPLER_TRAIN!r}: allowed is TrainingSampler"
+        )
+    batch_size, world = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if batch_size < 1 or batch_size % world:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH: {batch_size}: a multiple of the {world} processes is needed"
+        )
+    dicts = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    wide = [not grouped or record["width"] > record["height"] for record in dicts]
+    dataset = SeededDataset(dicts, DatasetMapper(cfg, is_train=True), seed)
+    return TrainLoader(dataset, wide, batch_size, seed, cfg.DATALOADER.NUM_WORKERS)

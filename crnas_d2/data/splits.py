@@ -1,0 +1,97 @@
+"""archtrain and archval: a deterministic split of a training set (paper, Sec. 4.1).
+
+Images are ordered by a hash of (seed, field); archval takes them from the start. So the split does
+not depend on the order of the JSON, and images that share the field's value stay on one side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crnas_d2.errors import InputError
+from crnas_d2.seeding import derive_seed
+
+ARCHVAL_SIZE = 5000  # images (paper, Sec. 4.1); of a small set a fifth
+
+
+def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: int) -> set[int]:
+    """Ids of the images of archval.
+
+    Args:
+        images: the JSON's image entries.
+        size: images wanted, 0 for the default; with a field of groups, the most that whole groups
+            in hash order give.
+        field: the entry whose value keeps images together; ``id`` for none.
+
+    Raises:
+        InputError: a size outside 1 .. number of images - 1, an image without the field, or groups
+            that leave one side empty.
+    """
+    count = len(images)
+    wanted = size or min(ARCHVAL_SIZE, max(count // 5, 1))
+    if not 0 < wanted < count:
+        raise InputError(
+            f"SEARCH.ARCHVAL_SIZE: {size}: allowed are 1 to {count - 1}, "
+            f"for {count} training images, or 0 for the default"
+        )
+    groups: dict[str, list[int]] = defaultdict(list)
+    for image in images:
+        if field not in image:
+            raise InputError(
+                f"SEARCH.SPLIT_FIELD: {field!r}: image {image['id']} has no such entry; "
+                f"it has {', '.join(sorted(image))}"
+            )
+        groups[str(image[field])].append(image["id"])
+    chosen: set[int] = set()
+    for key in sorted(groups, key=lambda key: (derive_seed(seed, "split", key), key)):
+        if len(chosen) + len(groups[key]) <= wanted:
+            chosen.update(groups[key])
+    if not chosen:
+        raise InputError(
+            f"SEARCH.ARCHVAL_SIZE: {wanted}: every group of {field!r} has more images than that"
+        )
+    return chosen
+
+
+def part_of(content: dict[str, Any], ids: set[int]) -> dict[str, Any]:
+    """The COCO JSON's content cut down to some images, sorted by id."""
+    return {
+        **content,
+        "images": sorted((i for i in content["images"] if i["id"] in ids), key=lambda i: i["id"]),
+        "annotations": sorted(
+            (a for a in content["annotations"] if a["image_id"] in ids), key=lambda a: a["id"]
+        ),
+    }
+
+
+def split(
+    content: dict[str, Any], size: int, field: str, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(archtrain, archval) of a training set's COCO JSON; disjoint, together the whole set.
+
+    Raises:
+        InputError: as ``archval_ids``, or a part without an annotation.
+    """
+    held_out = archval_ids(content["images"], size, field, seed)
+    rest = {image["id"] for image in content["images"]} - held_out
+    parts = part_of(content, rest), part_of(content, held_out)
+    for name, part in zip(("archtrain", "archval"), parts):
+        if not part["annotations"]:
+            raise InputError(
+                f"SEARCH.ARCHVAL_SIZE: {size}: {name} of {len(part['images'])} images "
+                "would have no annotation"
+            )
+    return parts
+
+
+def write_split(parts: tuple[dict[str, Any], dict[str, Any]], folder: Path) -> None:
+    """Write archtrain.json and archval.json, each beside and renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in zip(("archtrain", "archval"), parts):
+        beside = folder / f"{name}.json.part"
+        beside.write_text(json.dumps(part), encoding="utf-8")
+        beside.replace(folder / f"{name}.json")

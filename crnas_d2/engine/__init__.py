@@ -1,0 +1,10 @@
+"""Training and the search's course.
+
+trainer.py: DetectionTrainer, whose run is a function of the seed, and SupernetTrainer.
+draws.py: the random draws inside a detector's losses. hooks.py: path sampling, progress bar, search.
+launch.py: processes. setup.py: from the command line to a checked config. chain.py: search_net.py.
+"""
+
+from crnas_d2 import lines
+
+lines.prepare()  # before anything of detectron2 is imported

@@ -1,0 +1,66 @@
+"""From a config and a trained supernet to the scorer: archval and recalibration batches, the metric."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from crnas_d2.engine.trainer import seed_of
+from crnas_d2.evaluation.archval import ArchvalScorer
+from crnas_d2.evaluation.batches import FixedBatches
+from crnas_d2.evaluation.coco import CocoMetric
+from crnas_d2.seeding import derive_seed
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of the registered parts of the training set, and archval's COCO JSON content."""
+
+    archtrain: str
+    archval: str
+    archval_content: dict[str, Any]
+
+
+def recalibration_images(
+    dicts: Sequence[dict[str, Any]], count: int, seed: int
+) -> list[dict[str, Any]]:
+    """A fixed choice of ``count`` images, whatever their order; all, if there are fewer."""
+
+    def key(record: dict[str, Any]) -> tuple[int, str]:
+        image = str(record["image_id"])
+        return derive_seed(seed, "recalibration", image), image
+
+    return sorted(dicts, key=key)[:count]
+
+
+def build_metric(cfg: CfgNode, split: Split) -> CocoMetric:
+    """The metric of SEARCH.TASK and SEARCH.METRIC over archval.
+
+    Raises:
+        InputError: archval cannot give it.
+    """
+    return CocoMetric(split.archval_content, cfg.SEARCH.TASK, cfg.SEARCH.METRIC)
+
+
+def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScorer:
+    """The scorer of a supernet's paths on archval; images are decoded here, once."""
+    seed = seed_of(cfg)
+    mapper = DatasetMapper(cfg, is_train=False)
+    form = functools.partial(FixedBatches, mapper=mapper, batch_size=cfg.SEARCH.BATCH_SIZE)
+    archval = get_detection_dataset_dicts(split.archval, filter_empty=False)
+    archtrain = get_detection_dataset_dicts(split.archtrain, filter_empty=False)
+    contiguous = MetadataCatalog.get(split.archval).thing_dataset_id_to_contiguous_id
+    return ArchvalScorer(
+        detector,
+        form(archval),
+        form(recalibration_images(archtrain, cfg.SEARCH.RECALIBRATION_IMAGES, seed)),
+        build_metric(cfg, split),
+        sorted(contiguous, key=contiguous.get),
+        seed,
+    )

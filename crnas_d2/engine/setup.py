@@ -1,0 +1,134 @@
+"""From the command line to a checked config. Nothing is written before everything is checked."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from crnas_d2.config import add_crnas_config
+from crnas_d2.data.datasets import check_dataset, use_own_data
+from crnas_d2.errors import InputError
+from crnas_d2.modeling.build import SUPERNETS, architecture_of, stage_space_of
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+
+def read_config(config_file: str, opts: list[str]) -> CfgNode:
+    """detectron2's config with our keys, from a file and KEY VALUE pairs; not frozen.
+
+    Raises:
+        InputError: no such file, an unknown key, or a value of another type.
+    """
+    cfg = get_cfg()
+    add_crnas_config(cfg)
+    if config_file and not os.path.isfile(config_file):
+        raise InputError(f"--config-file: {config_file}: no such file")
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file)
+    except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
+        raise InputError(f"--config-file: {config_file}: {_line(error)}") from error
+    try:
+        cfg.merge_from_list(opts)
+    except (KeyError, ValueError, AssertionError) as error:
+        raise InputError(f"KEY VALUE: {' '.join(opts)}: {_line(error)}") from error
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        logging.getLogger(__name__).info("MODEL.DEVICE: no GPU here, so cpu")
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def _line(error: Exception) -> str:
+    text = str(error.args[0]) if error.args else str(error)
+    return " ".join(text.split())
+
+
+def check_network(cfg: CfgNode) -> None:
+    """The backbone exists and its codes and space are sound.
+
+    Raises:
+        InputError: the key, its value and what is allowed.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    if name not in BACKBONE_REGISTRY:
+        ours = sorted(n for n, _ in BACKBONE_REGISTRY if "crnas" in n)
+        raise InputError(
+            f"MODEL.BACKBONE.NAME: {name!r}: not in BACKBONE_REGISTRY; ours are {', '.join(ours)}"
+        )
+    if "crnas" not in name:
+        return
+    if cfg.MODEL.CRNAS.SUPERNET not in SUPERNETS:
+        raise InputError(
+            f"MODEL.CRNAS.SUPERNET: {cfg.MODEL.CRNAS.SUPERNET!r}: allowed are {SUPERNETS}"
+        )
+    architecture_of(cfg)
+    stage_space_of(cfg)
+
+
+def check_output(folder: str, resume: bool) -> None:
+    """Without --resume, a folder that holds a run is not written over.
+
+    Raises:
+        InputError: the folder is a file, or holds a checkpoint or a journal.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"OUTPUT_DIR: {folder}: is not a folder")
+    kept = [*path.glob("last_checkpoint"), *path.glob("*/last_checkpoint")]
+    kept += path.glob("*/journal.jsonl")
+    if kept and not resume:
+        raise InputError(
+            f"OUTPUT_DIR: {folder}: holds {kept[0].relative_to(path)} of an earlier run; "
+            "--resume goes on with it, or name another folder"
+        )
+
+
+def train_config(args: argparse.Namespace) -> CfgNode:
+    """The checked, frozen config of train_net.py.
+
+    Raises:
+        InputError: anything that cannot be used.
+    """
+    cfg = read_config(args.config_file, args.opts)
+    check_network(cfg)
+    supernet = bool(cfg.MODEL.CRNAS.SUPERNET)
+    use_own_data(cfg, test=not supernet)
+    if not args.eval_only:
+        check_output(cfg.OUTPUT_DIR, args.resume)
+        for name in cfg.DATASETS.TRAIN:
+            check_dataset(name, "DATASETS.TRAIN")
+    for name in () if supernet else cfg.DATASETS.TEST:
+        check_dataset(name, "DATASETS.TEST")
+    cfg.freeze()
+    return cfg
+
+
+def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> None:
+    """Threads, seeds, loggers and OUTPUT_DIR/config.yaml, by detectron2's default_setup.
+
+    Args:
+        quiet: detectron2's own lines go to OUTPUT_DIR/log.txt alone.
+    """
+    if cfg.NUM_THREADS > 0:
+        torch.set_num_threads(cfg.NUM_THREADS)
+    rank = comm.get_rank()
+    if quiet:
+        # The calls are those of default_setup, to the letter: detectron2 caches them by argument.
+        for logger in (
+            setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore"),
+            setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank),
+        ):
+            for handler in logger.handlers:
+                if handler.stream is sys.stdout:
+                    handler.setLevel(logging.WARNING)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="crnas_d2")
+    default_setup(cfg, args)

@@ -1,0 +1,72 @@
+"""The journal: one JSON object a scored candidate, written through to disk before it is used.
+
+It is both memo and resume: a candidate that stands in it is never scored again. A torn last line, as
+a kill in mid-write leaves it, is dropped; any other damage is an error that names file and line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from crnas_d2.errors import InputError
+
+
+class Journal:
+    """Scores by (step, architecture in text form), kept in a file of JSON lines.
+
+    Args:
+        path: the file; made, with its folder, by the first ``add``.
+        writes: whether this process is the one that writes. The others read and remember.
+
+    Raises:
+        InputError: a line that is not a scored candidate.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True) -> None:
+        self._path = Path(path)
+        self._writes = writes
+        self.records: list[dict[str, Any]] = []
+        self._scores: dict[tuple[str, str], float] = {}
+        if not self._path.exists():
+            return
+        data = self._path.read_bytes()
+        whole = data.rfind(b"\n") + 1  # a line is whole when its newline is on disk
+        for number, line in enumerate(data[:whole].splitlines(), start=1):
+            try:
+                self._remember(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{self._path}:{number}: not a scored candidate ({error!r}); "
+                    "mend or remove the line"
+                ) from error
+        if writes and whole < len(data):
+            with self._path.open("r+b") as file:
+                file.truncate(whole)
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        key = (record["step"], record["architecture"])
+        if key in self._scores:
+            raise ValueError(f"{key} stands here a second time")
+        self._scores[key] = float(record["score"])
+        self.records.append(record)
+
+    def score(self, step: str, architecture: str) -> float | None:
+        """The recorded score, or None if this candidate was not scored yet."""
+        return self._scores.get((step, architecture))
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write one scored candidate through to disk, then remember it.
+
+        Args:
+            record: at least ``step``, ``architecture`` and ``score``.
+        """
+        if self._writes:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        self._remember(record)

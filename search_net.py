@@ -1,0 +1,31 @@
+#!/usr/bin/env python
+"""Find a backbone: stage supernet, stage search, dilation supernet, greedy search, found.yaml.
+
+    python search_net.py --config-file configs/BCCD/search.yaml OUTPUT_DIR output/bccd
+
+Options are detectron2's: --num-gpus, --resume, KEY VALUE ... detectron2's own log goes to
+OUTPUT_DIR/log.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from crnas_d2.engine.chain import plan_search, run_search
+from crnas_d2.engine.launch import run
+from crnas_d2.engine.setup import start_run
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+
+
+def main(args: argparse.Namespace) -> None:
+    """What each process does."""
+    plan = plan_search(args)
+    start_run(plan.cfg, args, quiet=True)
+    written = run_search(plan, resume=args.resume)
+    if comm.is_main_process():
+        print("written:", ", ".join(written))
+
+
+if __name__ == "__main__":
+    run(main, plan_search, default_argument_parser())

@@ -1,0 +1,332 @@
+"""crnas_d2/lines.py: no detectron2, one without its compiled module, a compiled one; 0.5 and main.
+
+What `prepare()` does depends on what is installed, so that each case runs in a Python of its own.
+Most of them see the standard library, crnas_d2 and made-up packages only (`python -I -S`): they
+take milliseconds and are the same in every environment.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+UNGUARDED = "import math\nfrom detectron2 import _C\n"
+GUARDED = "try:\n    from detectron2 import _C\nexcept ImportError:\n    pass\n"
+
+
+def bare_python(code: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs `code` where nothing is installed but crnas_d2 and what lies in `folder`."""
+    paths = [str(ROOT)] + ([str(folder)] if folder else [])
+    code = f"import sys; sys.path += {paths!r}\n" + textwrap.dedent(code)
+    return run([sys.executable, "-I", "-S", "-c", code])
+
+
+def full_python(code: str) -> subprocess.CompletedProcess[str]:
+    """Runs `code` in the environment of the tests."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + textwrap.dedent(code)
+    return run([sys.executable, "-W", "ignore", "-c", code])
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def fake_detectron2(
+    folder: Path, deform_conv: str, numpy: str = "1.23.5", pil: str = "9.5"
+) -> Path:
+    # Importing the package itself fails: prepare() must find its way without that.
+    write(folder / "detectron2" / "__init__.py", "raise RuntimeError('imported too early')\n")
+    write(folder / "detectron2" / "layers" / "deform_conv.py", deform_conv)
+    write(folder / "numpy" / "__init__.py", f"__version__ = {numpy!r}\n")
+    write(folder / "PIL" / "__init__.py", f"__version__ = {pil!r}\n")
+    return folder
+
+
+# ---------------------------------------------------------------- detectron2 is not there
+
+
+def test_without_detectron2_one_error_says_how_to_get_it():
+    result = bare_python("from crnas_d2.lines import prepare; prepare()")
+    assert result.returncode == 1
+    message = result.stderr[result.stderr.index("ImportError") :]
+    assert "not installed" in message
+    assert "github.com/facebookresearch/detectron2" in message
+    assert "make env" in message and (ROOT / "requirements" / "make_env.sh").is_file()
+    assert result.stderr.count("Traceback") == 1
+
+
+def test_a_blocked_detectron2_is_the_same_error():
+    result = bare_python(
+        """
+        class Blocker:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] == "detectron2":
+                    raise ModuleNotFoundError("blocked")
+        sys.meta_path.insert(0, Blocker())
+        from crnas_d2.lines import prepare
+        prepare()
+        """
+    )
+    assert "ImportError: crnas_d2 needs detectron2, and it is not installed" in result.stderr
+
+
+def test_a_clone_beside_the_script_is_not_an_installed_detectron2(tmp_path):
+    (tmp_path / "detectron2" / "configs").mkdir(parents=True)
+    result = bare_python("from crnas_d2.lines import prepare; prepare()", tmp_path)
+    assert "ImportError" in result.stderr
+    assert f"({tmp_path / 'detectron2'}) is a folder, not an installed package" in result.stderr
+
+
+def test_the_pure_core_works_without_it():
+    result = bare_python(
+        "import crnas_d2, crnas_d2.architecture, crnas_d2.space, crnas_d2.search, crnas_d2.lines"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+# ---------------------------------------------------------------- stand-in or not
+
+
+PRINT_WHAT_IS_THERE = """
+    from crnas_d2.lines import prepare
+    prepare()
+    prepare()
+    assert "detectron2" not in sys.modules and "torch" not in sys.modules
+    print(sorted(name for name in sys.modules if name.startswith("detectron2")))
+"""
+STAND_INS = "['detectron2._C', 'detectron2.evaluation.fast_eval_api']"
+
+
+def test_05_without_compiled_module_gets_stand_ins(tmp_path):
+    result = bare_python(PRINT_WHAT_IS_THERE, fake_detectron2(tmp_path, UNGUARDED))
+    assert result.stdout.strip() == STAND_INS, result.stderr
+
+
+@pytest.mark.parametrize("name", ["_C" + EXTENSION_SUFFIXES[0], "_C.so", "_C.py", "_C/__init__.py"])
+def test_a_real_compiled_module_is_never_hidden(tmp_path, name):
+    write(fake_detectron2(tmp_path, UNGUARDED) / "detectron2" / name, "")
+    result = bare_python(PRINT_WHAT_IS_THERE, tmp_path)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_a_compiled_module_that_a_custom_finder_knows_is_not_hidden(tmp_path):
+    fake_detectron2(tmp_path, UNGUARDED)
+    write(tmp_path / "elsewhere" / "built.py", "")
+    result = bare_python(
+        f"""
+        import importlib.util
+        class Redirect:  # as editable installs of compiled packages do
+            def find_spec(self, name, path=None, target=None):
+                if name == "detectron2._C":
+                    place = {str(tmp_path / "elsewhere" / "built.py")!r}
+                    return importlib.util.spec_from_file_location(name, place)
+        sys.meta_path.append(Redirect())
+        """
+        + PRINT_WHAT_IS_THERE.replace("\n    ", "\n        "),
+        tmp_path,
+    )
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_main_without_compiled_module_is_left_alone(tmp_path):
+    # It copes by itself, and a stand-in would hide from it that there is nothing.
+    folder = fake_detectron2(tmp_path, GUARDED, numpy="2.2.6", pil="13.0.0")
+    result = bare_python(PRINT_WHAT_IS_THERE, folder)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_every_attribute_of_the_stand_in_refuses_when_called(tmp_path):
+    folder = fake_detectron2(tmp_path, UNGUARDED)
+    write(folder / "detectron2" / "__init__.py", "")
+    result = bare_python(
+        """
+        import importlib.util
+        from crnas_d2.lines import prepare
+        prepare()
+        from detectron2 import _C
+        import detectron2._C as same
+        assert same is _C is sys.modules["detectron2._C"]
+        assert "stand-in of crnas_d2" in repr(_C)
+        assert importlib.util.find_spec("detectron2._C").loader is None
+        assert not hasattr(_C, "__path__") and not hasattr(_C, "__file__")
+        for name in ("deform_conv_forward", "InstanceAnnotation", "_private"):
+            op = getattr(_C, name)  # only looking is allowed
+            try:
+                op(1, two=2)
+            except RuntimeError as error:
+                assert f"detectron2._C.{name} was called" in str(error), error
+                assert "install a compiled detectron2" in str(error), error
+            else:
+                raise AssertionError(name)
+        """,
+        folder,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+# ---------------------------------------------------------------- pins of 0.5
+
+
+@pytest.mark.parametrize(
+    ("versions", "pin"),
+    [
+        ({"numpy": "1.24.0"}, "numpy<1.24"),
+        ({"numpy": "2.2.6"}, "numpy<1.24"),
+        ({"pil": "10.0.0"}, "Pillow<10"),
+    ],
+)
+def test_05_names_the_pin_that_is_not_met(tmp_path, versions, pin):
+    folder = fake_detectron2(tmp_path, UNGUARDED, **versions)
+    write(folder / "detectron2" / "_C.py", "")  # compiled or not makes no difference
+    result = bare_python(PRINT_WHAT_IS_THERE, folder)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: detectron2 0.5") and f"pip install '{pin}'" in last
+
+
+# ---------------------------------------------------------------- the installed detectron2
+
+
+def test_the_installed_detectron2_detects_trains_and_evaluates_on_the_cpu():
+    pytest.importorskip("torch")
+    result = full_python(
+        """
+        from crnas_d2.lines import prepare
+        prepare()
+        import json, tempfile
+        import numpy, torch
+        from detectron2.config import get_cfg
+        from detectron2.data import DatasetCatalog
+        from detectron2.data.datasets import register_coco_instances
+        from detectron2.evaluation import COCOEvaluator
+        from detectron2.modeling import build_model
+        from detectron2.structures import Boxes, Instances, PolygonMasks
+        from detectron2.utils.collect_env import collect_env_info
+        from detectron2.utils.events import EventStorage
+
+        collect_env_info()  # default_setup() calls it; it asks `_C` how it was built
+        torch.set_num_threads(1)
+
+        def small(name, **keys):
+            cfg = get_cfg()
+            pairs = {
+                "MODEL.DEVICE": "cpu", "MODEL.RESNETS.DEPTH": 18,
+                "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+                "MODEL.RESNETS.NORM": "BN", "MODEL.BACKBONE.FREEZE_AT": 0,
+                "MODEL.FPN.OUT_CHANNELS": 8, "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+                "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+                "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+                "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
+                "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+                "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+                "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+                "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+                "MODEL.ROI_BOX_HEAD.NUM_FC": 1, "MODEL.ROI_BOX_HEAD.FC_DIM": 8,
+                "MODEL.ROI_MASK_HEAD.NUM_CONV": 1, "MODEL.ROI_MASK_HEAD.CONV_DIM": 8,
+                **keys,
+            }
+            cfg.merge_from_list([item for pair in pairs.items() for item in pair])
+            model = build_model(cfg)
+            truth = Instances((64, 64))
+            truth.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
+            truth.gt_classes = torch.tensor([1])
+            truth.gt_masks = PolygonMasks([[numpy.array([8.0, 8, 40, 8, 40, 40])]])
+            inputs = [{"image": torch.rand(3, 64, 64) * 255, "instances": truth}]
+            with EventStorage():
+                losses = model(inputs)
+            sum(losses.values()).backward()
+            model.eval()
+            with torch.no_grad():
+                assert isinstance(model(inputs)[0]["instances"], Instances)
+            print(name, len(losses))
+
+        small("faster")
+        small("mask", **{"MODEL.MASK_ON": True})
+        small("cascade", **{"MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
+                            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True})
+        levels = ["res3", "res4", "res5"]
+        small("retinanet", **{"MODEL.META_ARCHITECTURE": "RetinaNet",
+                              "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
+                              "MODEL.RESNETS.OUT_FEATURES": levels,
+                              "MODEL.FPN.IN_FEATURES": levels,
+                              "MODEL.RETINANET.IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"]})
+
+        # The evaluator as a plain script makes it: the fast C++ evaluation is its default.
+        with tempfile.TemporaryDirectory() as folder:
+            with open(folder + "/truth.json", "w") as file:
+                box = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [8, 8, 32, 32],
+                       "area": 1024, "iscrowd": 0}
+                json.dump({"info": {}, "categories": [{"id": 3, "name": "cell"}],
+                           "images": [{"id": 7, "file_name": "", "height": 64, "width": 64}],
+                           "annotations": [box]}, file)
+            register_coco_instances("lines_test", {}, folder + "/truth.json", folder)
+            DatasetCatalog.get("lines_test")  # reads the JSON: class ids are known after that
+            evaluator = COCOEvaluator("lines_test", ("bbox",), False, output_dir=folder)
+            evaluator.reset()
+            found = Instances((64, 64))
+            found.pred_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
+            found.scores = torch.tensor([0.9])
+            found.pred_classes = torch.tensor([0])
+            evaluator.process([{"image_id": 7}], [{"instances": found}])
+            print("AP", evaluator.evaluate()["bbox"]["AP"])
+        """
+    )
+    assert result.returncode == 0, result.stderr
+    printed = result.stdout.splitlines()
+    for line in ("faster 4", "mask 5", "cascade 8", "retinanet 2"):
+        assert line in printed
+    ap = next(line for line in printed if line.startswith("AP "))
+    assert float(ap.split()[1]) == pytest.approx(100.0)
+
+
+def test_create_local_process_group_on_two_machines_of_two(tmp_path):
+    pytest.importorskip("torch")
+    result = full_python(
+        f"""
+        import multiprocessing
+        from crnas_d2.lines import create_local_process_group, prepare
+        prepare()
+        import torch, torch.distributed as dist
+        from detectron2.utils import comm
+
+        def process(rank, answers):
+            dist.init_process_group("gloo", init_method="file://{tmp_path}/meet",
+                                    rank=rank, world_size=4)
+            for wrong in (0, 3):
+                try:
+                    create_local_process_group(wrong)
+                except ValueError as error:
+                    assert f"{{wrong}} processes on each machine" in str(error)
+                else:
+                    raise AssertionError(wrong)
+            create_local_process_group(2)
+            mine = torch.tensor([10 ** rank])
+            dist.all_reduce(mine, group=comm._LOCAL_PROCESS_GROUP)
+            answers.put((rank, comm.get_local_rank(), comm.get_local_size(), mine.item()))
+            dist.barrier()
+
+        fork = multiprocessing.get_context("fork")  # torch and detectron2 are imported once
+        answers = fork.Queue()
+        processes = [fork.Process(target=process, args=(r, answers)) for r in range(4)]
+        for one in processes:
+            one.start()
+        for one in processes:
+            one.join(120)
+        assert [one.exitcode for one in processes] == [0] * 4
+        print(sorted(answers.get() for _ in processes))
+        """
+    )
+    expected = [(0, 0, 2, 11), (1, 1, 2, 11), (2, 0, 2, 1100), (3, 1, 2, 1100)]
+    assert result.stdout.strip().splitlines()[-1:] == [str(expected)], result.stderr

@@ -1,0 +1,119 @@
+"""Supernets against the fixed networks of their paths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import SMALL_WIDTHS, randomise
+from torch import nn
+
+from crnas_d2.architecture import Architecture
+from crnas_d2.modeling.build import FAMILIES
+from crnas_d2.modeling.family import build_network
+from crnas_d2.modeling.supernet import DilationSupernet, StageSupernet, Supernet, find_supernet
+from crnas_d2.space import RESNET_DEPTHS, DilationSpace, StageSpace
+
+STAGES = ("res2", "res3", "res4", "res5")
+SHAPE = {
+    "in_channels": 3,
+    "stem_channels": 4,
+    "widths": SMALL_WIDTHS,
+    "norm": "BN",
+    "out_features": STAGES,
+}
+KINDS = ("stage", "nested", "dilation")
+
+
+def make(kind: str, family: str) -> Supernet:
+    torch.manual_seed(0)
+    if kind == "dilation":
+        return DilationSupernet(FAMILIES[family], DilationSpace(family, (1, 3, 2, 2)), **SHAPE)
+    space = StageSpace(family, RESNET_DEPTHS)
+    return StageSupernet(FAMILIES[family], space, nested=kind == "nested", **SHAPE)
+
+
+def image(seed: int = 3) -> torch.Tensor:
+    return torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_subnet_gives_its_paths_outputs_to_the_bit(kind: str, family: str) -> None:
+    supernet = make(kind, family).eval()
+    randomise(supernet, seed=4)
+    seen = []
+    for i in range(20):
+        path = supernet.space.sample(seed=5, iteration=i)
+        subnet = build_network(FAMILIES[family], path, **SHAPE).eval()
+        subnet.load_state_dict(supernet.subnet_state_dict(path), strict=True)
+        with torch.no_grad(), supernet.using_path(path):
+            ours, alone = supernet(image()), subnet(image())
+        assert list(ours) == list(alone) == list(STAGES)
+        assert all(torch.equal(ours[name], alone[name]) for name in STAGES)
+        assert supernet.output_shape() == subnet.output_shape()
+        seen.append((path, alone["res5"]))
+    for i, (path, output) in enumerate(seen):
+        for other, another in seen[:i]:
+            assert path == other or not torch.equal(output, another), (path, other)
+    assert len({path for path, _ in seen}) > 15
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ("stage", "dilation"))
+def test_no_two_branches_share_a_parameter(kind: str, family: str) -> None:
+    supernet = make(kind, family)
+    stem = {p.data_ptr() for p in supernet.stem.parameters()}
+    if kind == "stage":
+        branches: list[nn.Module] = [
+            chain for name in STAGES for chain in getattr(supernet, name).values()
+        ]
+        assert len(branches) == 40
+    else:
+        branches = [conv for choice in supernet.choice_blocks() for conv in choice]
+        assert len(branches) == 3 * 8
+    pointers = [p.data_ptr() for branch in branches for p in branch.parameters()]
+    assert len(pointers) == len(set(pointers))
+    assert not stem & set(pointers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_branches_start_from_different_weights(kind: str, family: str) -> None:
+    weights = [p for p in make(kind, family).parameters() if p.dim() == 4]
+    firsts = [tuple(p.flatten()[:4].tolist()) for p in weights]
+    assert len(set(firsts)) == len(firsts)
+
+
+def test_no_path_is_an_error() -> None:
+    supernet = make("stage", "resnet")
+    with pytest.raises(RuntimeError, match="no path is set"):
+        supernet(image())
+    with supernet.using_path(supernet.space.sample(0, 0)):
+        supernet(image())
+    with pytest.raises(RuntimeError, match="no path is set"):
+        supernet(image())
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("stage", "resnet/1-1-1-2/0-0-0-00"),  # 1 is not in T3
+        ("stage", "resnet/1-1-2-2/0-0-01-00"),  # dilation in a stage supernet
+        ("stage", "resnet_basic/1-1-2-2/0-0-00-00"),
+        ("dilation", "resnet/1-3-2-2/0-000-0_-__"),
+        ("dilation", "resnet/1-3-2-3/0-000-00-000"),
+    ],
+)
+def test_a_path_of_another_space_is_refused(kind: str, path: str) -> None:
+    supernet = make(kind, "resnet")
+    before = supernet.space.sample(0, 0)
+    supernet.set_path(before)
+    with pytest.raises(ValueError, match=path):
+        supernet.set_path(Architecture.parse(path))
+    assert supernet.path == before
+
+
+def test_find_supernet() -> None:
+    supernet = make("stage", "resnet")
+    assert find_supernet(nn.Sequential(nn.ReLU(), supernet)) is supernet
+    assert find_supernet(nn.Sequential(nn.ReLU())) is None

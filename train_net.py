@@ -1,0 +1,37 @@
+#!/usr/bin/env python
+"""Train or evaluate a detector: a fixed network, a found.yaml, or a supernet.
+
+    python train_net.py --config-file configs/BCCD/faster_rcnn_R_50.yaml OUTPUT_DIR output/baseline
+
+Options are detectron2's: --num-gpus, --resume, --eval-only, KEY VALUE ...
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from crnas_d2.engine.launch import run
+from crnas_d2.engine.setup import start_run, train_config
+from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import default_argument_parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """What each process does."""
+    cfg = train_config(args)
+    start_run(cfg, args)
+    if args.eval_only:
+        model = DetectionTrainer.build_model(cfg)
+        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        DetectionTrainer.test(cfg, model)
+        return
+    trainer = (SupernetTrainer if cfg.MODEL.CRNAS.SUPERNET else DetectionTrainer)(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    run(main, train_config, default_argument_parser())
