@@ -82,8 +82,8 @@ class Architecture:
     def __str__(self) -> str:
         stages = "-".join(map(str, self.stage_code))
         groups = "-".join(
-            "".join("_" if digit is None else str(digit) for digit in group)
-            for group in self.digits_by_stage()
+            "".join(map(str, digits)).ljust(depth, "_")
+            for depth, digits in zip(self.stage_code, self.digits_by_stage())
         )
         return f"{self.family}/{stages}/{groups}"
 
@@ -97,14 +97,12 @@ class Architecture:
         """Whether every block has its digit."""
         return len(self.dilation_code) == self.blocks
 
-    def digits_by_stage(self) -> list[list[int | None]]:
-        """The dilation code cut into stages; None where a partial code has no digit yet."""
-        digits: list[int | None] = [*self.dilation_code]
-        digits += [None] * (self.blocks - len(digits))
-        groups = []
+    def digits_by_stage(self) -> list[tuple[int, ...]]:
+        """The dilation code cut into stages; groups of a partial code are shorter than the stage."""
+        groups, start = [], 0
         for depth in self.stage_code:
-            groups.append(digits[:depth])
-            digits = digits[depth:]
+            groups.append(self.dilation_code[start : start + depth])
+            start += depth
         return groups
 
     def extended(self, digits: Iterable[int]) -> Architecture:

@@ -58,6 +58,7 @@ def create_local_process_group(num_per_machine: int) -> None:
     together, once.
     """
     import torch.distributed as dist
+
     from detectron2.utils import comm
 
     world = comm.get_world_size()

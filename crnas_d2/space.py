@@ -81,9 +81,7 @@ class StageSpace:
             self.block_costs,
         )
 
-    def sample(
-        self, seed: int, iteration: int, among: Sequence[Architecture] = ()
-    ) -> Architecture:
+    def sample(self, seed: int, iteration: int, among: Sequence[Architecture] = ()) -> Architecture:
         """Uniform and independent in each stage (paper, Sec. 3.3.1), or uniform over ``among``."""
         rng = random.Random(derive_seed(seed, "path", iteration))
         if among:
@@ -121,9 +119,7 @@ class DilationSpace:
         rng = random.Random(derive_seed(seed, "completion", block, batch))
         return partial.extended(rng.choice(DIGITS) for _ in range(partial.blocks - block))
 
-    def sample(
-        self, seed: int, iteration: int, among: Sequence[Architecture] = ()
-    ) -> Architecture:
+    def sample(self, seed: int, iteration: int, among: Sequence[Architecture] = ()) -> Architecture:
         """Uniform and independent in each choice block, or uniform over ``among``."""
         rng = random.Random(derive_seed(seed, "path", iteration))
         if among:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, here and in processes that tests start: threads of small networks would
+# only wait for each other, many times as long on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("CRNAS_SHARED_DATA", ROOT.parent / "shared" / "data"))
 os.environ.setdefault("DETECTRON2_DATASETS", str(SHARED_DATA))

@@ -43,9 +43,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def fake_detectron2(
-    folder: Path, deform_conv: str, numpy: str = "1.23.5", pil: str = "9.5"
-) -> Path:
+def fake_detectron2(folder: Path, deform_conv: str, numpy: str = "1.23.5", pil: str = "9.5") -> Path:
     # Importing the package itself fails: prepare() must find its way without that.
     write(folder / "detectron2" / "__init__.py", "raise RuntimeError('imported too early')\n")
     write(folder / "detectron2" / "layers" / "deform_conv.py", deform_conv)

@@ -72,9 +72,7 @@ def as_torchvision(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
             key = key.replace(f"res{i}.", f"layer{i - 1}.")
         for i in range(1, 4):
             key = key.replace(f".conv{i}.norm.", f".bn{i}.")
-        key = key.replace(".shortcut.norm.", ".downsample.1.").replace(
-            ".shortcut.", ".downsample.0."
-        )
+        key = key.replace(".shortcut.norm.", ".downsample.1.").replace(".shortcut.", ".downsample.0.")
         renamed[key] = value
     return renamed
 
@@ -83,9 +81,7 @@ def as_torchvision(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 def test_features_equal_torchvisions(architecture: Architecture) -> None:
     network, reference = ours(architecture), torchvisions(architecture)
     randomise(network, seed=1)
-    missing, unexpected = reference.load_state_dict(
-        as_torchvision(network.state_dict()), strict=False
-    )
+    missing, unexpected = reference.load_state_dict(as_torchvision(network.state_dict()), strict=False)
     assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
     x = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():

@@ -61,8 +61,11 @@ def backbone_costs(cfg: CfgNode) -> Costs:
     node.SUPERNET = ""
     node.STAGE_CODE = [2] * FAMILY_STAGES[node.FAMILY]
     node.DILATION_CODE = []
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0  # detectron2 turns weights of frozen norms into buffers
     channels = len(cfg.MODEL.PIXEL_MEAN)
-    backbone = build_crnas_bottom_up(cfg, ShapeSpec(channels=channels), ("res2", "res3", "res4", "res5"))
+    backbone = build_crnas_bottom_up(
+        cfg, ShapeSpec(channels=channels), ("res2", "res3", "res4", "res5")
+    )
     side = 2 * STRIDE
     counts = count_convolutions(_AsTuple(backbone), torch.zeros(1, channels, side, side))
     height, width = input_size(cfg)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 from crnas_d2.errors import InputError
@@ -133,7 +132,7 @@ def use_own_data(cfg: CfgNode, test: bool = True) -> None:
         if not json_file:
             continue
         json_file, images = os.path.abspath(json_file), os.path.abspath(images)
-        name = f"own_{Path(json_file).stem}_{split.lower()}"
+        name = f"{split.lower()}:{json_file}"
         if split == "TRAIN" or test:
             content = read_coco_json(json_file, json_key)
             check_images(content, images, images_key)

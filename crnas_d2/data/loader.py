@@ -123,6 +123,7 @@ class TrainLoader:
             batch_sampler=self._samples(),
             num_workers=self._num_workers,
             collate_fn=_as_list,
+            generator=torch.Generator(),  # else it draws a seed from the global random state
         )
 
 
@@ -130,12 +131,18 @@ def _as_list(samples: list[Any]) -> list[Any]:
     return samples
 
 
-def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
-    """The loader of DATASETS.TRAIN, as detectron2's build_detection_train_loader reads cfg.
+def check_loading(cfg: CfgNode) -> None:
+    """What build_train_loader cannot work with.
 
     Raises:
-        InputError: a sampler other than TrainingSampler, or a batch that the processes cannot share.
+        InputError: no training set, a sampler other than TrainingSampler, or a batch that the
+            processes cannot share.
     """
+    if not cfg.DATASETS.TRAIN:
+        raise InputError(
+            "DATASETS.TRAIN: (): a training set is needed: a registered name, or a COCO JSON by "
+            "DATASETS.TRAIN_JSON and DATASETS.TRAIN_IMAGES"
+        )
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise InputError(
             f"DATALOADER.SAMPLER_TRAIN: {cfg.DATALOADER.SAMPLER_TRAIN!r}: allowed is TrainingSampler"
@@ -145,10 +152,19 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH: {batch_size}: a multiple of the {world} processes is needed"
         )
+
+
+def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
+    """The loader of DATASETS.TRAIN, as detectron2's build_detection_train_loader reads cfg.
+
+    Raises:
+        InputError: as check_loading.
+    """
+    check_loading(cfg)
     dicts = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     wide = [not grouped or record["width"] > record["height"] for record in dicts]
     dataset = SeededDataset(dicts, DatasetMapper(cfg, is_train=True), seed)
-    return TrainLoader(dataset, wide, batch_size, seed, cfg.DATALOADER.NUM_WORKERS)
+    return TrainLoader(dataset, wide, cfg.SOLVER.IMS_PER_BATCH, seed, cfg.DATALOADER.NUM_WORKERS)

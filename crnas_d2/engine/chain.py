@@ -22,17 +22,18 @@ import yaml
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
 from crnas_d2.data.datasets import check_dataset, register_coco, use_own_data
+from crnas_d2.data.loader import check_loading
 from crnas_d2.data.splits import split, write_split
 from crnas_d2.engine.found import found_config, write_found
 from crnas_d2.engine.hooks import DilationSearch, StageSearch
-from crnas_d2.engine.retrain import retrain
+from crnas_d2.engine.retrain import retrain, retrain_config
 from crnas_d2.engine.scoring import Split, build_metric, build_scorer
-from crnas_d2.engine.setup import check_network, check_output, read_config
+from crnas_d2.engine.setup import check_network, check_output, check_weights, read_config
 from crnas_d2.engine.trainer import SupernetTrainer, seed_of
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import architecture_of, stage_space_of
-from crnas_d2.modeling.supernet import find_supernet
 from crnas_d2.search.candidates import Candidate
+from crnas_d2.space import DilationSpace
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
@@ -72,23 +73,31 @@ def plan_search(args: argparse.Namespace) -> Plan:
         InputError: the key, its value and what is allowed.
     """
     cfg = read_config(args.config_file, args.opts)
-    check_network(cfg)
     _check_search_keys(cfg)
+    check_network(cfg)
+    first = _first_step(cfg)
+    check_network(first)
     retrains = "retrain" in cfg.SEARCH.STEPS
     use_own_data(cfg, test=retrains)
+    check_loading(cfg)
     if len(cfg.DATASETS.TRAIN) != 1:
         raise InputError(
             f"DATASETS.TRAIN: {tuple(cfg.DATASETS.TRAIN)}: a search takes one training set"
         )
     base = _found_base(cfg, args.config_file)
     if retrains:
-        for name in cfg.DATASETS.TEST:
-            check_dataset(name, "DATASETS.TEST")
+        run = retrain_config(cfg, base)
+        check_loading(run)
+        check_weights(run, resume=False, strict=False)
+        for side in ("TRAIN", "TEST"):
+            for name in run.DATASETS[side]:
+                check_dataset(name, f"DATASETS.{side}")
     content = check_dataset(cfg.DATASETS.TRAIN[0], "DATASETS.TRAIN")
     parts = split(content, cfg.SEARCH.ARCHVAL_SIZE, cfg.SEARCH.SPLIT_FIELD, seed_of(cfg))
     build_metric(cfg, Split("", "", parts[1]))
     check_output(cfg.OUTPUT_DIR, args.resume)
     _check_same_run(cfg)
+    check_weights(first, args.resume, strict=bool(first.MODEL.CRNAS.SUPERNET))
     cfg.freeze()
     return Plan(cfg, base, parts, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root)
 
@@ -104,26 +113,45 @@ def _check_search_keys(cfg: CfgNode) -> None:
             f"MODEL.CRNAS.SUPERNET: {cfg.MODEL.CRNAS.SUPERNET!r}: "
             "search_net.py sets it for each step; leave it empty"
         )
+    if node.TASK == "segm" and not cfg.MODEL.MASK_ON:
+        raise InputError("SEARCH.TASK: 'segm': MODEL.MASK_ON is False; allowed is bbox")
     for key, least in (("BATCH_SIZE", 1), ("TOP_K", 1), ("RECALIBRATION_IMAGES", 0)):
         if node[key] < least:
             raise InputError(f"SEARCH.{key}: {node[key]}: at least {least} is needed")
-    if not node.BUDGETS or len(set(node.BUDGETS)) != len(node.BUDGETS):
-        raise InputError(f"SEARCH.BUDGETS: {tuple(node.BUDGETS)}: different costs are needed")
-    if cfg.TEST.PRECISE_BN.ENABLED:
-        raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
+    numbers = all(type(budget) in (int, float) for budget in node.BUDGETS)
+    if not node.BUDGETS or not numbers or len(set(node.BUDGETS)) != len(node.BUDGETS):
+        raise InputError(f"SEARCH.BUDGETS: {tuple(node.BUDGETS)}: different numbers are needed")
     if "stage" in node.STEPS:
         for budget in node.BUDGETS:
             stage_space_of(cfg).eligible(budget)
 
 
+def _first_step(cfg: CfgNode) -> CfgNode:
+    """The config of the first supernet that is trained, as far as its network and weights go."""
+    first = cfg.clone()
+    for step in ("dilation", "stage"):
+        if step in cfg.SEARCH.STEPS:
+            first.MODEL.CRNAS.SUPERNET = step
+            first.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / step)
+    return first
+
+
 def _found_base(cfg: CfgNode, config_file: str) -> str:
     """The config that found.yaml is based on: relative to the search's config, or to here."""
     named = cfg.SEARCH.FOUND_BASE
+    if not named and not config_file:
+        raise InputError("SEARCH.FOUND_BASE: empty: with no --config-file, a config file is needed")
     if not named:
         return config_file
     for path in (Path(config_file).parent / named, Path(named)):
         if path.is_file():
-            read_config(str(path), [])
+            found = read_config(str(path), [])
+            check_network(found)
+            if "crnas" not in found.MODEL.BACKBONE.NAME:
+                raise InputError(
+                    f"SEARCH.FOUND_BASE: {named}: has MODEL.BACKBONE.NAME "
+                    f"{found.MODEL.BACKBONE.NAME!r}, which is none of ours"
+                )
             return str(path)
     raise InputError(f"SEARCH.FOUND_BASE: {named}: no such config file")
 
@@ -208,6 +236,8 @@ def _step_config(
     cfg = plan.cfg.clone()
     cfg.defrost()
     cfg.MODEL.CRNAS.SUPERNET = supernet
+    if supernet == "dilation" and "stage" in cfg.SEARCH.STEPS:
+        cfg.MODEL.WEIGHTS = ""  # they are of the first supernet
     if architecture is not None:
         cfg.MODEL.CRNAS.STAGE_CODE = list(architecture.stage_code)
         cfg.MODEL.CRNAS.DILATION_CODE = []
@@ -252,7 +282,7 @@ def _dilation_step(
         functools.partial(build_scorer, cfg, parts),
         backbone_costs(cfg),
         Path(cfg.OUTPUT_DIR) / "journal.jsonl",
-        supernet=find_supernet(trainer.model),
+        space=DilationSpace(architecture.family, architecture.stage_code),
         budget=budget,
         top_k=cfg.SEARCH.TOP_K,
     )
@@ -260,5 +290,3 @@ def _dilation_step(
     trainer.resume_or_load(resume=resume)
     trainer.train()
     return search.results[budget][0]
-
-

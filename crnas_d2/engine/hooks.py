@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,14 +19,15 @@ from crnas_d2.search.candidates import Candidate, Costs
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
 from crnas_d2.search.stage import stage_search
-from crnas_d2.space import StageSpace
+from crnas_d2.space import DilationSpace, StageSpace
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 
-def progress_bar(**kwargs: Any) -> tqdm:
-    """A bar on standard error, of rank 0 alone; a line every ten seconds where that is a file."""
+def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
+    """A tqdm bar, of rank 0 alone; a line every ten seconds where standard error is a file."""
     return tqdm(
+        *args,
         disable=not comm.is_main_process(),
         mininterval=0.2 if sys.stderr.isatty() else 10,
         dynamic_ncols=True,
@@ -51,9 +53,7 @@ class PathSampler(HookBase):
         )
 
     def before_step(self) -> None:
-        self._supernet.set_path(
-            self._supernet.space.sample(self._seed, self.trainer.iter, self._codes)
-        )
+        self._supernet.set_path(self._supernet.space.sample(self._seed, self.trainer.iter, self._codes))
 
     def after_train(self) -> None:
         self._supernet.set_path(None)
@@ -134,18 +134,16 @@ class StageSearch(SearchHook):
                 score,
                 self._costs,
                 journal,
-                lambda codes, b=budget: progress_bar(
-                    iterable=codes, desc=f"stage search {b:g}", unit="code"
-                ),
+                functools.partial(progress_bar, desc=f"stage search {budget:g}", unit="code"),
             )
 
 
 class DilationSearch(SearchHook):
     """Greedy search of the dilation code (paper, Sec. 3.3.2)."""
 
-    def __init__(self, *args: Any, supernet: Supernet, budget: float, top_k: int) -> None:
+    def __init__(self, *args: Any, space: DilationSpace, budget: float, top_k: int) -> None:
         super().__init__(*args)
-        self._space = supernet.space
+        self._space = space
         self._budget = budget
         self._top_k = top_k
 
@@ -153,7 +151,7 @@ class DilationSearch(SearchHook):
         def progress(extended: Sequence[Architecture]) -> Iterable[Architecture]:
             block = len(extended[0].dilation_code)
             description = f"dilation search, block {block} of {extended[0].blocks}"
-            return progress_bar(iterable=extended, desc=description, unit="code")
+            return progress_bar(extended, desc=description, unit="code")
 
         self.results[self._budget] = greedy_search(
             self._space, score, self._costs, journal, self._top_k, progress

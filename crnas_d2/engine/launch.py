@@ -48,9 +48,10 @@ def run(
             join_torchrun()
             main(args)
         elif args.num_gpus * args.num_machines > 1:
-            if not torch.cuda.is_available():
+            there = torch.cuda.device_count()
+            if args.num_gpus > there:
                 raise InputError(
-                    f"--num-gpus: {args.num_gpus}: there is no GPU; for processes on the CPU use "
+                    f"--num-gpus: {args.num_gpus}: there are {there}; for processes on the CPU use "
                     f"torchrun --nproc_per_node {args.num_gpus} {sys.argv[0]} ..."
                 )
             check(args)

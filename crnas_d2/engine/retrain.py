@@ -37,15 +37,21 @@ def retrain(cfg: CfgNode, base: str, found: Sequence[str], folder: Path) -> list
     rows = []
     for path in (base, *found):
         name = "baseline" if path == base else Path(path).stem
-        run = read_config(path, [])
-        for key in OWN_DATA:
-            run.DATASETS[key] = cfg.DATASETS[key]
-        use_own_data(run)
-        run.SEED, run.NUM_THREADS, run.MODEL.DEVICE = cfg.SEED, cfg.NUM_THREADS, cfg.MODEL.DEVICE
+        run = retrain_config(cfg, path)
         run.OUTPUT_DIR = str(folder / name)
         run.freeze()
         rows.append({"network": name, **train_and_test(run)})
     return write_tables(rows, folder) if comm.is_main_process() else []
+
+
+def retrain_config(cfg: CfgNode, path: str) -> CfgNode:
+    """A network's config with the search's seed, threads, device and own data; not frozen."""
+    run = read_config(path, [])
+    for key in OWN_DATA:
+        run.DATASETS[key] = cfg.DATASETS[key]
+    use_own_data(run)
+    run.SEED, run.NUM_THREADS, run.MODEL.DEVICE = cfg.SEED, cfg.NUM_THREADS, cfg.MODEL.DEVICE
+    return run
 
 
 def train_and_test(cfg: CfgNode) -> dict[str, Any]:

@@ -10,16 +10,22 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch import nn
 
 from crnas_d2.config import add_crnas_config
 from crnas_d2.data.datasets import check_dataset, use_own_data
+from crnas_d2.data.loader import check_loading
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import SUPERNETS, architecture_of, stage_space_of
+from crnas_d2.modeling.weights import check_backbone_weights
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+
+# What yacs and yaml raise for a file that is no config.
+_UNREADABLE = (AssertionError, AttributeError, KeyError, OSError, ValueError, yaml.YAMLError)
 
 
 def read_config(config_file: str, opts: list[str]) -> CfgNode:
@@ -35,7 +41,7 @@ def read_config(config_file: str, opts: list[str]) -> CfgNode:
     try:
         if config_file:
             cfg.merge_from_file(config_file)
-    except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"--config-file: {config_file}: {_line(error)}") from error
     try:
         cfg.merge_from_list(opts)
@@ -48,30 +54,66 @@ def read_config(config_file: str, opts: list[str]) -> CfgNode:
 
 
 def _line(error: Exception) -> str:
-    text = str(error.args[0]) if error.args else str(error)
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
     return " ".join(text.split())
 
 
 def check_network(cfg: CfgNode) -> None:
-    """The backbone exists and its codes and space are sound.
+    """The backbone exists, its codes and space are sound, and it can be built.
 
     Raises:
         InputError: the key, its value and what is allowed.
     """
     name = cfg.MODEL.BACKBONE.NAME
     if name not in BACKBONE_REGISTRY:
-        ours = sorted(n for n, _ in BACKBONE_REGISTRY if "crnas" in n)
         raise InputError(
-            f"MODEL.BACKBONE.NAME: {name!r}: not in BACKBONE_REGISTRY; ours are {', '.join(ours)}"
+            f"MODEL.BACKBONE.NAME: {name!r}: not in BACKBONE_REGISTRY; ours are {_our_backbones()}"
         )
+    supernet = cfg.MODEL.CRNAS.SUPERNET
+    if supernet not in SUPERNETS:
+        raise InputError(f"MODEL.CRNAS.SUPERNET: {supernet!r}: allowed are {SUPERNETS}")
     if "crnas" not in name:
+        if supernet:
+            raise InputError(
+                f"MODEL.BACKBONE.NAME: {name!r}: has no {supernet} supernet; {_our_backbones()} have"
+            )
         return
-    if cfg.MODEL.CRNAS.SUPERNET not in SUPERNETS:
-        raise InputError(
-            f"MODEL.CRNAS.SUPERNET: {cfg.MODEL.CRNAS.SUPERNET!r}: allowed are {SUPERNETS}"
-        )
+    if supernet and cfg.TEST.PRECISE_BN.ENABLED:
+        raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
     architecture_of(cfg)
     stage_space_of(cfg)
+    _outline(cfg)
+
+
+def _our_backbones() -> str:
+    return ", ".join(sorted(name for name, _ in BACKBONE_REGISTRY if "crnas" in name))
+
+
+def _outline(cfg: CfgNode) -> nn.Module:
+    """The backbone with shapes and no values: as quick to build as it is small."""
+    with torch.device("meta"):
+        return build_backbone(cfg)
+
+
+def check_weights(cfg: CfgNode, resume: bool, strict: bool) -> None:
+    """The checkpoint that a run starts from is there and fits our backbone.
+
+    Args:
+        resume: whether OUTPUT_DIR's last checkpoint comes before MODEL.WEIGHTS.
+        strict: whether MODEL.WEIGHTS has to hold the whole backbone, too; else it may hold parts of
+            it, as in detectron2.
+
+    Raises:
+        InputError: no such file, or a checkpoint of another space.
+    """
+    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    path, key = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
+    if resume and last.is_file():
+        path, key, strict = str(last.with_name(last.read_text().strip())), "--resume", True
+    if path and "://" not in path and not os.path.isfile(path):
+        raise InputError(f"{key}: {path}: no such file")
+    if strict and path.endswith(".pth") and "crnas" in cfg.MODEL.BACKBONE.NAME:
+        check_backbone_weights(_outline(cfg), path, key)
 
 
 def check_output(folder: str, resume: bool) -> None:
@@ -84,7 +126,7 @@ def check_output(folder: str, resume: bool) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"OUTPUT_DIR: {folder}: is not a folder")
     kept = [*path.glob("last_checkpoint"), *path.glob("*/last_checkpoint")]
-    kept += path.glob("*/journal.jsonl")
+    kept += [*path.glob("*/*/last_checkpoint"), *path.glob("*/journal.jsonl")]
     if kept and not resume:
         raise InputError(
             f"OUTPUT_DIR: {folder}: holds {kept[0].relative_to(path)} of an earlier run; "
@@ -101,11 +143,18 @@ def train_config(args: argparse.Namespace) -> CfgNode:
     cfg = read_config(args.config_file, args.opts)
     check_network(cfg)
     supernet = bool(cfg.MODEL.CRNAS.SUPERNET)
+    if supernet and args.eval_only:
+        raise InputError(
+            f"--eval-only: with MODEL.CRNAS.SUPERNET {cfg.MODEL.CRNAS.SUPERNET!r}: allowed is a "
+            "fixed network; search_net.py scores the paths of a supernet"
+        )
     use_own_data(cfg, test=not supernet)
+    check_output(cfg.OUTPUT_DIR, args.resume or args.eval_only)
     if not args.eval_only:
-        check_output(cfg.OUTPUT_DIR, args.resume)
+        check_loading(cfg)
         for name in cfg.DATASETS.TRAIN:
             check_dataset(name, "DATASETS.TRAIN")
+    check_weights(cfg, args.resume, strict=supernet or args.eval_only)
     for name in () if supernet else cfg.DATASETS.TEST:
         check_dataset(name, "DATASETS.TEST")
     cfg.freeze()

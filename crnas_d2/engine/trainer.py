@@ -24,7 +24,7 @@ from crnas_d2.engine.gradients import average_gradients, broadcast_model
 from crnas_d2.engine.hooks import PathSampler, ProgressBar
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.supernet import find_supernet
-from crnas_d2.modeling.weights import check_backbone_keys
+from crnas_d2.modeling.weights import check_backbone_weights
 from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
@@ -186,10 +186,9 @@ class SupernetTrainer(DetectionTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's, but weights of another space are refused."""
-        path = self.cfg.MODEL.WEIGHTS
+        path, key = self.cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
         if resume and self.checkpointer.has_checkpoint():
-            path = self.checkpointer.get_checkpoint_file()
+            path, key = self.checkpointer.get_checkpoint_file(), "--resume"
         if path.endswith(".pth"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            check_backbone_keys(self.model, state.get("model", state), path)
+            check_backbone_weights(self.model.backbone, path, key)
         super().resume_or_load(resume)

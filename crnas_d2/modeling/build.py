@@ -103,6 +103,11 @@ def build_crnas_bottom_up(
             f"MODEL.CRNAS.WIDTHS: {list(node.WIDTHS)}: one for each of "
             f"{FAMILY_STAGES[family.name]} stages"
         )
+    if any(a == b for a, b in zip(node.WIDTHS, node.WIDTHS[1:])):
+        raise InputError(
+            f"MODEL.CRNAS.WIDTHS: {list(node.WIDTHS)}: neighbouring stages need different widths, "
+            "since a ResNet block projects its shortcut only where the width changes"
+        )
     shared = {
         "in_channels": input_shape.channels,
         "stem_channels": node.STEM_CHANNELS,

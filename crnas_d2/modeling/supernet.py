@@ -220,8 +220,7 @@ class DilationSupernet(Supernet):
             # The convolutions of the alternatives come out of whole chains, so that block function
             # and initialisation are the fixed network's own.
             chains = [
-                make_chain(family, channels, width, stride, [digit] * depth, norm)
-                for digit in DIGITS
+                make_chain(family, channels, width, stride, [digit] * depth, norm) for digit in DIGITS
             ]
             for alternatives in zip(*chains):
                 convs = [getattr(block, family.choice) for block in alternatives]
@@ -233,9 +232,7 @@ class DilationSupernet(Supernet):
 
     def choice_blocks(self) -> list[ChoiceBlock]:
         """In the order of the dilation code."""
-        return [
-            getattr(block, self._choice) for name in self._shapes for block in getattr(self, name)
-        ]
+        return [getattr(block, self._choice) for name in self._shapes for block in getattr(self, name)]
 
     def _select(self, architecture: Architecture) -> None:
         for choice, digit in zip(self.choice_blocks(), architecture.dilation_code):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pickle import UnpicklingError
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from crnas_d2.architecture import Architecture
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.supernet import Supernet, find_supernet
+from detectron2.utils.file_io import PathManager
 
 
 def detector_subnet_state(detector: nn.Module, path: Architecture) -> dict[str, torch.Tensor]:
@@ -36,26 +37,32 @@ def detector_subnet_state(detector: nn.Module, path: Architecture) -> dict[str, 
     return state
 
 
-def check_backbone_keys(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """A checkpoint that does not hold every weight of the backbone, at its shape, is refused.
+def check_backbone_weights(backbone: nn.Module, path: str, key: str) -> None:
+    """A detector's checkpoint holds the backbone's weights: all, at their shapes, and no others.
 
     Args:
-        model: a detector.
-        state: the checkpoint's ``model`` entry, under the detector's names.
-        source: the file, for the message.
+        backbone: of a detector, bare or below FPN (which is not looked at); on any device.
+        path: a .pth file, or an address that detectron2 can fetch it from.
+        key: the config key or option that named it, for the message.
 
     Raises:
-        InputError: a missing weight, or one of another shape: a checkpoint of another space.
+        InputError: not a checkpoint, or one of another space.
     """
-    own = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.bottom_up.")}
-    for key, value in own.items():
-        if key not in state:
+    try:
+        file = PathManager.get_local_path(path)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = state.get("model", state)
+    except (OSError, EOFError, RuntimeError, UnpicklingError, AttributeError) as error:
+        why = " ".join(str(error).split())[:100]
+        raise InputError(f"{key}: {path}: not a detectron2 checkpoint ({why})") from error
+    below = getattr(backbone, "bottom_up", backbone)
+    prefix = "backbone." if below is backbone else "backbone.bottom_up."
+    own = {prefix + name: tuple(value.shape) for name, value in below.state_dict().items()}
+    held = {name: tuple(value.shape) for name, value in state.items() if name.startswith(prefix)}
+    for name in [*own, *held]:
+        if own.get(name) != held.get(name):
             raise InputError(
-                f"{source}: {key} is missing; allowed is a checkpoint of the same space, "
-                f"with all {len(own)} backbone weights"
-            )
-        if tuple(state[key].shape) != tuple(value.shape):
-            raise InputError(
-                f"{source}: {key} has shape {tuple(state[key].shape)}, "
-                f"the model of this config takes {tuple(value.shape)}"
+                f"{key}: {path}: is of another network or space: {name} has shape "
+                f"{held.get(name, 'none')} there, the backbone of this config {own.get(name, 'none')}; "
+                f"allowed is a checkpoint with its {len(own)} weights"
             )

@@ -7,6 +7,7 @@ a kill in mid-write leaves it, is dropped; any other damage is an error that nam
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ class Journal:
         whole = data.rfind(b"\n") + 1  # a line is whole when its newline is on disk
         for number, line in enumerate(data[:whole].splitlines(), start=1):
             try:
-                self._remember(json.loads(line))
+                record = json.loads(line)
+                self._check(record)
+                self._remember(record)
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(
                     f"{self._path}:{number}: not a scored candidate ({error!r}); "
@@ -46,11 +49,15 @@ class Journal:
             with self._path.open("r+b") as file:
                 file.truncate(whole)
 
-    def _remember(self, record: dict[str, Any]) -> None:
+    def _check(self, record: dict[str, Any]) -> None:
         key = (record["step"], record["architecture"])
         if key in self._scores:
             raise ValueError(f"{key} stands here a second time")
-        self._scores[key] = float(record["score"])
+        if not math.isfinite(record["score"]):
+            raise ValueError(f"{key}: score {record['score']} is not finite")
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        self._scores[record["step"], record["architecture"]] = float(record["score"])
         self.records.append(record)
 
     def score(self, step: str, architecture: str) -> float | None:
@@ -62,7 +69,11 @@ class Journal:
 
         Args:
             record: at least ``step``, ``architecture`` and ``score``.
+
+        Raises:
+            ValueError: a score that is not finite, or a second one; nothing is written.
         """
+        self._check(record)
         if self._writes:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:

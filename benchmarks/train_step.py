@@ -1,0 +1,100 @@
+#!/usr/bin/env python
+"""A supernet's training step against the same subnet trained alone by detectron2's DefaultTrainer.
+
+    python benchmarks/train_step.py [--config-file configs/BCCD/search.yaml] [--steps 30] [--json PATH]
+
+Both train in one process on the same generated pictures, in turns, hooks and optimizer included. The
+ratio is that of the medians of CPU seconds (all threads), which other work on the machine disturbs
+less than wall seconds; those are printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from crnas_d2.architecture import Architecture
+from crnas_d2.data.datasets import use_own_data
+from crnas_d2.data.shapes import make_shapes
+from crnas_d2.engine.setup import read_config
+from crnas_d2.engine.trainer import SupernetTrainer
+from crnas_d2.modeling.supernet import find_supernet
+from detectron2.engine import DefaultTrainer
+from detectron2.utils.events import EventStorage
+
+
+class OnePath(SupernetTrainer):
+    """Draws a path each iteration, as always, and then takes the one that is measured."""
+
+    path: Architecture
+
+    def run_step(self) -> None:
+        find_supernet(self.model).set_path(self.path)
+        super().run_step()
+
+
+def step(trainer: DefaultTrainer, iteration: int) -> tuple[float, float]:
+    """CPU and wall seconds of one iteration with its hooks."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    trainer.iter = iteration
+    with trainer.storage:
+        trainer.before_step()
+        trainer.run_step()
+        trainer.after_step()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", default="configs/BCCD/search.yaml")
+    parser.add_argument("--steps", type=int, default=30, help="counted steps of each")
+    parser.add_argument("--json", help="write the result there")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make_shapes(Path(folder) / "data", 16, 2, size=(240, 320))
+        data = [
+            *("DATASETS.TRAIN_JSON", f"{folder}/data/train.json"),
+            *("DATASETS.TRAIN_IMAGES", f"{folder}/data/images"),
+            *("OUTPUT_DIR", folder, "SOLVER.MAX_ITER", str(args.steps + 4)),
+            *("SOLVER.CHECKPOINT_PERIOD", "1000000"),
+        ]
+        cfg = read_config(args.config_file, [*args.opts, *data])
+        use_own_data(cfg)
+        alone = DefaultTrainer(cfg.clone())
+        cfg.MODEL.CRNAS.SUPERNET = "stage"
+        supernet = OnePath(cfg)
+        supernet.path = Architecture.undilated(cfg.MODEL.CRNAS.FAMILY, cfg.MODEL.CRNAS.STAGE_CODE)
+        seconds: dict[str, list[tuple[float, float]]] = {"alone": [], "supernet": []}
+        for trainer in (alone, supernet):
+            trainer.max_iter = args.steps + 4
+            trainer.storage = EventStorage(0)
+            with trainer.storage:
+                trainer.before_train()
+        for i in range(args.steps + 3):
+            for name, trainer in (("alone", alone), ("supernet", supernet)):
+                measured = step(trainer, i)
+                if i >= 3:  # the first steps allocate
+                    seconds[name].append(measured)
+    cpu = {name: statistics.median(c for c, _ in pairs) for name, pairs in seconds.items()}
+    wall = {name: statistics.median(w for _, w in pairs) for name, pairs in seconds.items()}
+    result = {
+        "ratio": cpu["supernet"] / cpu["alone"],
+        "baseline": cpu["alone"],
+        "ours": cpu["supernet"],
+        "ratio_wall": wall["supernet"] / wall["alone"],
+        "setting": f"{args.config_file}, {supernet.path}, {args.steps} steps, "
+        f"{cfg.NUM_THREADS} threads, batch {cfg.SOLVER.IMS_PER_BATCH}, {cfg.MODEL.DEVICE}",
+    }
+    for key, value in result.items():
+        print(f"{key}: {value if isinstance(value, str) else round(value, 4)}")
+    if args.json:
+        Path(args.json).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

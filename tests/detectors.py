@@ -1,0 +1,81 @@
+"""What tests of training and scoring share: a tiny detector's config and pictures to feed it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from crnas_d2.data.datasets import use_own_data
+from crnas_d2.data.shapes import make_shapes
+from crnas_d2.engine.setup import read_config
+from detectron2.config import CfgNode
+
+ROOT = Path(__file__).resolve().parent.parent
+# Faster R-CNN with FPN, as small as it goes: a training step takes a few hundredths of a second.
+TINY = [
+    *("MODEL.BACKBONE.NAME", "build_crnas_fpn_backbone"),
+    *("MODEL.BACKBONE.FREEZE_AT", 0),
+    *("MODEL.WEIGHTS", ""),
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.CRNAS.STEM_CHANNELS", 4),
+    *("MODEL.CRNAS.WIDTHS", [4, 6, 8, 12]),
+    *("MODEL.CRNAS.STAGE_SPACE", [[1, 2], [1, 2], [1, 2], [1, 2]]),
+    *("MODEL.CRNAS.STAGE_CODE", [1, 2, 1, 1]),
+    *("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
+    *("MODEL.FPN.OUT_CHANNELS", 8),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [128], [256]]),
+    *("MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
+    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 100),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", 50),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 60),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", 30),
+    *("MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
+    *("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5"]),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16),
+    *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
+    *("MODEL.ROI_BOX_HEAD.NUM_FC", 1),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", 16),
+    *("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 3),
+    *("INPUT.MIN_SIZE_TRAIN", [96]),
+    *("INPUT.MAX_SIZE_TRAIN", 96),
+    *("INPUT.MIN_SIZE_TEST", 96),
+    *("INPUT.MAX_SIZE_TEST", 96),
+    *("DATALOADER.NUM_WORKERS", 0),
+    *("SOLVER.IMS_PER_BATCH", 2),
+    *("SOLVER.BASE_LR", 0.01),
+    *("SOLVER.MAX_ITER", 6),
+    *("SOLVER.STEPS", []),
+    *("SOLVER.WARMUP_ITERS", 2),
+    *("SOLVER.CHECKPOINT_PERIOD", 2),
+    *("SEARCH.BUDGETS", [5]),
+    *("SEARCH.ARCHVAL_SIZE", 4),
+    *("SEARCH.RECALIBRATION_IMAGES", 4),
+    *("SEARCH.BATCH_SIZE", 2),
+    *("NUM_THREADS", 1),
+    *("SEED", 3),
+]
+
+
+def tiny_shapes(folder: Path) -> list[Any]:
+    """A dozen pictures of 96x96, and the KEY VALUE pairs that name them."""
+    make_shapes(folder, 12, 4, seed=1, size=(96, 96))
+    return [
+        *("DATASETS.TRAIN_JSON", str(folder / "train.json")),
+        *("DATASETS.TRAIN_IMAGES", str(folder / "images")),
+        *("DATASETS.TEST_JSON", str(folder / "val.json")),
+        *("DATASETS.TEST_IMAGES", str(folder / "images")),
+    ]
+
+
+def tiny_config(data: Path, output: Path, *overrides: Any) -> CfgNode:
+    """A tiny config on tiny shapes, its folder made; not frozen."""
+    output.mkdir(parents=True, exist_ok=True)
+    options = [*TINY, *tiny_shapes(data), "OUTPUT_DIR", str(output), *overrides]
+    cfg = read_config("", options)
+    use_own_data(cfg)
+    return cfg
+
+
+def command_line(options: list[Any]) -> list[str]:
+    """KEY VALUE pairs as a shell passes them."""
+    return [option if isinstance(option, str) else repr(option) for option in options]

@@ -1,0 +1,172 @@
+"""Costs against independent counts: torchvision's parameters, and hooks on every convolution."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torchvision
+from networks import CR_RESNET18, CR_RESNET50, CR_RESNET101, random_architecture
+from torch import nn
+
+from crnas_d2.analysis.costs import backbone_costs, input_size
+from crnas_d2.architecture import Architecture
+from crnas_d2.config import add_crnas_config
+from crnas_d2.modeling.build import FAMILIES
+from crnas_d2.modeling.family import build_network
+from crnas_d2.search.candidates import Costs
+from detectron2.config import CfgNode, get_cfg
+
+FULL = (64, (64, 128, 256, 512))
+# torchvision's network of the same stage code: model, stage code.
+TORCHVISION = {
+    "resnet18": ("resnet_basic", (2, 2, 2, 2)),
+    "resnet34": ("resnet_basic", (3, 4, 6, 3)),
+    "resnet50": ("resnet", (3, 4, 6, 3)),
+    "resnet101": ("resnet", (3, 4, 23, 3)),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Convolutions this small only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def config(family: str, short_side: int, stem: int = 64, widths: tuple[int, ...] = FULL[1]) -> CfgNode:
+    cfg = get_cfg()
+    add_crnas_config(cfg)
+    cfg.MODEL.CRNAS.FAMILY = family
+    cfg.MODEL.CRNAS.STEM_CHANNELS = stem
+    cfg.MODEL.CRNAS.WIDTHS = list(widths)
+    cfg.INPUT.MIN_SIZE_TEST = short_side
+    return cfg
+
+
+@functools.cache  # building and tracing a network takes a second
+def costs_at(family: str, short_side: int, stem: int, widths: tuple[int, ...]) -> Costs:
+    return backbone_costs(config(family, short_side, stem, widths))
+
+
+def count_macs(network: nn.Module, size: tuple[int, int]) -> int:
+    """Multiply-accumulates of every convolution that runs: outputs times kernel times inputs.
+
+    On the meta device tensors have shapes and no values, so a full-sized image costs nothing.
+    """
+    total = 0
+
+    def hook(conv: nn.Conv2d, _: object, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output.numel() * conv.in_channels // conv.groups * math.prod(conv.kernel_size)
+
+    handles = [m.register_forward_hook(hook) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    network.eval().to("meta")(torch.zeros(1, 3, *size, device="meta"))
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+def ours(architecture: Architecture, stem: int, widths: tuple[int, ...]) -> nn.Module:
+    with torch.device("meta"):
+        return build_network(
+            FAMILIES[architecture.family],
+            architecture,
+            in_channels=3,
+            stem_channels=stem,
+            widths=widths,
+            norm="BN",
+            out_features=("res5",),
+        )
+
+
+@pytest.mark.parametrize(
+    ("short", "size"),
+    [(800, (800, 1088)), (240, (256, 352)), (64, (64, 96)), (640, (640, 896)), (32, (32, 64))],
+)
+def test_input_size(short: int, size: tuple[int, int]) -> None:
+    """The paper's 800 x 1088; for other short sides the same shape, in multiples of 32 pixels."""
+    assert input_size(config("resnet", short)) == size
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_baselines_against_torchvision(name: str) -> None:
+    family, stages = TORCHVISION[name]
+    with torch.device("meta"):
+        network = getattr(torchvision.models, name)(weights=None)
+    costs = costs_at(family, 800, *FULL)(Architecture.undilated(family, stages))
+    convolutional = sum(p.numel() for n, p in network.named_parameters() if not n.startswith("fc."))
+    assert costs == {
+        "blocks": sum(stages),
+        "macs": count_macs(network, (800, 1088)),
+        "params": convolutional,
+    }
+
+
+def test_known_numbers() -> None:
+    """ResNet50 has 25.557 M parameters, 2.049 M of them in fc (torchvision's documentation)."""
+    costs = costs_at("resnet", 800, *FULL)(Architecture.undilated("resnet", (3, 4, 6, 3)))
+    assert costs["params"] == 25_557_032 - 2_049_000
+
+
+@pytest.mark.parametrize(
+    ("short", "stem", "widths"),
+    [(800, *FULL), (64, 16, (16, 32, 64, 128)), (240, 4, (6, 10, 14, 30))],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_codes_against_hooks(
+    family: str, short: int, stem: int, widths: tuple[int, ...]
+) -> None:
+    costs = costs_at(family, short, stem, widths)
+    for seed in range(3):
+        architecture = random_architecture(family, seed)
+        network = ours(architecture, stem, widths)
+        assert costs(architecture) == {
+            "blocks": architecture.blocks,
+            "macs": count_macs(network, input_size(config(family, short))),
+            "params": sum(p.numel() for p in network.parameters()),
+        }
+
+
+@pytest.mark.parametrize("architecture", [CR_RESNET18, CR_RESNET50, CR_RESNET101], ids=str)
+def test_the_papers_codes_against_hooks(architecture: Architecture) -> None:
+    network = ours(architecture, *FULL)
+    costs = costs_at(architecture.family, 800, *FULL)(architecture)
+    assert costs["macs"] == count_macs(network, (800, 1088))
+    assert costs["params"] == sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rates_cost_nothing_and_a_partial_code_costs_what_a_whole_one_does(family: str) -> None:
+    costs = costs_at(family, 64, 4, (4, 8, 12, 16))
+    codes = [(), (2,), (0,) * 6, (2,) * 6]
+    found = [costs(Architecture(family, (1, 2, 1, 2), code)) for code in codes]
+    assert all(one == found[0] for one in found)
+    assert all(type(value) is int for value in found[0].values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["MODEL.CRNAS.SUPERNET", "stage", "MODEL.CRNAS.STAGE_CODE", [1, 1, 1, 1]],
+        ["MODEL.CRNAS.SUPERNET", "dilation", "MODEL.CRNAS.DILATION_CODE", [1] * 16],
+        ["MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.CRNAS.NORM", "BN"],
+        ["MODEL.BACKBONE.FREEZE_AT", 5],
+    ],
+    ids=str,
+)
+def test_costs_are_those_of_the_architecture_alone(changes: list[object]) -> None:
+    """Supernet, codes and frozen stages of the config say nothing about the network in question."""
+    architecture = Architecture.undilated("resnet", (1, 2, 3, 1))
+    cfg = config("resnet", 64, 4, (4, 8, 12, 16))
+    cfg.merge_from_list(changes)
+    before = cfg.clone()
+    cfg.freeze()
+    expected = costs_at("resnet", 64, 4, (4, 8, 12, 16))(architecture)
+    assert backbone_costs(cfg)(architecture) == expected
+    assert cfg == before

@@ -1,0 +1,293 @@
+"""Data sets by two config values each, and the one line that bad ones get."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crnas_d2.config import add_crnas_config
+from crnas_d2.data.datasets import (
+    check_dataset,
+    check_images,
+    read_coco_json,
+    register_coco,
+    use_own_data,
+)
+from crnas_d2.data.shapes import CLASSES, make_shapes
+from crnas_d2.errors import InputError
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes") / "set"
+    make_shapes(folder, 3, 2, size=(64, 64))
+    return folder
+
+
+@pytest.fixture
+def folder(generated: Path, tmp_path: Path) -> Path:
+    """A copy for one test: a data set stands under its files' path, which is the test's own."""
+    shutil.copytree(generated, tmp_path / "set")
+    return tmp_path / "set"
+
+
+def config(folder: Path, **changed: str) -> CfgNode:
+    cfg = get_cfg()
+    add_crnas_config(cfg)
+    cfg.DATASETS.TRAIN_JSON = str(folder / "train.json")
+    cfg.DATASETS.TEST_JSON = str(folder / "val.json")
+    cfg.DATASETS.TRAIN_IMAGES = cfg.DATASETS.TEST_IMAGES = str(folder / "images")
+    for key, value in changed.items():
+        cfg.DATASETS[key] = value
+    return cfg
+
+
+def change(path: Path, **parts: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
+
+
+def assert_one_line(error: BaseException, *shown: object) -> None:
+    message = str(error)
+    assert "\n" not in message
+    for text in shown:
+        assert str(text) in message
+    assert message.startswith(str(shown[0]))
+
+
+# ---- a person's own data -------------------------------------------------------------------------
+
+
+def test_two_values_name_a_data_set(folder: Path) -> None:
+    cfg = config(folder)
+    use_own_data(cfg)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.RETINANET.NUM_CLASSES == len(CLASSES) == 3
+    for names, part, count in ((cfg.DATASETS.TRAIN, "train", 3), (cfg.DATASETS.TEST, "val", 2)):
+        (name,) = names
+        dicts = DatasetCatalog.get(name)
+        assert MetadataCatalog.get(name).thing_classes == list(CLASSES)
+        assert MetadataCatalog.get(name).json_file == str(folder / f"{part}.json")
+        expected = {str(path) for path in (folder / "images").glob(f"{part}_*.jpg")}
+        assert {record["file_name"] for record in dicts} == expected
+        assert len(expected) == count
+        assert check_dataset(name, "DATASETS.TRAIN") == json.loads(
+            (folder / f"{part}.json").read_text()
+        )
+
+
+def test_class_names_follow_their_ids(folder: Path) -> None:
+    """Ids with gaps, in any order in the file: classes are in the order of their ids."""
+    for part in ("train", "val"):
+        categories = [
+            {"id": 30, "name": "triangle"},
+            {"id": 7, "name": "disc"},
+            {"id": 9, "name": "square"},
+            {"id": 11, "name": "never seen"},
+        ]
+        if part == "val":
+            categories.reverse()
+        annotations = json.loads((folder / f"{part}.json").read_text())["annotations"]
+        for annotation in annotations:
+            annotation["category_id"] = {1: 7, 2: 9, 3: 30}[annotation["category_id"]]
+        change(folder / f"{part}.json", categories=categories, annotations=annotations)
+    cfg = config(folder)
+    use_own_data(cfg)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.RETINANET.NUM_CLASSES == 4
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        dicts = DatasetCatalog.get(name)
+        assert MetadataCatalog.get(name).thing_classes == ["disc", "square", "never seen", "triangle"]
+        assert {a["category_id"] for d in dicts for a in d["annotations"]} <= {0, 1, 3}
+
+
+def test_relative_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    cfg = config(Path("set"))
+    use_own_data(cfg)
+    assert MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).json_file == str(folder / "train.json")
+    monkeypatch.chdir("/")
+    assert len(check_dataset(cfg.DATASETS.TRAIN[0], "DATASETS.TRAIN")["images"]) == 3
+
+
+def test_a_second_time_changes_nothing(folder: Path) -> None:
+    first, second = config(folder), config(folder)
+    use_own_data(first)
+    use_own_data(second)
+    assert first == second
+
+
+def test_two_sets_with_files_of_one_name(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    first, second = config(folder), config(tmp_path / "other")
+    use_own_data(first)
+    use_own_data(second)
+    assert first.DATASETS.TRAIN != second.DATASETS.TRAIN
+    (record, *_) = DatasetCatalog.get(second.DATASETS.TRAIN[0])
+    assert record["file_name"].startswith(str(tmp_path / "other"))
+
+
+def test_without_the_keys_nothing_changes() -> None:
+    cfg = get_cfg()
+    add_crnas_config(cfg)
+    cfg.DATASETS.TRAIN = ("bccd_train",)
+    before = cfg.clone()
+    use_own_data(cfg)
+    assert cfg == before
+
+
+def test_a_search_never_looks_at_the_test_set(folder: Path) -> None:
+    shutil.rmtree(folder / "images")
+    (folder / "images").mkdir()
+    for split in ("train",):
+        for image in json.loads((folder / f"{split}.json").read_text())["images"]:
+            (folder / "images" / image["file_name"]).write_bytes(b"")
+    (folder / "val.json").unlink()
+    cfg = config(folder)
+    use_own_data(cfg, test=False)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
+    with pytest.raises(InputError) as caught:
+        use_own_data(config(folder), test=True)
+    assert_one_line(caught.value, "DATASETS.TEST_JSON: ", folder / "val.json")
+
+
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+@pytest.mark.parametrize(("empty", "full"), [("JSON", "IMAGES"), ("IMAGES", "JSON")])
+def test_a_key_without_its_partner(folder: Path, split: str, empty: str, full: str) -> None:
+    cfg = config(folder, **{f"{split}_{empty}": ""})
+    with pytest.raises(InputError) as caught:
+        use_own_data(cfg)
+    assert_one_line(caught.value, f"DATASETS.{split}_{empty}: empty", f"DATASETS.{split}_{full}")
+
+
+@pytest.mark.parametrize(("split", "part"), [("TRAIN", "train"), ("TEST", "val")])
+def test_a_missing_image(folder: Path, split: str, part: str) -> None:
+    images = sorted((folder / "images").glob(f"{part}_*.jpg"))
+    for image in images[1:]:
+        image.unlink()
+    with pytest.raises(InputError) as caught:
+        use_own_data(config(folder))
+    count = f"{len(images) - 1} of {len(images)}"
+    assert_one_line(caught.value, f"DATASETS.{split}_IMAGES: ", images[1], count)
+
+
+def test_a_missing_folder(folder: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        use_own_data(config(folder, TRAIN_IMAGES=str(folder / "nowhere")))
+    assert_one_line(caught.value, "DATASETS.TRAIN_IMAGES: ", folder / "nowhere", "3 of 3")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["disc", "square"], ["disc", "square", "triangle", "star"], ["disc", "triangle", "square"]],
+    ids=["fewer", "more", "another order"],
+)
+def test_other_test_classes(folder: Path, names: list[str]) -> None:
+    change(folder / "val.json", categories=[{"id": i, "name": n} for i, n in enumerate(names, 1)])
+    with pytest.raises(InputError) as caught:
+        use_own_data(config(folder))
+    assert_one_line(caught.value, "DATASETS.TEST_JSON: ", names, list(CLASSES))
+
+
+# ---- a COCO JSON ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", "not a JSON file"),
+        ("{", "not a JSON file"),
+        ("\xff\xfe", "not a JSON file"),
+        ("[]", "no images"),
+        ("null", "no images"),
+        ('"text"', "no images"),
+        ('{"categories": [1], "annotations": [1]}', "no images"),
+        ('{"images": [], "categories": [1], "annotations": [1]}', "no images"),
+        ('{"images": [1], "annotations": [1]}', "no categories"),
+        ('{"images": [1], "categories": [], "annotations": [1]}', "no categories"),
+        ('{"images": [1], "categories": [1]}', "no annotations"),
+        ('{"images": [1], "categories": [1], "annotations": []}', "no annotations"),
+        ('{"images": [1], "categories": [1], "annotations": null}', "no annotations"),
+    ],
+)
+def test_no_coco_json(tmp_path: Path, text: str, shown: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(InputError) as caught:
+        read_coco_json(str(path), "DATASETS.TRAIN_JSON")
+    assert_one_line(caught.value, "DATASETS.TRAIN_JSON: ", path, shown)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    for path, shown in ((tmp_path / "x.json", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(InputError) as caught:
+            read_coco_json(str(path), "DATASETS.TEST_JSON")
+        assert_one_line(caught.value, "DATASETS.TEST_JSON: ", path, shown, "a COCO JSON is needed")
+
+
+def test_a_sound_json_is_read_as_it_is(folder: Path) -> None:
+    content = read_coco_json(str(folder / "train.json"), "KEY")
+    assert content == json.loads((folder / "train.json").read_text())
+    check_images(content, str(folder / "images"), "KEY")
+
+
+def test_a_folder_is_no_image(folder: Path) -> None:
+    content = read_coco_json(str(folder / "train.json"), "KEY")
+    first = folder / "images" / content["images"][0]["file_name"]
+    first.unlink()
+    first.mkdir()
+    with pytest.raises(InputError) as caught:
+        check_images(content, str(folder / "images"), "KEY")
+    assert_one_line(caught.value, "KEY: ", first, "1 of 3")
+
+
+# ---- registered sets -----------------------------------------------------------------------------
+
+
+def test_a_name_stands_for_one_set(folder: Path) -> None:
+    name = f"a set in {folder}"
+    register_coco(name, str(folder / "train.json"), str(folder / "images"))
+    register_coco(name, str(folder / "train.json"), str(folder / "images"))
+    for files in ((folder / "val.json", folder / "images"), (folder / "train.json", folder)):
+        with pytest.raises(InputError) as caught:
+            register_coco(name, *map(str, files))
+        assert_one_line(caught.value, f"data set {name}: ", folder / "train.json")
+    assert len(check_dataset(name, "DATASETS.TRAIN")["images"]) == 3
+
+
+def test_a_registered_set_is_checked(folder: Path) -> None:
+    name = f"a set in {folder}"
+    register_coco(name, str(folder / "train.json"), str(folder / "images"))
+    gone = sorted((folder / "images").glob("train_*.jpg"))[0]
+    gone.unlink()
+    with pytest.raises(InputError) as caught:
+        check_dataset(name, "DATASETS.TEST")
+    assert_one_line(caught.value, "DATASETS.TEST: ", gone, "1 of 3")
+    change(folder / "train.json", annotations=[])
+    with pytest.raises(InputError) as caught:
+        check_dataset(name, "DATASETS.TEST")
+    assert_one_line(caught.value, "DATASETS.TEST: ", folder / "train.json", "no annotations")
+
+
+def test_a_name_that_nobody_registered() -> None:
+    with pytest.raises(InputError) as caught:
+        check_dataset("nobody's", "DATASETS.TRAIN")
+    assert_one_line(caught.value, "DATASETS.TRAIN: ", repr("nobody's"), "not a registered data set")
+
+
+def test_a_set_without_a_json(folder: Path) -> None:
+    name = f"no json {folder}"
+    DatasetCatalog.register(name, list)
+    with pytest.raises(InputError) as caught:
+        check_dataset(name, "DATASETS.TRAIN")
+    assert_one_line(caught.value, "DATASETS.TRAIN: ", name, "COCO JSON")
+
+
+def test_bccd_is_registered(shared_data: Path) -> None:
+    for name, count in (("bccd_train", 292), ("bccd_val", 72)):
+        assert len(check_dataset(name, "DATASETS.TRAIN")["images"]) == count
+        assert len(DatasetCatalog.get(name)) == count
+        assert MetadataCatalog.get(name).thing_classes == ["RBC", "WBC", "Platelets"]

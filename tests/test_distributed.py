@@ -1,0 +1,79 @@
+"""Several processes (torchrun, gloo, CPU) against one: paths, gradients, statistics and scores."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectors import tiny_config
+
+from crnas_d2.engine.trainer import SupernetTrainer
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def run(processes: int, config: Path, mode: str) -> dict[str, Any]:
+    """The file that rank 0 wrote."""
+    out = config.with_name(f"{mode}-{processes}.pt")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    start = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT)]
+    done = subprocess.run(
+        [*start, str(config), str(out), mode], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return torch.load(out, weights_only=True)
+
+
+def written(cfg: Any, folder: Path) -> Path:
+    path = folder / "test_config.yaml"
+    path.write_text(cfg.dump())
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["stage", "dilation"])
+def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
+    """The same path everywhere; in float64 the averaged gradients are the joined batch's.
+
+    All images have one size and every image fills its quota of proposals (the background alone
+    fills it), so that losses are means over equally many terms; SyncBN joins the statistics.
+    """
+    options = ["MODEL.CRNAS.SUPERNET", kind, "SOLVER.IMS_PER_BATCH", 4]
+    options += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 100]
+    options += ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 16, "MODEL.RPN.NMS_THRESH", 0.95]
+    config = written(tiny_config(tmp_path / "data", tmp_path / "out", *options), tmp_path)
+    one, two = run(1, config, "gradients"), run(2, config, "gradients")
+    assert [e["paths"] for e in two["everyone"]] == [one["paths"]] * 2
+    assert len(set(one["paths"])) > 1
+    for expected, found in zip(one["gradients"], two["gradients"]):
+        assert expected.keys() == found.keys()
+        for name, gradient in expected.items():
+            difference = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-12)
+            assert difference <= 1e-9, (name, float(difference))
+    for name, buffer in one["buffers"].items():
+        torch.testing.assert_close(two["buffers"][name], buffer, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["stage", "dilation"])
+def test_any_number_of_processes_scores_the_same(kind: str, tmp_path: Path) -> None:
+    """From one checkpoint, to the bit; each process forwards only its share."""
+    options = ["MODEL.CRNAS.SUPERNET", kind, "SOLVER.MAX_ITER", 60, "SOLVER.IMS_PER_BATCH", 4]
+    options += ["SOLVER.BASE_LR", 0.02, "SOLVER.CHECKPOINT_PERIOD", 1000, "SEARCH.BATCH_SIZE", 1]
+    cfg = tiny_config(tmp_path / "data", tmp_path / "out", *options)
+    SupernetTrainer(cfg).train()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "out" / "model_final.pth")
+    config = written(cfg, tmp_path)
+    one = run(1, config, "scores")
+    assert max(one["scores"]) > 0
+    for processes in (2, 4):
+        several = run(processes, config, "scores")
+        assert several["scores"] == one["scores"]
+        assert [e["scores"] for e in several["everyone"]] == [one["scores"]] * processes
+        (total,) = one["forwards"]
+        assert sum(several["forwards"]) == total
+        assert max(several["forwards"]) <= -(-total // processes)

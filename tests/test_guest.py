@@ -1,0 +1,73 @@
+"""A guest: another project's DefaultTrainer script takes a found.yaml by add_crnas_config alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from detectors import ROOT, TINY, tiny_shapes
+
+from crnas_d2 import add_crnas_config
+from crnas_d2.architecture import Architecture
+from crnas_d2.engine.found import found_config, write_found
+from crnas_d2.engine.setup import read_config
+from detectron2.config import get_cfg
+
+FOUND = Architecture.parse("resnet/1-3-1-2/0-120-2-01")
+
+
+def test_our_keys_change_none_of_detectron2s() -> None:
+    cfg, before = get_cfg(), get_cfg()
+    add_crnas_config(cfg)
+    assert cfg.dump() != before.dump()
+    for node in (cfg.MODEL, cfg):
+        assert node.pop("CRNAS" if node is cfg.MODEL else "SEARCH")
+    for key in ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES"):
+        assert cfg.DATASETS.pop(key) == ""
+    assert cfg.pop("NUM_THREADS") == 0
+    assert cfg.dump() == before.dump()
+    # get_cfg hands out copies: what we added is in nobody else's.
+    assert get_cfg().dump() == before.dump()
+
+
+def test_a_guest_trains_and_evaluates(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    tiny_shapes(data)
+    cfg = read_config("", [*TINY, "SOLVER.MAX_ITER", 2])
+    (tmp_path / "base.yaml").write_text(cfg.dump())
+    content = found_config(cfg, str(tmp_path / "base.yaml"), FOUND)
+    write_found(tmp_path / "found.yaml", content, "written by a test")
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "tests" / "guest_train.py"),
+            *(str(tmp_path / name) for name in ("found.yaml", "data", "out")),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"copypaste: AP,AP50,AP75,APs,APm,APl\n.*copypaste: \d+\.\d+,", done.stdout)
+    rates = json.loads(done.stdout.split("rates: ")[1].splitlines()[0])
+    assert rates == [digit + 1 for digit in FOUND.dilation_code]
+    weights = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
+    assert "backbone.bottom_up.res3.2.conv3.weight" in weights
+    assert not [key for key in weights if "res3.3." in key]
+
+
+def test_the_guest_knows_nothing_else_of_ours() -> None:
+    lines = (ROOT / "tests" / "guest_train.py").read_text().splitlines()
+    code = [line for line in lines if "crnas" in line and ("import" in line or "(cfg)" in line)]
+    assert [line.split("  #")[0].strip() for line in code] == [
+        "from crnas_d2 import add_crnas_config",
+        "add_crnas_config(cfg)",
+    ]

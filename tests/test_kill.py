@@ -1,0 +1,115 @@
+"""A search killed with SIGKILL and resumed is the search that was left alone, to the byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectors import TINY, command_line, tiny_shapes
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).with_name("counted_search.py")
+CODES, DIGITS = 4, 3 + 9 * 4  # codes with 5 blocks in a space of depths 1, 2; greedy steps
+PASSES = 2 + 2  # a candidate's forward passes: 4 recalibration and 4 archval images in batches of 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set, and a config file for all runs."""
+    folder = tmp_path_factory.mktemp("kill")
+    tiny_shapes(folder / "data")
+    (folder / "search.yaml").write_text("VERSION: 2\n")
+    return folder
+
+
+def start(folder: Path, name: str, resume: bool) -> subprocess.Popen[bytes]:
+    options = [*TINY, *tiny_shapes(folder / "data"), "OUTPUT_DIR", str(folder / name)]
+    command = [sys.executable, str(SCRIPT), "--config-file", str(folder / "search.yaml")]
+    log = open(folder / f"{name}.out", "ab")
+    return subprocess.Popen(
+        [*command, *(["--resume"] if resume else []), *command_line(options)],
+        env={**os.environ, "COUNT_FILE": str(folder / f"{name}-passes.txt")},
+        stdout=log,
+        stderr=log,
+    )
+
+
+def finish(folder: Path, name: str, resume: bool = False) -> Path:
+    assert start(folder, name, resume).wait(timeout=600) == 0, (folder / f"{name}.out").read_text()
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Path:
+    """The run that was left alone."""
+    return finish(folder, "alone")
+
+
+def lines(path: Path) -> list[str]:
+    """The whole lines; what follows the last newline is torn."""
+    return path.read_text().split("\n")[:-1] if path.is_file() else []
+
+
+def journal(run: Path, step: str) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in lines(run / step / "journal.jsonl")]
+    for record in records:
+        assert record.pop("seconds") >= 0
+    return records
+
+
+def weights(run: Path, step: str) -> dict[str, bytes]:
+    state = torch.load(run / step / "model_final.pth", weights_only=True)["model"]
+    return {key: value.numpy().tobytes() for key, value in state.items()}
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "stage supernet": lambda run: (run / "stage" / "last_checkpoint").is_file(),
+    "stage search": lambda run: len(lines(run / "stage" / "journal.jsonl")) >= 2,
+    "dilation supernet": lambda run: (run / "dilation" / "last_checkpoint").is_file(),
+    "dilation search": lambda run: len(lines(run / "dilation" / "journal.jsonl")) >= 11,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_search_loses_nothing(moment: str, folder: Path, alone: Path) -> None:
+    name = moment.replace(" ", "-")
+    run, passes = folder / name, folder / f"{name}-passes.txt"
+    process = start(folder, name, resume=False)
+    while not MOMENTS[moment](run):
+        assert process.poll() is None, (folder / f"{name}.out").read_text()
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (run / "found.yaml").exists()
+    scored = sum(len(lines(run / step / "journal.jsonl")) for step in ("stage", "dilation"))
+    passes.unlink(missing_ok=True)
+
+    finish(folder, name, resume=True)
+    for step, count in (("stage", CODES), ("dilation", DIGITS)):
+        assert journal(run, step) == journal(alone, step)
+        assert len(journal(run, step)) == count
+        assert weights(run, step) == weights(alone, step)
+    assert (run / "found.yaml").read_bytes() == (alone / "found.yaml").read_bytes()
+    # What was scored before the kill was not scored again; a torn line was not yet a score.
+    assert len(lines(passes)) == (CODES + DIGITS - scored) * PASSES
+
+
+def test_nothing_is_done_twice(folder: Path, alone: Path) -> None:
+    """A search that is complete, resumed: no training, no scoring, the same found.yaml."""
+    passes = folder / "alone-passes.txt"
+    assert len(lines(passes)) == (CODES + DIGITS) * PASSES
+    before = (alone / "found.yaml").read_bytes(), (alone / "stage" / "model_final.pth").stat()
+    passes.unlink()
+    finish(folder, "alone", resume=True)
+    assert not lines(passes)
+    after = (alone / "found.yaml").read_bytes(), (alone / "stage" / "model_final.pth").stat()
+    assert after[0] == before[0] and after[1].st_mtime_ns == before[1].st_mtime_ns

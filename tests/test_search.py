@@ -1,0 +1,474 @@
+"""The searches and their journal, on scores that cost nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crnas_d2.architecture import FAMILY_STAGES, Architecture
+from crnas_d2.errors import InputError
+from crnas_d2.search.candidates import Candidate, ranked, score_all
+from crnas_d2.search.greedy import greedy_search
+from crnas_d2.search.journal import Journal
+from crnas_d2.search.stage import stage_search
+from crnas_d2.seeding import derive_seed
+from crnas_d2.space import RESNET_DEPTHS, DilationSpace, StageSpace
+
+Search = Callable[[Any, Journal], list[Candidate]]
+
+
+def costs(architecture: Architecture) -> dict[str, float]:
+    """A block of a later stage is cheaper; rates cost nothing, as in the real thing."""
+    return {"macs": sum((4 - i) * n for i, n in enumerate(architecture.stage_code))}
+
+
+def arbitrary(architecture: Architecture) -> float:
+    """A score with all its bits in use, in 0..100."""
+    return derive_seed(0, "score", str(architecture)) / 2**63 * 100
+
+
+class Scorer:
+    """Counts what it is asked for; raises where it is told to.
+
+    Attributes:
+        calls: architectures in the order in which they were scored.
+    """
+
+    def __init__(
+        self, score: Callable[[Architecture], float] = arbitrary, fails_at: int | None = None
+    ) -> None:
+        self.calls: list[Architecture] = []
+        self._score = score
+        self._fails_at = fails_at
+
+    def __call__(self, group: Sequence[Architecture]) -> list[float]:
+        scores = []
+        for architecture in group:
+            if len(self.calls) == self._fails_at:
+                raise KeyboardInterrupt
+            self.calls.append(architecture)
+            scores.append(self._score(architecture))
+        return scores
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def timeless(path: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines(path)]
+
+
+def record(name: str = "resnet/1-1-2-2/0-0-00-00", score: float = 1.5) -> dict[str, Any]:
+    return {"step": "stage", "architecture": name, "score": score}
+
+
+def filled(path: Path, count: int = 3) -> Journal:
+    journal = Journal(path)
+    for i in range(count):
+        journal.add(record(f"resnet/1-1-2-{i + 1}/0-0-00-" + "0" * (i + 1), score=i / 7))
+    return journal
+
+
+# ---- the order of candidates ---------------------------------------------------------------------
+
+
+def test_ties_go_to_fewer_macs_then_to_the_text_form() -> None:
+    def candidate(text: str, score: float, macs: float) -> Candidate:
+        return Candidate(Architecture.parse(text), score, {"macs": macs})
+
+    expected = [
+        candidate("resnet/9-1-2-2/000000000-0-00-00", 50.000000001, 900),
+        candidate("resnet/2-1-3-2/00-0-000-00", 50.0, 10),
+        candidate("resnet/1-2-2-3/0-00-00-000", 50.0, 20),
+        candidate("resnet/1-2-3-2/0-00-000-00", 50.0, 20),
+        candidate("resnet/1-2-3-2/0-00-000-01", 50.0, 20),
+        candidate("resnet/1-1-2-2/0-0-00-00", 49.999999999, 1),
+    ]
+    for seed in range(20):
+        shuffled = random.Random(seed).sample(expected, len(expected))
+        assert ranked(shuffled) == expected
+
+
+# ---- stage search --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("budget", "count"), [(8, 9), (16, 153), (33, 374)])
+@pytest.mark.parametrize("family", FAMILY_STAGES)
+def test_stage_search_visits_exactly_the_eligible_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, budget: int, count: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # a slow disk
+    scorer = Scorer()
+    space = StageSpace(family, RESNET_DEPTHS)
+    found = stage_search(space, budget, scorer, costs, Journal(tmp_path / "journal.jsonl"))
+    assert len(scorer.calls) == len(set(scorer.calls)) == count
+    t1, t2, t3, t4 = RESNET_DEPTHS
+    assert {code.stage_code for code in scorer.calls} == {
+        (a, b, c, budget - a - b - c) for a in t1 for b in t2 for c in t3 if budget - a - b - c in t4
+    }
+    assert sorted(map(str, scorer.calls)) == sorted(str(c.architecture) for c in found)
+    assert all(c.score == arbitrary(c.architecture) for c in found)
+    assert found[0].score == max(map(arbitrary, scorer.calls))
+    assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
+
+
+def test_stage_search_with_equal_scores_takes_the_cheapest(tmp_path: Path) -> None:
+    space = StageSpace("resnet", RESNET_DEPTHS)
+    journal = Journal(tmp_path / "journal.jsonl")
+    found = stage_search(space, 8, Scorer(lambda _: 40.0), costs, journal)
+    codes = space.eligible(8)
+    assert found[0].architecture == min(codes, key=lambda a: (costs(a)["macs"], str(a)))
+
+
+def test_one_journal_serves_several_budgets(tmp_path: Path) -> None:
+    space = StageSpace("resnet", RESNET_DEPTHS)
+    scorer, journal = Scorer(), Journal(tmp_path / "journal.jsonl")
+    for budget in (7, 8, 7):
+        found = stage_search(space, budget, scorer, costs, journal)
+        assert {sum(c.architecture.stage_code) for c in found} == {budget}
+    assert len(scorer.calls) == len(set(scorer.calls)) == 4 + 9
+
+
+# ---- greedy search -------------------------------------------------------------------------------
+
+STAGE_CODES = [(1, 1, 1, 1), (1, 1, 2, 4), (3, 4, 6, 3), (1, 3, 5, 7), (5, 1, 1, 1)]
+
+
+@pytest.mark.parametrize("stages", STAGE_CODES, ids=str)
+@pytest.mark.parametrize("family", FAMILY_STAGES)
+def test_greedy_search_finds_the_optimum_of_a_separable_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, stages: tuple[int, ...]
+) -> None:
+    """What a block adds depends on its own digit alone, so each block's best digit is the answer."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # a slow disk
+    space = DilationSpace(family, stages)
+    blocks = sum(stages)
+    for seed in range(5):
+        rng = random.Random(seed)
+        # Integers: sums are exact, and different within a block.
+        table = [rng.sample(range(1000), 3) for _ in range(blocks)]
+
+        def separable(partial: Architecture, table: list[list[int]] = table) -> float:
+            return sum(row[digit] for row, digit in zip(table, partial.dilation_code))
+
+        scorer = Scorer(separable)
+        found = greedy_search(space, scorer, costs, Journal(tmp_path / f"{seed}.jsonl"))
+        best = found[0]
+        assert best.architecture.dilation_code == tuple(row.index(max(row)) for row in table)
+        assert best.architecture in space and best.architecture.is_complete
+        assert best.score == sum(map(max, table))
+        assert len(scorer.calls) == len(set(scorer.calls)) <= 3 + 9 * (blocks - 1)
+        lengths = [len(partial.dilation_code) for partial in scorer.calls]
+        assert lengths == sorted(lengths)
+        assert [lengths.count(n) for n in range(1, blocks + 1)] == [3] + [9] * (blocks - 1)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "evaluations"), [(1, 3 + 3 * 7), (2, 3 + 6 * 7), (9, 3 + 9 + 27 * 6)]
+)
+def test_greedy_search_keeps_the_best_k(tmp_path: Path, top_k: int, evaluations: int) -> None:
+    scorer = Scorer()
+    space = DilationSpace("resnet", (1, 3, 2, 2))
+    greedy_search(space, scorer, costs, Journal(tmp_path / "journal.jsonl"), top_k)
+    assert len(scorer.calls) == evaluations
+    for length in range(2, 9):
+        before = [a for a in scorer.calls if len(a.dilation_code) == length - 1]
+        kept = sorted(before, key=arbitrary, reverse=True)[:top_k]
+        parents = {a.dilation_code[:-1] for a in scorer.calls if len(a.dilation_code) == length}
+        assert parents == {a.dilation_code for a in kept}
+
+
+def test_greedy_search_gets_past_a_trap_that_the_best_prefix_falls_into(tmp_path: Path) -> None:
+    """The second best first digit leads to the best whole code: keeping three finds it."""
+
+    def trap(partial: Architecture) -> float:
+        code = partial.dilation_code
+        return {0: 2.0, 1: 1.0, 2: 0.0}[code[0]] + 10.0 * (code[:2] == (1, 2))
+
+    space = DilationSpace("resnet", (1, 1, 1, 1))
+    three = greedy_search(space, Scorer(trap), costs, Journal(tmp_path / "3.jsonl"), 3)
+    one = greedy_search(space, Scorer(trap), costs, Journal(tmp_path / "1.jsonl"), 1)
+    assert three[0].architecture.dilation_code[:2] == (1, 2)
+    assert one[0].architecture.dilation_code[0] == 0
+
+
+def test_greedy_search_with_equal_scores_has_one_answer(tmp_path: Path) -> None:
+    space = DilationSpace("resnet", (1, 3, 2, 2))
+    journal = Journal(tmp_path / "journal.jsonl")
+    found = greedy_search(space, Scorer(lambda _: 40.0), costs, journal)
+    assert not any(found[0].architecture.dilation_code)
+
+
+# ---- the journal ---------------------------------------------------------------------------------
+
+
+def test_scores_survive_the_file_to_the_bit(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    scores = [rng.uniform(0, 100) for _ in range(30)]
+    scores += [0.0, 100.0, 100 / 3, 0.1 + 0.2, math.nextafter(50, 51), 5e-324, math.pi * 1e-9]
+    path = tmp_path / "stage" / "journal.jsonl"
+    journal = Journal(path)
+    for i, score in enumerate(scores):
+        journal.add(record(f"resnet/1-1-2-{i + 1}/...", score))
+    again = Journal(path)
+    for i, score in enumerate(scores):
+        for known in (journal, again):
+            value = known.score("stage", f"resnet/1-1-2-{i + 1}/...")
+            assert value is not None and value.hex() == score.hex()
+    assert again.records == journal.records == lines(path)
+    assert again.score("dilation", "resnet/1-1-2-1/...") is None
+    assert again.score("stage", "resnet/1-1-2-99/...") is None
+
+
+def test_what_a_line_says(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    code = Architecture.undilated("resnet", (1, 1, 2, 2))
+    score_all([code], step="stage", score=Scorer(), costs=costs, journal=Journal(path))
+    (line,) = lines(path)
+    assert line.pop("seconds") >= 0
+    assert line == {
+        "step": "stage",
+        "architecture": str(code),
+        "score": arbitrary(code),
+        "macs": costs(code)["macs"],
+    }
+
+
+def test_a_line_is_on_disk_before_the_next_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "stage" / "journal.jsonl"
+    synced: list[bytes] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(path.read_bytes())  # flushed by then
+
+    monkeypatch.setattr(os, "fsync", watched)
+
+    def looks(architecture: Architecture) -> float:
+        there = lines(path) if path.exists() else []
+        assert [line["architecture"] for line in there] == list(map(str, scorer.calls[:-1]))
+        assert not there or synced[-1] == path.read_bytes()
+        return arbitrary(architecture)
+
+    scorer = Scorer(looks)
+    stage_search(StageSpace("resnet", RESNET_DEPTHS), 8, scorer, costs, Journal(path))
+    assert len(scorer.calls) == 9
+    assert synced[-1] == path.read_bytes() and len(lines(path)) == 9
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    filled(path)
+    whole = path.read_bytes()
+    torn = json.dumps(record("resnet/2-1-2-2/00-0-00-00")).encode()
+    for tail in (torn, torn[:20], torn[:1], b"\0\0\0", "é".encode()[:1]):
+        path.write_bytes(whole + tail)
+        assert Journal(path, writes=False).records == lines_of(whole)
+        assert path.read_bytes() == whole + tail  # a reader leaves the file alone
+        journal = Journal(path)
+        assert path.read_bytes() == whole
+        assert journal.records == lines_of(whole)
+        assert journal.score("stage", "resnet/2-1-2-2/00-0-00-00") is None
+        journal.add(record("resnet/2-1-2-2/00-0-00-00"))
+        assert len(Journal(path).records) == 4
+
+
+def lines_of(data: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in data.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[1, 2]",
+        b'"text"',
+        b"{}",
+        b'{"step": "stage", "architecture": "x"}',
+        b'{"step": "stage", "score": 1.0}',
+        b'{"architecture": "x", "score": 1.0}',
+        b'{"step": "stage", "architecture": "x", "score": null}',
+        b'{"step": "stage", "architecture": "x", "score": "1.0"}',
+        b'{"step": "stage", "architecture": "x", "score": NaN}',
+        b'{"step": "stage", "architecture": "x", "score": Infinity}',
+        b'{"step": ["stage"], "architecture": "x", "score": 1.0}',
+        b"\xff\xfe\xfd",
+    ],
+)
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_a_damaged_line_is_an_error_that_names_it(tmp_path: Path, bad: bytes, number: int) -> None:
+    path = tmp_path / "journal.jsonl"
+    filled(path)
+    damaged = path.read_bytes().splitlines()
+    damaged.insert(number - 1, bad)
+    path.write_bytes(b"\n".join(damaged) + b"\n")
+    before = path.read_bytes()
+    for writes in (True, False):
+        with pytest.raises(InputError) as caught:
+            Journal(path, writes=writes)
+        assert str(caught.value).startswith(f"{path}:{number}: ")
+        assert "\n" not in str(caught.value)
+        assert path.read_bytes() == before
+
+
+def test_a_candidate_that_stands_there_twice_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    filled(path)
+    first = path.read_bytes().splitlines(keepends=True)[0]
+    path.write_bytes(path.read_bytes() + first)
+    with pytest.raises(InputError, match=r"journal.jsonl:4: .*resnet/1-1-2-1/.*a second time"):
+        Journal(path)
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_second_score_is_refused_and_not_written(tmp_path: Path, writes: bool) -> None:
+    path = tmp_path / "journal.jsonl"
+    known = filled(path).records[1]
+    before = path.read_bytes()
+    journal = Journal(path, writes=writes)
+    with pytest.raises(ValueError, match="a second time"):
+        journal.add({**known, "score": 99.0})
+    assert path.read_bytes() == before
+    assert journal.score("stage", known["architecture"]) == known["score"]
+    assert len(journal.records) == 3
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_score_that_is_not_finite_is_refused(tmp_path: Path, writes: bool, score: float) -> None:
+    path = tmp_path / "stage" / "journal.jsonl"
+    journal = Journal(path, writes=writes)
+    code = Architecture.undilated("resnet", (1, 1, 2, 2))
+    with pytest.raises(ValueError, match=str(score)) as caught:
+        score_all([code], step="stage", score=Scorer(lambda _: score), costs=costs, journal=journal)
+    assert str(code) in str(caught.value)
+    assert journal.records == [] and journal.score("stage", str(code)) is None
+    assert not path.exists()
+
+
+def test_another_process_remembers_but_never_writes(tmp_path: Path) -> None:
+    path = tmp_path / "stage" / "journal.jsonl"
+    reader = Journal(path, writes=False)
+    space = StageSpace("resnet", RESNET_DEPTHS)
+    found = stage_search(space, 8, Scorer(), costs, reader)
+    assert not path.parent.exists()
+    assert len(reader.records) == 9
+    scorer = Scorer()
+    assert stage_search(space, 8, scorer, costs, reader) == found
+    assert scorer.calls == []
+
+
+def test_all_processes_hold_the_same_after_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    space = StageSpace("resnet", RESNET_DEPTHS)
+    with pytest.raises(KeyboardInterrupt):
+        stage_search(space, 8, Scorer(fails_at=4), costs, Journal(path))
+    reader = Journal(path, writes=False)
+    mine, writers = Scorer(), Scorer()
+    found = stage_search(space, 8, mine, costs, reader)
+    assert stage_search(space, 8, writers, costs, Journal(path)) == found
+    assert mine.calls == writers.calls and len(mine.calls) == 5
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "stage").write_text("a file")
+    journal = Journal(tmp_path / "stage" / "journal.jsonl")
+    with pytest.raises(OSError) as caught:
+        journal.add(record())
+    assert str(tmp_path / "stage") in str(caught.value)
+    assert journal.records == []
+    assert (tmp_path / "stage").read_text() == "a file"
+
+
+def test_a_folder_that_goes_away_leaves_the_journal_whole(tmp_path: Path) -> None:
+    path = tmp_path / "stage" / "journal.jsonl"
+    journal = filled(path)
+    before = path.read_bytes()
+    path.parent.rename(tmp_path / "elsewhere")
+    path.parent.write_text("a file")
+    with pytest.raises(OSError) as caught:
+        journal.add(record("resnet/2-1-2-2/00-0-00-00"))
+    assert str(path.parent) in str(caught.value)
+    assert len(journal.records) == 3
+    assert (tmp_path / "elsewhere" / "journal.jsonl").read_bytes() == before
+
+
+# ---- killed and resumed --------------------------------------------------------------------------
+
+
+SMALL_SPACE = StageSpace("resnet_basic", RESNET_DEPTHS).only_eligible([8])
+
+
+def nine_stage_codes(scorer: Scorer, journal: Journal) -> list[Candidate]:
+    return stage_search(SMALL_SPACE, 8, scorer, costs, journal)
+
+
+def five_blocks(scorer: Scorer, journal: Journal) -> list[Candidate]:
+    return greedy_search(DilationSpace("resnet", (1, 1, 2, 1)), scorer, costs, journal)
+
+
+SEARCHES = pytest.mark.parametrize(
+    ("search", "evaluations"), [(nine_stage_codes, 9), (five_blocks, 3 + 9 * 4)]
+)
+
+
+@SEARCHES
+def test_killed_at_any_candidate_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: Search, evaluations: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # a slow disk
+    whole, scorer = tmp_path / "whole.jsonl", Scorer()
+    expected = search(scorer, Journal(whole))
+    assert len(scorer.calls) == evaluations
+    for k in range(evaluations):
+        path, killed, resumed = tmp_path / f"{k}.jsonl", Scorer(fails_at=k), Scorer()
+        with pytest.raises(KeyboardInterrupt):
+            search(killed, Journal(path))
+        found = search(resumed, Journal(path))
+        assert found == expected
+        assert killed.calls + resumed.calls == scorer.calls
+        assert len(resumed.calls) == evaluations - k
+        assert timeless(path) == timeless(whole)
+
+
+@SEARCHES
+def test_killed_in_the_middle_of_a_line_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: Search, evaluations: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # a slow disk
+    whole, scorer = tmp_path / "whole.jsonl", Scorer()
+    expected = search(scorer, Journal(whole))
+    data = whole.read_bytes()
+    cuts = random.Random(0).sample(range(len(data)), 40)
+    for cut in [*cuts, 0, len(data) - 1, len(data)]:
+        path, resumed = tmp_path / f"{cut}.jsonl", Scorer()
+        path.write_bytes(data[:cut])
+        assert search(resumed, Journal(path)) == expected
+        assert resumed.calls == scorer.calls[data[:cut].count(b"\n") :]
+        assert timeless(path) == timeless(whole)
+
+
+def test_progress_sees_every_candidate(tmp_path: Path) -> None:
+    seen: list[list[Architecture]] = []
+
+    def progress(architectures: Sequence[Architecture]) -> Sequence[Architecture]:
+        seen.append(list(architectures))
+        return architectures
+
+    space, scorer = DilationSpace("resnet", (1, 1, 2, 1)), Scorer()
+    greedy_search(space, scorer, costs, Journal(tmp_path / "j.jsonl"), progress=progress)
+    assert [a for step in seen for a in step] == scorer.calls
+    assert [len(step) for step in seen] == [3, 9, 9, 9, 9]

@@ -1,0 +1,220 @@
+"""archtrain and archval: disjoint, together the whole set, and the same whatever the JSON's order."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crnas_d2.data.splits import archval_ids, split, write_split
+from crnas_d2.errors import InputError
+
+Content = dict[str, Any]
+
+
+def generated(count: int, per_field: int = 1, annotations: int = 2) -> Content:
+    """``count`` images whose ids are not their positions; ``per_field`` images in a row share one."""
+    images = [
+        {"id": 1000 - 3 * i, "file_name": f"{i}.jpg", "field": f"f{i // per_field}", "slide": i % 7}
+        for i in range(count)
+    ]
+    return {
+        "info": {"description": "a test"},
+        "categories": [{"id": 2, "name": "b"}, {"id": 1, "name": "a"}],
+        "images": images,
+        "annotations": [
+            {"id": 10 * i + j, "image_id": image["id"], "category_id": 1, "bbox": [0, 0, 9, 9]}
+            for i, image in enumerate(images)
+            for j in range(annotations)
+        ],
+    }
+
+
+def shuffled(content: Content, seed: int) -> Content:
+    rng = random.Random(seed)
+    return {
+        **content,
+        **{part: rng.sample(content[part], len(content[part])) for part in ("images", "annotations")},
+    }
+
+
+def bccd(folder: Path) -> Content:
+    return json.loads((folder / "bccd" / "train.json").read_text(encoding="utf-8"))
+
+
+def counted(entries: list[Any]) -> Counter[str]:
+    return Counter(json.dumps(entry, sort_keys=True) for entry in entries)
+
+
+def assert_a_split(content: Content, parts: tuple[Content, Content], field: str) -> None:
+    archtrain, archval = parts
+    for entries in ("images", "annotations"):
+        both = [*archtrain[entries], *archval[entries]]
+        assert counted(both) == counted(content[entries])
+    values = [{image[field] for image in part["images"]} for part in parts]
+    assert values[0] and values[1] and not values[0] & values[1]
+    ids = [{image["id"] for image in part["images"]} for part in parts]
+    assert not ids[0] & ids[1]
+    for part, own in zip(parts, ids):
+        assert {a["image_id"] for a in part["annotations"]} <= own
+        assert part["annotations"]
+        assert part.keys() == content.keys()
+        assert part["categories"] == content["categories"] and part["info"] == content["info"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("field", "per_field"), [("id", 1), ("field", 3), ("slide", 1)])
+def test_disjoint_and_together_the_whole_set(seed: int, field: str, per_field: int) -> None:
+    content = generated(84, per_field)
+    parts = split(content, 20, field, seed)
+    assert_a_split(content, parts, field)
+    group = {"id": 1, "field": 3, "slide": 12}[field]
+    assert len(parts[1]["images"]) == 20 // group * group
+
+
+@pytest.mark.parametrize("field", ["id", "field", "slide"])
+def test_the_same_after_shuffling_to_the_byte(tmp_path: Path, field: str) -> None:
+    content = generated(50, per_field=4)
+    written = []
+    for seed in (None, 1, 2, 3):
+        folder = tmp_path / "run" / str(seed)
+        write_split(split(content if seed is None else shuffled(content, seed), 15, field, 9), folder)
+        assert sorted(path.name for path in folder.iterdir()) == ["archtrain.json", "archval.json"]
+        written.append([(folder / f"{name}.json").read_bytes() for name in ("archtrain", "archval")])
+    assert all(files == written[0] for files in written)
+    parts = [json.loads(data) for data in written[0]]
+    assert_a_split(content, (parts[0], parts[1]), field)
+
+
+def test_a_split_leaves_its_input_alone() -> None:
+    content = generated(30)
+    before = json.dumps(content)
+    split(content, 0, "field", 0)
+    assert json.dumps(content) == before
+
+
+def test_the_split_depends_on_the_seed_and_looks_random() -> None:
+    images = generated(300)["images"]
+    halves = [archval_ids(images, 150, "id", seed) for seed in range(12)]
+    assert len({frozenset(half) for half in halves}) == 12
+    first = {image["id"] for image in images[:150]}
+    # Images of the JSON's first half in archval: 75 expected, standard deviation 4.3.
+    assert all(50 < len(half & first) < 100 for half in halves)
+    times = Counter(i for half in halves for i in half)
+    assert len(times) > 295  # an image stays out of all twelve once in 4,096 times
+
+
+def test_more_archval_images_keep_those_of_a_smaller_one() -> None:
+    """archval takes images from the start of one order."""
+    images = generated(100)["images"]
+    parts = [archval_ids(images, size, "id", 0) for size in (1, 10, 50, 99)]
+    assert [len(part) for part in parts] == [1, 10, 50, 99]
+    assert all(small < large for small, large in zip(parts, parts[1:]))
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [
+        (2, 1),
+        (4, 1),
+        (5, 1),
+        (9, 1),
+        (10, 2),
+        (292, 58),
+        (24_999, 4999),
+        (25_000, 5000),
+        (30_000, 5000),
+    ],
+)
+def test_default_size_is_5000_or_a_fifth(count: int, size: int) -> None:
+    images = [{"id": i} for i in range(count)]
+    assert len(archval_ids(images, 0, "id", 0)) == size
+
+
+@pytest.mark.parametrize("size", [1, 7, 29])
+def test_an_asked_size_is_kept(size: int) -> None:
+    parts = split(generated(30), size, "id", 0)
+    assert [len(part["images"]) for part in parts] == [30 - size, size]
+
+
+@pytest.mark.parametrize("size", [30, 31, 5000, -1])
+def test_a_size_that_cannot_be(size: int) -> None:
+    with pytest.raises(InputError) as caught:
+        split(generated(30), size, "id", 0)
+    message = str(caught.value)
+    assert message.startswith(f"SEARCH.ARCHVAL_SIZE: {size}: allowed are 1 to 29")
+    assert "30 training images" in message and "\n" not in message
+
+
+def test_groups_that_are_all_too_large() -> None:
+    with pytest.raises(InputError, match=r"^SEARCH.ARCHVAL_SIZE: 3: every group of 'field'"):
+        split(generated(28, per_field=4), 3, "field", 0)
+    with pytest.raises(InputError, match=r"^SEARCH.ARCHVAL_SIZE: .*every group of 'field'"):
+        split(generated(30, per_field=30), 0, "field", 0)
+
+
+def test_a_field_that_an_image_lacks() -> None:
+    content = generated(30)
+    del content["images"][4]["field"]
+    with pytest.raises(InputError) as caught:
+        split(content, 0, "field", 0)
+    assert str(caught.value).startswith("SEARCH.SPLIT_FIELD: 'field': image 988 has no such entry")
+    assert "file_name, id, slide" in str(caught.value)
+
+
+@pytest.mark.parametrize(("part", "other"), [("archtrain", "archval"), ("archval", "archtrain")])
+def test_a_part_without_an_annotation(part: str, other: str) -> None:
+    content = generated(30)
+    parts = dict(zip(("archtrain", "archval"), split(content, 6, "id", 0)))
+    content["annotations"] = parts[other]["annotations"]
+    with pytest.raises(InputError) as caught:
+        split(content, 6, "id", 0)
+    count = len(parts[part]["images"])
+    assert str(caught.value).startswith(f"SEARCH.ARCHVAL_SIZE: 6: {part} of {count} images")
+
+
+def test_an_image_id_that_stands_there_twice() -> None:
+    content = generated(30)
+    content["images"].append({**content["images"][3], "field": "another"})
+    for field in ("id", "field"):
+        with pytest.raises(InputError, match=r"image id 991 .*twice"):
+            split(content, 0, field, 0)
+
+
+def test_written_anew_over_what_a_kill_left(tmp_path: Path) -> None:
+    parts = split(generated(30), 0, "id", 0)
+    (tmp_path / "archval.json.part").write_text('{"ima')
+    (tmp_path / "archtrain.json").write_text("{}")
+    for _ in range(2):
+        write_split(parts, tmp_path)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["archtrain.json", "archval.json"]
+        for name, part in zip(("archtrain", "archval"), parts):
+            assert json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) == part
+
+
+# ---- real photographs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("field", ["field", "id"])
+def test_bccd(shared_data: Path, tmp_path: Path, seed: int, field: str) -> None:
+    content = bccd(shared_data)
+    assert len(content["images"]) == 292
+    parts = split(content, 0, field, seed)
+    assert_a_split(content, parts, field)
+    assert 54 <= len(parts[1]["images"]) <= 58
+    written = []
+    for name, source in (("plain", content), ("shuffled", shuffled(content, 5))):
+        write_split(split(source, 0, field, seed), tmp_path / name)
+        written.append([path.read_bytes() for path in sorted((tmp_path / name).iterdir())])
+    assert written[0] == written[1]
+
+
+def test_bccd_would_have_near_twins_on_both_sides_without_the_field(shared_data: Path) -> None:
+    """So the test above says something: its field is shared by several photographs."""
+    archtrain, archval = split(bccd(shared_data), 0, "id", 0)
+    assert {i["field"] for i in archtrain["images"]} & {i["field"] for i in archval["images"]}

@@ -1,0 +1,148 @@
+"""Training: what moves and what does not, resumption to the bit, the seed decides everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectors import tiny_config
+
+from crnas_d2.engine.draws import seeded_draws
+from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
+from crnas_d2.errors import InputError
+from crnas_d2.modeling.supernet import find_supernet
+from detectron2.modeling.proposal_generator import rpn
+from detectron2.solver import build_optimizer
+from detectron2.utils.events import EventStorage
+
+
+def trainer_of(data: Path, output: Path, *overrides: Any) -> DetectionTrainer:
+    cfg = tiny_config(data, output, *overrides)
+    trainer = (SupernetTrainer if cfg.MODEL.CRNAS.SUPERNET else DetectionTrainer)(cfg)
+    trainer.resume_or_load(resume=True)
+    return trainer
+
+
+def stop_after(trainer: DetectionTrainer, iterations: int) -> None:
+    """Train as a run that is cut short: max_iter stays what schedules see."""
+
+    class Cut(Exception):
+        pass
+
+    def step() -> None:
+        if trainer.iter == iterations:
+            raise Cut
+        type(trainer).run_step(trainer)
+
+    trainer.run_step = step
+    with pytest.raises(Cut):
+        trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["stage", "dilation"])
+def test_only_the_path_moves(kind: str, tmp_path: Path) -> None:
+    """Weight decay and momentum included: the second step finds momentum from the first."""
+    options = ["MODEL.CRNAS.SUPERNET", kind, "SOLVER.WARMUP_FACTOR", 1.0]
+    options += ["SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_NORM", 0.1]
+    trainer = trainer_of(tmp_path / "data", tmp_path / "out", *options)
+    supernet = find_supernet(trainer.model)
+    sampler = trainer._hooks[0]
+    with EventStorage(0) as trainer.storage:
+        for trainer.iter in range(4):
+            trainer._trainer.iter = trainer.iter
+            sampler.before_step()
+            before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+            path = supernet.path
+            trainer.run_step()
+            on_path = set()
+            prefix = "backbone.bottom_up."
+            for key in before:
+                inner = key[len(prefix) :]
+                if not key.startswith(prefix) or supernet.subnet_key(inner, path) is not None:
+                    on_path.add(key)
+            after = trainer.model.state_dict()
+            moved = {key for key in before if not torch.equal(before[key], after[key])}
+            assert moved <= on_path
+            parameters = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+            assert moved & parameters == on_path & parameters
+
+
+def test_one_group_a_setting_steps_like_detectron2s(tmp_path: Path) -> None:
+    """Joined groups change nothing: equal to detectron2's own optimizer, norm decay apart."""
+    overrides = ["SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_NORM", 0.01]
+    stepped = []
+    for build in (DetectionTrainer.build_optimizer, build_optimizer):
+        trainer = trainer_of(tmp_path / "data", tmp_path / build.__module__, *overrides)
+        optimizer = build(trainer.cfg, trainer.model)
+        for parameter in trainer.model.parameters():
+            parameter.grad = torch.full_like(parameter, 0.5)
+        optimizer.step()
+        optimizer.step()
+        stepped.append([p.detach() for p in trainer.model.parameters()])
+        if build is DetectionTrainer.build_optimizer:
+            assert len(optimizer.param_groups) == 2
+    assert all(torch.equal(a, b) for a, b in zip(*stepped))
+
+
+@pytest.mark.parametrize("kind", ["", "stage", "dilation"])
+@pytest.mark.parametrize("cut", [3, 5])
+def test_a_resumed_run_is_the_same_run(kind: str, cut: int, tmp_path: Path) -> None:
+    """Cut after a checkpoint and one step beyond it; weights equal to the bit."""
+    overrides = ["MODEL.CRNAS.SUPERNET", kind, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", ()]
+    data = tmp_path / "data"
+
+    def without_test(output: Path) -> DetectionTrainer:
+        cfg = tiny_config(data, output, *overrides)
+        cfg.DATASETS.TEST = ()
+        trainer = (SupernetTrainer if kind else DetectionTrainer)(cfg)
+        trainer.resume_or_load(resume=True)
+        return trainer
+
+    whole = without_test(tmp_path / "whole")
+    whole.train()
+    stop_after(without_test(tmp_path / "cut"), cut)
+    torch.manual_seed(cut)  # the global random state of the second process is another
+    resumed = without_test(tmp_path / "cut")
+    assert resumed.start_iter == cut - 1  # checkpoints after iterations 2, 4, 6
+    resumed.train()
+    expected, found = whole.model.state_dict(), resumed.model.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    def first_weights(seed: int) -> torch.Tensor:
+        trainer = trainer_of(tmp_path / "data", tmp_path / str(seed), "SEED", seed)
+        return next(p.detach() for p in trainer.model.parameters() if p.dim() == 4)
+
+    assert torch.equal(first_weights(1), first_weights(1))
+    assert not torch.equal(first_weights(1), first_weights(2))
+
+
+def test_draws_are_functions_of_seed_iteration_and_image() -> None:
+    labels = torch.zeros(1000, dtype=torch.int64)
+    labels[:300] = 1
+
+    def draws(seed: int, iteration: int, images: list[int]) -> list[list[int]]:
+        torch.rand(len(images))  # whatever was drawn before
+        with seeded_draws(seed, iteration, images):
+            return [rpn.subsample_labels(labels, 64, 0.5, 0)[0].tolist() for _ in images]
+
+    both = draws(0, 5, [11, 12])
+    assert draws(0, 5, [12]) == both[1:] and draws(0, 5, [11]) == both[:1]
+    assert both[0] != both[1]
+    assert draws(0, 6, [11]) != both[:1]
+    assert draws(1, 5, [11]) != both[:1]
+
+
+def test_precise_bn_is_refused_on_a_supernet(tmp_path: Path) -> None:
+    options = ["MODEL.CRNAS.SUPERNET", "stage", "TEST.PRECISE_BN.ENABLED", True]
+    with pytest.raises(InputError, match=r"TEST\.PRECISE_BN\.ENABLED"):
+        trainer_of(tmp_path / "data", tmp_path / "out", *options)
+
+
+def test_supernet_trainer_needs_a_supernet(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"MODEL\.CRNAS\.SUPERNET"):
+        SupernetTrainer(tiny_config(tmp_path / "data", tmp_path / "out"))

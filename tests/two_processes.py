@@ -1,0 +1,89 @@
+"""Run by torchrun (or alone) from test_distributed.py: gradients, paths and scores to a file.
+
+python two_processes.py CONFIG_YAML OUT_FILE MODE
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torchvision.ops import boxes as box_ops
+
+from crnas_d2.data.datasets import read_coco_json, use_own_data
+from crnas_d2.engine.launch import join_torchrun, under_torchrun
+from crnas_d2.engine.scoring import Split, build_scorer
+from crnas_d2.engine.setup import read_config
+from crnas_d2.engine.trainer import SupernetTrainer
+from crnas_d2.modeling.supernet import find_supernet
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+ITERATIONS = 3
+
+
+def suppress_in_float(boxes: torch.Tensor, scores: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """detectron2 hands float32 boxes and float64 scores to torchvision, which refuses the mix."""
+    return BATCHED_NMS(boxes.float(), scores.float(), *rest)
+
+
+BATCHED_NMS, box_ops.batched_nms = box_ops.batched_nms, suppress_in_float
+
+
+def gradients(trainer: SupernetTrainer) -> dict:
+    """Paths, and the averaged gradients of the first iterations in float64; nothing is stepped."""
+    trainer.model.double()
+    trainer.optimizer.step = lambda: None
+    supernet = find_supernet(trainer.model)
+    found = {"paths": [], "gradients": []}
+    with EventStorage(0) as trainer.storage:
+        for trainer.iter in range(ITERATIONS):
+            trainer._trainer.iter = trainer.iter
+            trainer._hooks[0].before_step()
+            trainer.run_step()
+            found["paths"].append(str(supernet.path))
+            found["gradients"].append(
+                {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+            )
+    buffers = {n: b.clone() for n, b in trainer.model.named_buffers()}
+    return {**found, "buffers": buffers}
+
+
+def scores(trainer: SupernetTrainer, cfg) -> dict:
+    """Scores of a few paths from the weights of MODEL.WEIGHTS, and the images this rank mapped."""
+    trainer.resume_or_load(resume=False)
+    content = read_coco_json(cfg.DATASETS.TEST_JSON, "")
+    split = Split(cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0], content)
+    score = build_scorer(cfg, split, trainer.model)
+    space = find_supernet(trainer.model).space
+    paths = [space.sample(0, i) for i in range(3)]
+    if cfg.MODEL.CRNAS.SUPERNET == "dilation":
+        paths += [space.root.extended([1]), space.root.extended([2, 0])]
+    forwards = 0
+
+    def count(*_: object) -> None:
+        nonlocal forwards
+        forwards += 1
+
+    trainer.model.backbone.register_forward_hook(count)
+    found = score(paths)
+    return {"scores": found, "forwards": comm.all_gather(forwards)}
+
+
+def main(config: str, out: str, mode: str) -> None:
+    if under_torchrun():
+        join_torchrun()
+    cfg = read_config(config, [])
+    use_own_data(cfg)
+    torch.set_num_threads(cfg.NUM_THREADS)
+    trainer = SupernetTrainer(cfg)
+    found = gradients(trainer) if mode == "gradients" else scores(trainer, cfg)
+    everyone = comm.all_gather(found if mode == "scores" else {"paths": found["paths"]})
+    if comm.is_main_process():
+        torch.save({**found, "everyone": everyone}, out)
+    comm.synchronize()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
