@@ -13,7 +13,7 @@ env:
 
 demo: env
 	$(PYTHON) -m crnas_d2.data.shapes output/demo/data
-	$(PYTHON) search_net.py --config-file configs/Shapes/search.yaml OUTPUT_DIR output/demo
+	$(PYTHON) search_net.py --config-file configs/Shapes/search.yaml --resume OUTPUT_DIR output/demo
 
 test: env
 	$(PYTHON) -m ruff check .

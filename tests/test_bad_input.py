@@ -19,7 +19,9 @@ import pytest
 import torch
 from detectors import ROOT, TINY, command_line, tiny_shapes
 
+from crnas_d2.engine.chain import _step_config, plan_search
 from crnas_d2.engine.launch import run
+from crnas_d2.engine.scoring import Split
 from crnas_d2.engine.setup import read_config
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
@@ -384,6 +386,11 @@ def test_weights_of_the_first_supernet_start_a_search(bench: Bench) -> None:
     weights = ["MODEL.WEIGHTS", bench.checkpoint(*of("stage", []))]
     assert bench.starts(SEARCH, *weights)
     assert "MODEL.WEIGHTS" in bench.call(SEARCH, *weights, "SEARCH.STEPS", ("dilation",))
+    # The second supernet is another one, so it starts without them.
+    plan = plan_search(default_argument_parser().parse_args(bench.arguments(weights)))
+    parts = Split("archtrain", "archval", plan.parts[1])
+    steps = [_step_config(plan, parts, kind, kind) for kind in ("stage", "dilation")]
+    assert [step.MODEL.WEIGHTS for step in steps] == [weights[1], ""]
 
 
 def test_a_fixed_network_resumes_and_is_tested_with_its_own_weights_only(bench: Bench) -> None:

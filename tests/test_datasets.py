@@ -11,6 +11,7 @@ import pytest
 
 from crnas_d2.config import add_crnas_config
 from crnas_d2.data.datasets import (
+    RECORD_ENTRIES,
     check_dataset,
     check_images,
     read_coco_json,
@@ -186,7 +187,12 @@ def test_a_missing_folder(folder: Path) -> None:
     ids=["fewer", "more", "another order"],
 )
 def test_other_test_classes(folder: Path, names: list[str]) -> None:
-    change(folder / "val.json", categories=[{"id": i, "name": n} for i, n in enumerate(names, 1)])
+    annotations = json.loads((folder / "val.json").read_text())["annotations"]
+    change(
+        folder / "val.json",
+        categories=[{"id": i, "name": n} for i, n in enumerate(names, 1)],
+        annotations=[a for a in annotations if a["category_id"] <= len(names)],
+    )
     with pytest.raises(InputError) as caught:
         use_own_data(config(folder))
     assert_one_line(caught.value, "DATASETS.TEST_JSON: ", names, list(CLASSES))
@@ -219,6 +225,38 @@ def test_no_coco_json(tmp_path: Path, text: str, shown: str) -> None:
     with pytest.raises(InputError) as caught:
         read_coco_json(str(path), "DATASETS.TRAIN_JSON")
     assert_one_line(caught.value, "DATASETS.TRAIN_JSON: ", path, shown)
+
+
+@pytest.mark.parametrize("part", RECORD_ENTRIES)
+def test_a_record_that_lacks_an_entry(folder: Path, part: str) -> None:
+    whole = json.loads((folder / "train.json").read_text())
+    for entry in RECORD_ENTRIES[part]:
+        records = [dict(record) for record in whole[part]]
+        del records[1][entry]
+        change(folder / "train.json", **{part: records})
+        with pytest.raises(InputError) as caught:
+            read_coco_json(str(folder / "train.json"), "KEY")
+        assert_one_line(caught.value, "KEY: ", folder / "train.json", f"{part}[1]: no {entry}")
+
+
+@pytest.mark.parametrize("part", RECORD_ENTRIES)
+def test_an_id_that_stands_there_twice(folder: Path, part: str) -> None:
+    records = json.loads((folder / "train.json").read_text())[part]
+    change(folder / "train.json", **{part: [*records, records[0]]})
+    with pytest.raises(InputError) as caught:
+        read_coco_json(str(folder / "train.json"), "KEY")
+    assert_one_line(caught.value, "KEY: ", f"{part}: id {records[0]['id']} stands there twice")
+
+
+@pytest.mark.parametrize(("entry", "part"), [("image_id", "images"), ("category_id", "categories")])
+def test_an_annotation_of_something_unknown(folder: Path, entry: str, part: str) -> None:
+    annotations = json.loads((folder / "train.json").read_text())["annotations"]
+    annotations[2][entry] = 4711
+    change(folder / "train.json", annotations=annotations)
+    with pytest.raises(InputError) as caught:
+        read_coco_json(str(folder / "train.json"), "KEY")
+    shown = f"annotation {annotations[2]['id']}: {entry} 4711: is the id of none of the {part}"
+    assert_one_line(caught.value, "KEY: ", shown)
 
 
 def test_no_file(tmp_path: Path) -> None:

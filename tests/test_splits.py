@@ -177,14 +177,6 @@ def test_a_part_without_an_annotation(part: str, other: str) -> None:
     assert str(caught.value).startswith(f"SEARCH.ARCHVAL_SIZE: 6: {part} of {count} images")
 
 
-def test_an_image_id_that_stands_there_twice() -> None:
-    content = generated(30)
-    content["images"].append({**content["images"][3], "field": "another"})
-    for field in ("id", "field"):
-        with pytest.raises(InputError, match=r"image id 991 .*twice"):
-            split(content, 0, field, 0)
-
-
 def test_written_anew_over_what_a_kill_left(tmp_path: Path) -> None:
     parts = split(generated(30), 0, "id", 0)
     (tmp_path / "archval.json.part").write_text('{"ima')

@@ -27,8 +27,9 @@ STRIDE = 32
 
 def input_size(cfg: CfgNode) -> tuple[int, int]:
     """(height, width) in pixels of a typical test image: for a short side of 800 it is 800 x 1088."""
-    short = cfg.INPUT.MIN_SIZE_TEST
-    return tuple(STRIDE * math.ceil(round(side) / STRIDE) for side in (short, short * ASPECT))
+    short = cfg.INPUT.MIN_SIZE_TEST or 800  # 0: images are not resized
+    height, width = (STRIDE * math.ceil(round(s) / STRIDE) for s in (short, short * ASPECT))
+    return height, width
 
 
 class _AsTuple(nn.Module):

@@ -18,6 +18,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 BUILTIN = ("bccd",)
+# The entries that detectron2 and pycocotools read of each record.
+RECORD_ENTRIES = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+}
 
 
 def register_builtin(root: str) -> None:
@@ -43,7 +49,8 @@ def read_coco_json(path: str, key: str) -> dict[str, Any]:
         key: the config key that named it, for messages.
 
     Raises:
-        InputError: no such file, no JSON, or a part is missing or empty.
+        InputError: no such file, no JSON, a part is missing or empty, a record lacks an entry, an
+            id stands twice, or an annotation of an unknown image or category.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -52,13 +59,33 @@ def read_coco_json(path: str, key: str) -> dict[str, Any]:
         raise InputError(f"{key}: {path}: {error.strerror}; a COCO JSON is needed") from error
     except ValueError as error:
         raise InputError(f"{key}: {path}: not a JSON file ({error})") from error
-    for part in ("images", "categories", "annotations"):
+    for part in RECORD_ENTRIES:
         if not isinstance(content, dict) or not content.get(part):
             raise InputError(
                 f"{key}: {path}: no {part}; a COCO JSON with images, categories and at least one "
                 "annotation is needed"
             )
+    ids = {part: _ids(content[part], part, f"{key}: {path}") for part in RECORD_ENTRIES}
+    for annotation in content["annotations"]:
+        for part, entry in (("images", "image_id"), ("categories", "category_id")):
+            if annotation[entry] not in ids[part]:
+                raise InputError(
+                    f"{key}: {path}: annotation {annotation['id']}: {entry} {annotation[entry]!r}: "
+                    f"is the id of none of the {part}"
+                )
     return content
+
+
+def _ids(records: Any, part: str, where: str) -> set[Any]:
+    ids: set[Any] = set()
+    for number, record in enumerate(records):
+        missing = [e for e in RECORD_ENTRIES[part] if not isinstance(record, dict) or e not in record]
+        if missing:
+            raise InputError(f"{where}: {part}[{number}]: no {missing[0]}")
+        if record["id"] in ids:
+            raise InputError(f"{where}: {part}: id {record['id']!r} stands there twice")
+        ids.add(record["id"])
+    return ids
 
 
 def check_images(content: dict[str, Any], folder: str, key: str) -> None:

@@ -28,8 +28,8 @@ def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: i
         field: the entry whose value keeps images together; ``id`` for none.
 
     Raises:
-        InputError: a size outside 1 .. number of images - 1, an image without the field, an id that
-            two images have, or groups that leave one side empty.
+        InputError: a size outside 1 .. number of images - 1, an image without the field, or groups
+            that leave one side empty.
     """
     count = len(images)
     wanted = size or min(ARCHVAL_SIZE, max(count // 5, 1))
@@ -39,16 +39,12 @@ def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: i
             f"for {count} training images, or 0 for the default"
         )
     groups: dict[str, list[int]] = defaultdict(list)
-    seen: set[int] = set()
     for image in images:
         if field not in image:
             raise InputError(
                 f"SEARCH.SPLIT_FIELD: {field!r}: image {image['id']} has no such entry; "
                 f"it has {', '.join(sorted(image))}"
             )
-        if image["id"] in seen:
-            raise InputError(f"DATASETS.TRAIN: image id {image['id']} stands in its JSON twice")
-        seen.add(image["id"])
         groups[str(image[field])].append(image["id"])
     chosen: set[int] = set()
     for key in sorted(groups, key=lambda key: (derive_seed(seed, "split", key), key)):

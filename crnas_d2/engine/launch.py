@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,12 @@ import torch.distributed as dist
 from crnas_d2 import lines
 from crnas_d2.errors import InputError
 from detectron2.engine import launch
+
+# A full disk or quota, a file size limit, a folder that cannot be written, a file in its place.
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+)
 
 
 def under_torchrun() -> bool:
@@ -68,6 +75,11 @@ def run(
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"error: {error}; --resume goes on when that is mended", file=sys.stderr)
+        sys.exit(1)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

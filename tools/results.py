@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""Collect finished trainings into a CSV, one row each, and print mean and spread over the seeds.
+
+    python tools/results.py --csv docs/results/bccd.csv [baseline=output/bccd/baseline-0 ...]
+
+NAME=FOLDER adds the row of a run of train_net.py: its OUTPUT_DIR. A row that is there already (same
+name and seed) is replaced. Without runs the CSV is only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from crnas_d2.analysis.costs import backbone_costs
+from crnas_d2.engine.setup import read_config
+from crnas_d2.errors import InputError
+from crnas_d2.modeling.build import architecture_of
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+KEY = ("network", "seed")
+COLUMNS = (*KEY, "architecture", "backbone_gmacs", "backbone_mparams", "iterations", *METRICS)
+
+
+def row_of(name: str, folder: Path) -> dict[str, Any]:
+    """What a finished run of train_net.py found.
+
+    Raises:
+        InputError: the folder holds no finished run.
+    """
+    cfg = read_config(str(folder / "config.yaml"), [])
+    metrics = folder / "metrics.json"
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    results = [line for line in map(json.loads, lines) if "bbox/AP" in line]
+    if not results:
+        raise InputError(f"{metrics}: has no bbox/AP; a finished run of train_net.py is needed")
+    architecture = architecture_of(cfg)
+    costs = backbone_costs(cfg)(architecture)
+    row = {
+        "network": name,
+        "seed": cfg.SEED,
+        "architecture": str(architecture),
+        "backbone_gmacs": round(costs["macs"] / 1e9, 4),
+        "backbone_mparams": round(costs["params"] / 1e6, 4),
+        "iterations": cfg.SOLVER.MAX_ITER,
+    }
+    return {**row, **{m: round(results[-1][f"bbox/{m}"], 3) for m in METRICS}}
+
+
+def read_rows(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The CSV's rows by network and seed; none where there is no file."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {tuple(row[key] for key in KEY): row for row in csv.DictReader(file)}
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Mean and sample standard deviation over the seeds, a line a network, as Markdown."""
+    networks: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        networks.setdefault(row["network"], []).append(row)
+    table = []
+    for name, runs in networks.items():
+        line = {k: runs[0][k] for k in ("architecture", "backbone_gmacs", "backbone_mparams")}
+        for metric in METRICS:
+            values = [float(run[metric]) for run in runs]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            line[metric] = f"{statistics.mean(values):.2f}{spread}"
+        table.append({"network": name, "seeds": len(runs), **line})
+    return tabulate(table, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("runs", nargs="*", metavar="NAME=FOLDER")
+    args = parser.parse_args()
+    rows = read_rows(args.csv)
+    for run in args.runs:
+        name, _, folder = run.partition("=")
+        row = {key: str(value) for key, value in row_of(name, Path(folder)).items()}
+        rows[tuple(row[key] for key in KEY)] = row
+    ordered = [rows[key] for key in sorted(rows)]
+    if args.runs:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
+        with args.csv.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(ordered)
+    print(summary(ordered))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
