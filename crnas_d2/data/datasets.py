@@ -8,7 +8,6 @@ As detectron2's builtin sets, ours are registered on import and read when they a
 from __future__ import annotations
 
 import json
-import logging
 import os
 from typing import Any
 
@@ -170,7 +169,6 @@ def use_own_data(cfg: CfgNode, test: bool = True) -> None:
     if "TRAIN" in classes:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes["TRAIN"])
         cfg.MODEL.RETINANET.NUM_CLASSES = len(classes["TRAIN"])
-        logging.getLogger(__name__).info("classes: %s", ", ".join(classes["TRAIN"]))
     if len(classes) == 2 and classes["TRAIN"] != classes["TEST"]:
         raise InputError(
             f"DATASETS.TEST_JSON: classes {classes['TEST']}; "

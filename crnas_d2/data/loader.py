@@ -131,8 +131,8 @@ def _as_list(samples: list[Any]) -> list[Any]:
     return samples
 
 
-def check_loading(cfg: CfgNode) -> None:
-    """What build_train_loader cannot work with.
+def check_loading(cfg: CfgNode, processes: int) -> None:
+    """What build_train_loader cannot work with in so many processes.
 
     Raises:
         InputError: no training set, a sampler other than TrainingSampler, or a batch that the
@@ -147,10 +147,10 @@ def check_loading(cfg: CfgNode) -> None:
         raise InputError(
             f"DATALOADER.SAMPLER_TRAIN: {cfg.DATALOADER.SAMPLER_TRAIN!r}: allowed is TrainingSampler"
         )
-    batch_size, world = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
-    if batch_size < 1 or batch_size % world:
+    batch_size = cfg.SOLVER.IMS_PER_BATCH
+    if batch_size < 1 or batch_size % processes:
         raise InputError(
-            f"SOLVER.IMS_PER_BATCH: {batch_size}: a multiple of the {world} processes is needed"
+            f"SOLVER.IMS_PER_BATCH: {batch_size}: a multiple of the {processes} processes is needed"
         )
 
 
@@ -160,7 +160,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
     Raises:
         InputError: as check_loading.
     """
-    check_loading(cfg)
+    check_loading(cfg, comm.get_world_size())
     dicts = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )

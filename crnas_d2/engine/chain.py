@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
 from crnas_d2.data.datasets import check_dataset, register_coco, use_own_data
@@ -28,7 +26,14 @@ from crnas_d2.engine.found import found_config, write_found
 from crnas_d2.engine.hooks import DilationSearch, StageSearch
 from crnas_d2.engine.retrain import retrain, retrain_config
 from crnas_d2.engine.scoring import Split, build_metric, build_scorer
-from crnas_d2.engine.setup import check_network, check_output, check_weights, read_config
+from crnas_d2.engine.setup import (
+    check_network,
+    check_output,
+    check_same_run,
+    check_weights,
+    processes,
+    read_config,
+)
 from crnas_d2.engine.trainer import SupernetTrainer, seed_of
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import architecture_of, stage_space_of
@@ -40,15 +45,6 @@ from detectron2.utils import comm
 
 STEPS = ("stage", "dilation", "retrain")
 SAMPLING = ("uniform", "eligible")
-# May differ between a run and its resumption: they change where and how fast it runs, or how far.
-FREE_KEYS = (
-    "CUDNN_BENCHMARK",
-    "DATALOADER.NUM_WORKERS",
-    "MODEL.DEVICE",
-    "OUTPUT_DIR",
-    "SEARCH.STEPS",
-    "SOLVER.CHECKPOINT_PERIOD",
-)
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     check_network(first)
     retrains = "retrain" in cfg.SEARCH.STEPS
     use_own_data(cfg, test=retrains)
-    check_loading(cfg)
+    check_loading(cfg, processes(args))
     if len(cfg.DATASETS.TRAIN) != 1:
         raise InputError(
             f"DATASETS.TRAIN: {tuple(cfg.DATASETS.TRAIN)}: a search takes one training set"
@@ -87,7 +83,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     base = _found_base(cfg, args.config_file)
     if retrains:
         run = retrain_config(cfg, base)
-        check_loading(run)
+        check_loading(run, processes(args))
         check_weights(run, resume=False, strict=False)
         for side in ("TRAIN", "TEST"):
             for name in run.DATASETS[side]:
@@ -96,7 +92,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     parts = split(content, cfg.SEARCH.ARCHVAL_SIZE, cfg.SEARCH.SPLIT_FIELD, seed_of(cfg))
     build_metric(cfg, Split("", "", parts[1]))
     check_output(cfg.OUTPUT_DIR, args.resume)
-    _check_same_run(cfg)
+    check_same_run(cfg)
     check_weights(first, args.resume, strict=bool(first.MODEL.CRNAS.SUPERNET))
     cfg.freeze()
     return Plan(cfg, base, parts, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root)
@@ -154,35 +150,6 @@ def _found_base(cfg: CfgNode, config_file: str) -> str:
                 )
             return str(path)
     raise InputError(f"SEARCH.FOUND_BASE: {named}: no such config file")
-
-
-def _check_same_run(cfg: CfgNode) -> None:
-    """What stands in OUTPUT_DIR was computed with this very config.
-
-    Raises:
-        InputError: the first key that differs.
-    """
-    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    if not path.is_file():
-        return
-
-    def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {prefix: list(node) if isinstance(node, tuple) else node}
-        return {
-            key: value
-            for name, child in node.items()
-            for key, value in leaves(child, f"{prefix}.{name}" if prefix else name).items()
-        }
-
-    before = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
-    now = leaves(yaml.safe_load(cfg.dump()))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and key not in FREE_KEYS:
-            raise InputError(
-                f"{key}: {now.get(key)!r}: the run in {cfg.OUTPUT_DIR} has {before.get(key)!r}; "
-                "--resume goes on with the same config only"
-            )
 
 
 def run_search(plan: Plan, resume: bool) -> list[str]:

@@ -14,7 +14,7 @@ from tabulate import tabulate
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine.found import OWN_DATA
-from crnas_d2.engine.setup import read_config
+from crnas_d2.engine.setup import check_same_run, read_config
 from crnas_d2.engine.trainer import DetectionTrainer
 from crnas_d2.modeling.build import architecture_of
 from detectron2.config import CfgNode
@@ -59,6 +59,7 @@ def train_and_test(cfg: CfgNode) -> dict[str, Any]:
     path = Path(cfg.OUTPUT_DIR) / "results.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
+    check_same_run(cfg)
     if comm.is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
         (path.parent / "config.yaml").write_text(cfg.dump(), encoding="utf-8")

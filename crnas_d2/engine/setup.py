@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -26,6 +27,17 @@ from detectron2.utils.logger import setup_logger
 
 # What yacs and yaml raise for a file that is no config.
 _UNREADABLE = (AssertionError, AttributeError, KeyError, OSError, ValueError, yaml.YAMLError)
+
+
+# May differ between a run and its resumption: they change where and how fast it runs, or how far.
+FREE_KEYS = (
+    "CUDNN_BENCHMARK",
+    "DATALOADER.NUM_WORKERS",
+    "MODEL.DEVICE",
+    "OUTPUT_DIR",
+    "SEARCH.STEPS",
+    "SOLVER.CHECKPOINT_PERIOD",
+)
 
 
 def read_config(config_file: str, opts: list[str]) -> CfgNode:
@@ -134,6 +146,40 @@ def check_output(folder: str, resume: bool) -> None:
         )
 
 
+def check_same_run(cfg: CfgNode) -> None:
+    """What stands in OUTPUT_DIR was computed with this very config.
+
+    Raises:
+        InputError: the first key that differs.
+    """
+    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if not path.is_file():
+        return
+
+    def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {prefix: list(node) if isinstance(node, tuple) else node}
+        return {
+            key: value
+            for name, child in node.items()
+            for key, value in leaves(child, f"{prefix}.{name}" if prefix else name).items()
+        }
+
+    before = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
+    now = leaves(yaml.safe_load(cfg.dump()))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and key not in FREE_KEYS:
+            raise InputError(
+                f"{key}: {now.get(key)!r}: the run in {cfg.OUTPUT_DIR} has {before.get(key)!r}; "
+                "--resume goes on with the same config only"
+            )
+
+
+def processes(args: argparse.Namespace) -> int:
+    """How many there are, or will be once --num-gpus has started them."""
+    return max(comm.get_world_size(), args.num_gpus * args.num_machines)
+
+
 def train_config(args: argparse.Namespace) -> CfgNode:
     """The checked, frozen config of train_net.py.
 
@@ -151,7 +197,7 @@ def train_config(args: argparse.Namespace) -> CfgNode:
     use_own_data(cfg, test=not supernet)
     check_output(cfg.OUTPUT_DIR, args.resume or args.eval_only)
     if not args.eval_only:
-        check_loading(cfg)
+        check_loading(cfg, processes(args))
         for name in cfg.DATASETS.TRAIN:
             check_dataset(name, "DATASETS.TRAIN")
     check_weights(cfg, args.resume, strict=supernet or args.eval_only)

@@ -10,8 +10,9 @@ import logging
 
 import torch
 
+from crnas_d2.errors import InputError
 from crnas_d2.modeling.family import Norm
-from detectron2.layers import NaiveSyncBatchNorm
+from detectron2.layers import NaiveSyncBatchNorm, get_norm
 from detectron2.utils import comm
 
 
@@ -38,8 +39,18 @@ def resolve_norm(name: str, device: str) -> Norm:
     Args:
         name: ``auto``, or any name that ``get_norm`` knows.
         device: the model's device, ``cuda``, ``cuda:1``, ``cpu`` ...
+
+    Raises:
+        InputError: an unknown name.
     """
     if name != "auto":
+        try:
+            get_norm(name, 32)
+        except KeyError:
+            raise InputError(
+                f"MODEL.CRNAS.NORM: {name!r}: allowed are auto and what detectron2's get_norm takes: "
+                "BN, SyncBN, FrozenBN, GN"
+            ) from None
         return name
     norm: Norm = "BN"
     if comm.get_world_size() > 1:
