@@ -41,8 +41,11 @@ MAX_TILT = np.pi / 9
 MAX_STRETCH = 1.3  # longer over shorter side of the frame that a shape fills
 MAX_HIDDEN = 0.2  # the fraction of a shape that those drawn after it may hide together
 OUTLINE_POINTS = 36  # a multiple of every number of corners
+# Mean colours of backgrounds and of shapes. With any colour on any other, a network needs many times
+# the demo's minutes before it finds the shapes at all.
+DARK, BRIGHT = (20, 80), (110, 235)
 TEXTURE_CONTRAST = 20.0  # grey levels either side of the mean; means are further apart than that
-VERSION = 2  # part of the marker: raise it when the pictures change
+VERSION = 3  # part of the marker: raise it when the pictures change
 
 
 def outline(rng: np.random.Generator, name: str, height: int, width: int) -> np.ndarray:
@@ -103,7 +106,7 @@ def draw_picture(
     """
     rng = np.random.default_rng([seed, ("train", "val").index(split), index])
     owners = np.zeros(size, dtype=np.uint8)
-    colours = rng.uniform(32, 223, (1, 3))  # mean colours; row k is that of owner k
+    colours = rng.uniform(*DARK, (1, 3))  # mean colours; row k is that of owner k
     pixels = colours[0] + TEXTURE_CONTRAST * texture(rng, *size)[:, :, None]
     annotations: list[dict[str, Any]] = []
     number = rng.integers(SHAPES_PER_IMAGE[0], SHAPES_PER_IMAGE[1] + 1)
@@ -122,7 +125,7 @@ def draw_picture(
         frame = np.s_[y : y + height, x : x + width]
         # The furthest of a few colours from all that lies under the frame: a clear contrast.
         under = colours[np.unique(owners[frame])]
-        choices = rng.uniform(32, 223, (16, 3))
+        choices = rng.uniform(*BRIGHT, (16, 3))
         colour = choices[np.linalg.norm(choices[:, None] - under, axis=2).min(axis=1).argmax()]
         colours = np.vstack([colours, colour])
         annotations.append(annotation)
