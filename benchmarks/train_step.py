@@ -22,6 +22,7 @@ from crnas_d2.data.datasets import use_own_data
 from crnas_d2.data.shapes import make_shapes
 from crnas_d2.engine.setup import read_config
 from crnas_d2.engine.trainer import SupernetTrainer
+from crnas_d2.modeling.build import architecture_of
 from crnas_d2.modeling.supernet import find_supernet
 from detectron2.engine import DefaultTrainer
 from detectron2.utils.events import EventStorage
@@ -68,7 +69,7 @@ def main() -> None:
         alone = DefaultTrainer(cfg.clone())
         cfg.MODEL.CRNAS.SUPERNET = "stage"
         supernet = OnePath(cfg)
-        supernet.path = Architecture.undilated(cfg.MODEL.CRNAS.FAMILY, cfg.MODEL.CRNAS.STAGE_CODE)
+        supernet.path = architecture_of(cfg)
         seconds: dict[str, list[tuple[float, float]]] = {"alone": [], "supernet": []}
         for trainer in (alone, supernet):
             trainer.max_iter = args.steps + 4

@@ -7,7 +7,8 @@ same path, hence the same list.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,23 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         flat /= comm.get_world_size()
         for gradient, mean in zip(gradients, _unflatten_dense_tensors(flat, gradients)):
             gradient.copy_(mean)
+
+
+@contextmanager
+def path_only(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, the optimizer's groups hold the parameters that have a gradient, and no others.
+
+    Clipping goes through every parameter of a group in Python, with or without a gradient: over a
+    whole supernet that costs more than the step itself.
+    """
+    everything = [group["params"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p.grad is not None]
+    try:
+        yield
+    finally:
+        for group, parameters in zip(optimizer.param_groups, everything):
+            group["params"] = parameters
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import nn
 from crnas_d2.data.loader import TrainLoader, build_train_loader
 from crnas_d2.engine.checkpoint import SafeCheckpointer
 from crnas_d2.engine.draws import seeded_draws
-from crnas_d2.engine.gradients import average_gradients, broadcast_model
+from crnas_d2.engine.gradients import average_gradients, broadcast_model, path_only
 from crnas_d2.engine.hooks import PathSampler, ProgressBar
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.supernet import find_supernet
@@ -72,7 +72,8 @@ class StepTrainer(SimpleTrainer):
         self._scaler.scale(sum(loss_dict.values())).backward()
         average_gradients(self.model.parameters())
         self._write_metrics(loss_dict, data_time)
-        self._scaler.step(self.optimizer)
+        with path_only(self.optimizer):
+            self._scaler.step(self.optimizer)
         self._scaler.update()
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Networks: fixed ones and supernets, built from the same blocks.
 
 family.py: what a family is. resnet.py: the ResNet family. supernet.py: stage and dilation supernet.
-norm.py: which BatchNorm. weights.py: from a path's weights to a subnet's.
+norm.py: which BatchNorm. weights.py: checkpoints checked.
 build.py: the builders in BACKBONE_REGISTRY, the only readers of cfg here.
 Nothing here knows of search, engine or data.
 """

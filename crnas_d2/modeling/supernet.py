@@ -12,7 +12,7 @@ Both return what the fixed network of the same path returns: {"res2": (N, C, H/4
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -89,14 +89,9 @@ class Supernet(Backbone):
         """The name that one of our state dict's keys has in the subnet; None: off the path."""
         raise NotImplementedError
 
-    def subnet_state_dict(
-        self, architecture: Architecture, state: Mapping[str, torch.Tensor] | None = None
-    ) -> dict[str, torch.Tensor]:
+    def subnet_state_dict(self, architecture: Architecture) -> dict[str, torch.Tensor]:
         """The path's weights and buffers under the names of the fixed network of that path."""
-        named = {
-            self.subnet_key(key, architecture): value
-            for key, value in (self.state_dict() if state is None else state).items()
-        }
+        named = {self.subnet_key(key, architecture): v for key, v in self.state_dict().items()}
         return {key: value for key, value in named.items() if key is not None}
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Weights between a supernet and its subnets: strict, with one clear line where they do not fit."""
+"""Checkpoints: does a file hold the weights of this backbone, and of no other space?"""
 
 from __future__ import annotations
 
@@ -7,34 +7,8 @@ from pickle import UnpicklingError
 import torch
 from torch import nn
 
-from crnas_d2.architecture import Architecture
 from crnas_d2.errors import InputError
-from crnas_d2.modeling.supernet import Supernet, find_supernet
 from detectron2.utils.file_io import PathManager
-
-
-def detector_subnet_state(detector: nn.Module, path: Architecture) -> dict[str, torch.Tensor]:
-    """All weights of a detector whose backbone is cut down to one path.
-
-    Loads strictly into the detector that is built with the path as its fixed backbone.
-
-    Raises:
-        ValueError: the detector has no supernet.
-    """
-    prefixes = [name for name, m in detector.named_modules() if isinstance(m, Supernet)]
-    supernet = find_supernet(detector)
-    if supernet is None:
-        raise ValueError("the detector has no supernet, so it has no paths")
-    prefix = prefixes[0] + "." if prefixes[0] else ""
-    state = {}
-    for key, value in detector.state_dict().items():
-        if key.startswith(prefix):
-            inner = supernet.subnet_key(key[len(prefix) :], path)
-            if inner is not None:
-                state[prefix + inner] = value
-        else:
-            state[key] = value
-    return state
 
 
 def check_backbone_weights(backbone: nn.Module, path: str, key: str) -> None:
