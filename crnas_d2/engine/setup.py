@@ -213,6 +213,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
     Args:
         quiet: detectron2's own lines go to OUTPUT_DIR/log.txt alone.
     """
+    comm.synchronize()  # every process has checked OUTPUT_DIR before the first one writes to it
     if cfg.NUM_THREADS > 0:
         torch.set_num_threads(cfg.NUM_THREADS)
     rank = comm.get_rank()
