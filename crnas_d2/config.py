@@ -52,6 +52,7 @@ def add_crnas_config(cfg: CN) -> None:
     _C.SEARCH = CN()
     # Which steps search_net.py takes: "stage" and "dilation" (paper, Sec. 3.3), and "retrain", which
     # trains the baseline and the found networks with FOUND_BASE's schedule and prints the table.
+    # Without "stage", the dilation search is that of MODEL.CRNAS.STAGE_CODE.
     _C.SEARCH.STEPS = ("stage", "dilation")
     # Costs that a stage code must have (blocks, in the ResNet series: 8, 16, 33), from one supernet.
     _C.SEARCH.BUDGETS = (16,)

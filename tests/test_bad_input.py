@@ -441,6 +441,12 @@ def test_a_folder_that_holds_a_search(bench: Bench, folder: str) -> None:
     assert "--resume" in error
 
 
+def test_steps_that_pass_over_the_stage_search_of_the_folder(bench: Bench) -> None:
+    (bench.output / "stage").mkdir(parents=True)
+    error = bench.call(SEARCH, "--resume", "SEARCH.STEPS", ("dilation",))
+    assert error.startswith("error: SEARCH.STEPS: ('dilation',): ") and "name stage, too" in error
+
+
 def test_a_folder_that_holds_a_journal(bench: Bench) -> None:
     (bench.output / "stage").mkdir(parents=True)
     (bench.output / "stage" / "journal.jsonl").write_text("{}\n")

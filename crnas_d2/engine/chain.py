@@ -93,6 +93,11 @@ def plan_search(args: argparse.Namespace) -> Plan:
     build_metric(cfg, Split("", "", parts[1]))
     check_output(cfg.OUTPUT_DIR, args.resume)
     check_same_run(cfg)
+    if "stage" not in cfg.SEARCH.STEPS and (Path(cfg.OUTPUT_DIR) / "stage").exists():
+        raise InputError(
+            f"SEARCH.STEPS: {tuple(cfg.SEARCH.STEPS)}: {cfg.OUTPUT_DIR} holds a stage search, whose "
+            "result the next steps take; name stage, too: what is done is not done again"
+        )
     check_weights(first, args.resume, strict=bool(first.MODEL.CRNAS.SUPERNET))
     cfg.freeze()
     return Plan(cfg, base, parts, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root)
