@@ -11,6 +11,7 @@ PYTHON := .venv/bin/python
 env:
 	@bash requirements/make_env.sh
 
+demo: export PYTHONWARNINGS = ignore  # of detectron2 0.5 on a new torch: nothing to be done about
 demo: env
 	$(PYTHON) -m crnas_d2.data.shapes output/demo/data
 	$(PYTHON) search_net.py --config-file configs/Shapes/search.yaml --resume OUTPUT_DIR output/demo

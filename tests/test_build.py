@@ -1,0 +1,92 @@
+"""The builders in BACKBONE_REGISTRY: every family, fixed and supernets, in both meta architectures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from detectors import TINY
+
+from crnas_d2.engine.draws import seeded_draws
+from crnas_d2.engine.setup import read_config
+from crnas_d2.modeling.build import FAMILIES, SUPERNETS, architecture_of
+from crnas_d2.modeling.supernet import find_supernet
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone, build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+HEADS = {
+    "FasterRCNN": ["MODEL.BACKBONE.NAME", "build_crnas_fpn_backbone"],
+    "RetinaNet": [
+        *("MODEL.META_ARCHITECTURE", "RetinaNet"),
+        *("MODEL.BACKBONE.NAME", "build_crnas_retinanet_fpn_backbone"),
+        *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
+        *("MODEL.RETINANET.NUM_CLASSES", 3),
+        *("MODEL.RETINANET.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"]),
+    ],
+}
+
+
+def config(*overrides: Any) -> CfgNode:
+    return read_config("", [*TINY, *overrides])
+
+
+def picture(seed: int) -> dict[str, Any]:
+    """A detector's training input with two boxes."""
+    instances = Instances((64, 96))
+    instances.gt_boxes = Boxes(torch.tensor([[4.0, 4.0, 40.0, 40.0], [30.0, 8.0, 90.0, 60.0]]))
+    instances.gt_classes = torch.tensor([0, 2])
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (3, 64, 96), generator=generator, dtype=torch.uint8)
+    return {"image": image, "instances": instances, "height": 64, "width": 96, "image_id": seed}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("supernet", SUPERNETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_detector_trains_and_detects(family: str, supernet: str, head: str) -> None:
+    options = ["MODEL.CRNAS.FAMILY", family, "MODEL.CRNAS.SUPERNET", supernet, *HEADS[head]]
+    torch.manual_seed(0)
+    model = build_model(config(*options))
+    inner = find_supernet(model)
+    assert (inner is None) == (supernet == "")
+    if inner is not None:
+        inner.set_path(inner.space.sample(0, 0))
+    batch = [picture(1), picture(2)]
+    with EventStorage(0), seeded_draws(0, 0, [1, 2]):
+        losses = model(batch)
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    total.backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert any(name.startswith("backbone.bottom_up.res5") for name in trained)
+    model.eval()
+    with torch.no_grad():
+        assert all("instances" in output for output in model(batch))
+
+
+def test_pyramids_have_their_levels() -> None:
+    levels = {"FasterRCNN": ["p2", "p3", "p4", "p5", "p6"], "RetinaNet": ["p3", "p4", "p5", "p6", "p7"]}
+    for head, names in levels.items():
+        shapes = build_backbone(config(*HEADS[head])).output_shape()
+        assert list(shapes) == names
+        assert [shapes[n].stride for n in names] == [2 ** int(n[1:]) for n in names]
+
+
+def test_the_bare_backbone() -> None:
+    options = [
+        "MODEL.BACKBONE.NAME",
+        "build_crnas_backbone",
+        "MODEL.CRNAS.OUT_FEATURES",
+        ["res3", "res5"],
+    ]
+    shapes = build_backbone(config(*options)).output_shape()
+    assert {n: (s.channels, s.stride) for n, s in shapes.items()} == {"res3": (24, 8), "res5": (48, 32)}
+
+
+def test_no_dilation_code_is_rate_one() -> None:
+    assert str(architecture_of(config())) == "resnet/1-2-1-1/0-00-0-0"
+    code = ["MODEL.CRNAS.DILATION_CODE", [0, 1, 2, 0, 1]]
+    assert str(architecture_of(config(*code))) == "resnet/1-2-1-1/0-12-0-1"
