@@ -15,6 +15,7 @@ import importlib.util
 import re
 import sys
 from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable
@@ -43,6 +44,7 @@ def prepare() -> None:
     nothing. A second call does nothing more.
     """
     folder = _package_folder()
+    _check_torch()
     if not _is_05(folder):
         return
     _check_pins_of_05()
@@ -107,6 +109,16 @@ def _has_compiled_module(folder: Path) -> bool:
         if spec and spec.loader is not None:
             return True
     return False
+
+
+def _check_torch() -> None:
+    """torch.amp.GradScaler came with 2.3; nothing older was tried."""
+    try:
+        found = version("torch")
+    except PackageNotFoundError:
+        return  # built from source and put on the path, perhaps; importing it will tell
+    if tuple(int(n) for n in re.findall(r"\d+", found)[:2]) < (2, 3):
+        raise ImportError(f"crnas_d2 needs torch 2.3 or later; here is {found}")
 
 
 def _check_pins_of_05() -> None:

@@ -109,7 +109,7 @@ class DilationSpace:
         """The partial architecture with no digit chosen, from which the greedy search starts."""
         return Architecture(self.family, self.stage_code, ())
 
-    def complete(self, partial: Architecture, seed: int, batch: int | str) -> Architecture:
+    def complete(self, partial: Architecture, seed: int, batch: int) -> Architecture:
         """Draw the blocks that ``partial`` leaves open, uniformly (paper, Sec. 3.3.2).
 
         A function of (seed, block, mini-batch) alone: the candidates of one greedy step, which have
@@ -118,6 +118,19 @@ class DilationSpace:
         block = len(partial.dilation_code)
         rng = random.Random(derive_seed(seed, "completion", block, batch))
         return partial.extended(rng.choice(DIGITS) for _ in range(partial.blocks - block))
+
+    def complete_evenly(self, partial: Architecture, seed: int, batch: int) -> Architecture:
+        """As ``complete``, but three batches in a row, 3k to 3k + 2, draw each digit of a block once.
+
+        So every alternative of an open block is reached whenever there are three batches.
+        """
+        block = len(partial.dilation_code)
+
+        def digit(of: int) -> int:
+            rng = random.Random(derive_seed(seed, "even completion", block, of, batch // 3))
+            return rng.sample(DIGITS, k=len(DIGITS))[batch % 3]
+
+        return partial.extended(digit(of) for of in range(block, partial.blocks))
 
     def sample(self, seed: int, iteration: int, among: Sequence[Architecture] = ()) -> Architecture:
         """Uniform and independent in each choice block, or uniform over ``among``."""

@@ -56,6 +56,26 @@ TINY = [
 ]
 
 
+# On top of TINY: other detectors over our backbones.
+HEADS = {
+    "FasterRCNN": ["MODEL.BACKBONE.NAME", "build_crnas_fpn_backbone"],
+    "MaskRCNN": [
+        *("MODEL.MASK_ON", True),
+        *("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
+        *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1),
+        *("MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
+        *("INPUT.MASK_FORMAT", "bitmask"),
+    ],
+    "RetinaNet": [
+        *("MODEL.META_ARCHITECTURE", "RetinaNet"),
+        *("MODEL.BACKBONE.NAME", "build_crnas_retinanet_fpn_backbone"),
+        *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
+        *("MODEL.RETINANET.NUM_CLASSES", 3),
+        *("MODEL.RETINANET.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"]),
+    ],
+}
+
+
 def tiny_shapes(folder: Path) -> list[Any]:
     """A dozen pictures of 96x96, and the KEY VALUE pairs that name them."""
     make_shapes(folder, 12, 4, seed=1, size=(96, 96))

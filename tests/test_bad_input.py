@@ -19,6 +19,7 @@ import pytest
 import torch
 from detectors import ROOT, TINY, command_line, tiny_shapes
 
+from crnas_d2.data.splits import write_split
 from crnas_d2.engine.chain import _step_config, plan_search
 from crnas_d2.engine.launch import run
 from crnas_d2.engine.scoring import Split
@@ -245,7 +246,7 @@ SEARCHES = [
     (["SEARCH.TASK", "segm"], ["SEARCH.TASK", "'segm'", "MASK_ON", "bbox"]),
     (["SEARCH.FOUND_BASE", "no/such.yaml"], ["SEARCH.FOUND_BASE", "no/such.yaml", "no such"]),
     (["MODEL.CRNAS.SUPERNET", "stage"], ["MODEL.CRNAS.SUPERNET", "'stage'", "leave it empty"]),
-    (["MODEL.BACKBONE.FREEZE_AT", 2], ["MODEL.BACKBONE.FREEZE_AT", "2", "0 only"]),
+    (["MODEL.BACKBONE.FREEZE_AT", 2], ["MODEL.BACKBONE.FREEZE_AT", "2", "allowed is 0"]),
     (["TEST.PRECISE_BN.ENABLED", True], ["TEST.PRECISE_BN.ENABLED", "True", "False"]),
     (
         ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"],
@@ -447,6 +448,69 @@ def test_steps_that_pass_over_the_stage_search_of_the_folder(bench: Bench) -> No
     assert error.startswith("error: SEARCH.STEPS: ('dilation',): ") and "name stage, too" in error
 
 
+def test_runs_of_others_below_the_folder_are_no_hindrance(bench: Bench) -> None:
+    bench.earlier_run(folder="baseline-0")
+    assert bench.starts(TRAIN)
+    assert bench.starts(SEARCH)
+
+
+def test_resume_with_other_data(bench: Bench) -> None:
+    """Part of the candidates would be scored on another archval than the rest."""
+    plan = plan_search(default_argument_parser().parse_args(bench.arguments(["--resume"])))
+    write_split(plan.parts, bench.output / "splits")
+    assert bench.starts(SEARCH, "--resume")
+    path = bench.json(lambda content: content["images"].pop(3) and cut_off(content))
+    error = bench.call(SEARCH, "--resume", "DATASETS.TRAIN_JSON", path)
+    assert error.startswith("error: DATASETS.TRAIN: its JSON gives another ")
+
+
+def cut_off(content: dict[str, Any]) -> None:
+    """Drop the annotations of images that are gone."""
+    ids = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+
+
+def test_eval_only_does_not_read_the_training_set(bench: Bench) -> None:
+    bench.checkpoint(name="weights.pth")
+    options = ["MODEL.WEIGHTS", str(bench.folder / "weights.pth"), "DATASETS.TRAIN_JSON", "gone.json"]
+    assert bench.starts(TRAIN, "--eval-only", *options).MODEL.ROI_HEADS.NUM_CLASSES == 3
+
+
+def test_a_search_evaluates_nothing(bench: Bench) -> None:
+    assert bench.call(SEARCH, "--eval-only").startswith("error: --eval-only: ")
+
+
+def test_own_training_data_alone_is_not_evaluated_on_other_data(bench: Bench) -> None:
+    none = ["DATASETS.TEST_JSON", "", "DATASETS.TEST_IMAGES", "", "DATASETS.TEST", ("bccd_val",)]
+    assert bench.starts(TRAIN, *none).DATASETS.TEST == ()
+    error = bench.call(SEARCH, *none, "SEARCH.STEPS", ("stage", "retrain"))
+    assert error.startswith("error: DATASETS.TEST: (): one test set is needed to retrain")
+
+
+def test_a_found_base_of_another_family(bench: Bench) -> None:
+    path = bench.folder / "basic.yaml"
+    backbone = "{BACKBONE: {NAME: build_crnas_fpn_backbone, FREEZE_AT: 0}"
+    levels = "FPN: {IN_FEATURES: [res2, res3, res4, res5]}"
+    path.write_text(f"MODEL: {backbone}, {levels}, WEIGHTS: '', CRNAS: {{FAMILY: resnet_basic}}}}\n")
+    error = bench.call(SEARCH, "SEARCH.FOUND_BASE", str(path))
+    assert "has MODEL.CRNAS.FAMILY 'resnet_basic'" in error and "'resnet' is needed" in error
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["MODEL.CRNAS.NORM", "GN"],
+        ["MODEL.FPN.IN_FEATURES", ["res9"]],
+        ["MODEL.FPN.IN_FEATURES", []],
+        ["MODEL.CRNAS.WIDTHS", [0, 6, 8, 12]],
+        ["MODEL.CRNAS.STAGE_SPACE", [1, 2, 3, 4]],
+    ],
+    ids=str,
+)
+def test_a_backbone_that_cannot_be_built(bench: Bench, options: list[Any]) -> None:
+    assert bench.call(TRAIN, *options).startswith("error: MODEL.")
+
+
 def test_a_folder_that_holds_a_journal(bench: Bench) -> None:
     (bench.output / "stage").mkdir(parents=True)
     (bench.output / "stage" / "journal.jsonl").write_text("{}\n")
@@ -463,7 +527,7 @@ def test_a_folder_that_holds_a_training(bench: Bench) -> None:
 @pytest.mark.parametrize("flags", [[], ["--resume"], ["--eval-only"]])
 def test_a_folder_that_is_a_file(bench: Bench, flags: list[str]) -> None:
     bench.output.write_text("a file")
-    for name in (TRAIN, SEARCH):
+    for name in (TRAIN,) if "--eval-only" in flags else (TRAIN, SEARCH):
         assert f"OUTPUT_DIR: {bench.output}: is not a folder" in bench.call(name, *flags)
 
 

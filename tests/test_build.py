@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import TINY
+from detectors import HEADS, TINY
 
 from crnas_d2.engine.draws import seeded_draws
 from crnas_d2.engine.setup import read_config
@@ -14,19 +14,8 @@ from crnas_d2.modeling.build import FAMILIES, SUPERNETS, architecture_of
 from crnas_d2.modeling.supernet import find_supernet
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone, build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-
-HEADS = {
-    "FasterRCNN": ["MODEL.BACKBONE.NAME", "build_crnas_fpn_backbone"],
-    "RetinaNet": [
-        *("MODEL.META_ARCHITECTURE", "RetinaNet"),
-        *("MODEL.BACKBONE.NAME", "build_crnas_retinanet_fpn_backbone"),
-        *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
-        *("MODEL.RETINANET.NUM_CLASSES", 3),
-        *("MODEL.RETINANET.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"]),
-    ],
-}
 
 
 def config(*overrides: Any) -> CfgNode:
@@ -38,6 +27,9 @@ def picture(seed: int) -> dict[str, Any]:
     instances = Instances((64, 96))
     instances.gt_boxes = Boxes(torch.tensor([[4.0, 4.0, 40.0, 40.0], [30.0, 8.0, 90.0, 60.0]]))
     instances.gt_classes = torch.tensor([0, 2])
+    masks = torch.zeros(2, 64, 96, dtype=torch.bool)
+    masks[0, 4:40, 4:40] = masks[1, 8:60, 30:90] = True
+    instances.gt_masks = BitMasks(masks)
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 256, (3, 64, 96), generator=generator, dtype=torch.uint8)
     return {"image": image, "instances": instances, "height": 64, "width": 96, "image_id": seed}

@@ -381,3 +381,20 @@ def test_dilation_space_contains() -> None:
     assert DILATION.sample(0, 0) in DILATION
     assert Architecture("resnet", (1, 3, 2, 3), ()) not in DILATION
     assert Architecture("resnet_basic", (1, 3, 2, 2), ()) not in DILATION
+
+
+def test_even_completions_reach_every_alternative() -> None:
+    space = DilationSpace("resnet", (2, 3, 2, 1))
+    partial = space.root.extended([1, 2])
+    for group in range(40):
+        three = [space.complete_evenly(partial, 7, 3 * group + i) for i in range(3)]
+        assert all(a.is_complete and a.dilation_code[:2] == (1, 2) for a in three)
+        for digits in list(zip(*(a.dilation_code for a in three)))[2:]:
+            assert set(digits) == {0, 1, 2}
+    first = [space.complete_evenly(partial, 7, batch).dilation_code for batch in range(120)]
+    assert first == [space.complete_evenly(partial, 7, batch).dilation_code for batch in range(120)]
+    assert len(set(first)) > 60
+    other = space.root.extended([0, 0])  # another candidate of the same step: the same draws
+    assert [space.complete_evenly(other, 7, b).dilation_code[2:] for b in range(9)] == [
+        code[2:] for code in first[:9]
+    ]

@@ -259,6 +259,15 @@ def test_an_annotation_of_something_unknown(folder: Path, entry: str, part: str)
     assert_one_line(caught.value, "KEY: ", shown)
 
 
+def test_a_box_that_is_none(folder: Path) -> None:
+    annotations = json.loads((folder / "train.json").read_text())["annotations"]
+    annotations[1]["bbox"] = [1, 2, 3]
+    change(folder / "train.json", annotations=annotations)
+    with pytest.raises(InputError) as caught:
+        read_coco_json(str(folder / "train.json"), "KEY")
+    assert_one_line(caught.value, "KEY: ", f"annotation {annotations[1]['id']}: bbox [1, 2, 3]")
+
+
 def test_no_file(tmp_path: Path) -> None:
     for path, shown in ((tmp_path / "x.json", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(InputError) as caught:

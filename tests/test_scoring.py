@@ -18,6 +18,7 @@ from crnas_d2.data.datasets import read_coco_json
 from crnas_d2.engine.scoring import Split, build_scorer, recalibration_images
 from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.errors import InputError
+from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.evaluation.batches import FixedBatches
 from crnas_d2.evaluation.coco import METRICS, CocoMetric
 from crnas_d2.evaluation.recalibration import recalibrated
@@ -29,6 +30,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.structures import Boxes, Instances
 
 
 def trained(tmp_path: Path, kind: str, *overrides: Any) -> tuple[CfgNode, Split, nn.Module]:
@@ -134,17 +136,52 @@ def test_partial_codes_meet_the_same_draws(tmp_path: Path) -> None:
     first = score([space.root])
     assert score([space.root]) == first
     drawn = []
-    original = type(space).complete
 
-    def complete(self: Any, partial: Any, seed: int, batch: str) -> Any:
-        drawn.append((len(partial.dilation_code), batch))
-        return original(self, partial, seed, batch)
+    def noting(name: str) -> Any:
+        original = getattr(type(space), name)
+
+        def complete(self: Any, partial: Any, seed: int, batch: int) -> Any:
+            drawn.append((name, len(partial.dilation_code), batch))
+            return original(self, partial, seed, batch)
+
+        return complete
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(space), "complete", complete)
+        for name in ("complete", "complete_evenly"):
+            patch.setattr(type(space), name, noting(name))
         score([space.root.extended([2])])
-    expected = [(1, f"archtrain {i}") for i in range(2)] + [(1, f"archval {i}") for i in range(2)]
-    assert drawn == expected
+    assert drawn == [(n, 1, batch) for n in ("complete_evenly", "complete") for batch in range(2)]
+
+
+def test_segmentation_goes_by_the_masks_area() -> None:
+    """Thin masks in large boxes: small by their masks, medium by their boxes."""
+    size = {"height": 64, "width": 64}
+    thin = [[4, 4, 60, 4, 60, 6, 4, 6, 4, 60, 4, 4]]
+    content = {
+        "images": [{"id": 1, "file_name": "x.jpg", **size}],
+        "categories": [{"id": 1, "name": "thin"}],
+        "annotations": [
+            {
+                **{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 112.0},
+                **{"bbox": [4, 4, 56, 56], "segmentation": thin},
+            }
+        ],
+    }
+    metric = CocoMetric(content, "segm", "APs")
+    scorer = object.__new__(ArchvalScorer)
+    scorer._metric, scorer._category_ids = metric, [1]
+    mask = torch.zeros(1, 64, 64, dtype=torch.bool)
+    mask[0, 4:6, 4:60] = True
+    far = torch.zeros(1, 64, 64, dtype=torch.bool)
+    far[0, 30:32, 8:60] = True
+    instances = Instances((64, 64))
+    instances.pred_boxes = Boxes(torch.tensor([[8.0, 30.0, 60.0, 62.0], [4.0, 4.0, 60.0, 60.0]]))
+    instances.pred_classes = torch.tensor([0, 0])
+    instances.scores = torch.tensor([0.9, 0.8])
+    instances.pred_masks = torch.cat([far, mask])
+    found = scorer._as_coco([{"image_id": 1}], [{"instances": instances}])
+    assert all("bbox" not in result for result in found)
+    assert 0 < metric(found) < 100  # the false one counts: it is small, whatever its box
 
 
 def test_recalibration_images_do_not_depend_on_order() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import tiny_config
+from detectors import HEADS, tiny_config
 
 from crnas_d2.engine.draws import seeded_draws
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
@@ -109,6 +109,19 @@ def test_a_resumed_run_is_the_same_run(kind: str, cut: int, tmp_path: Path) -> N
     resumed.train()
     expected, found = whole.model.state_dict(), resumed.model.state_dict()
     assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_a_resumed_retinanet_is_the_same_run(tmp_path: Path) -> None:
+    """Its losses are divided by a running mean that is no buffer of the model."""
+    options = [*HEADS["RetinaNet"], "DATASETS.TEST_JSON", "", "DATASETS.TEST_IMAGES", ""]
+    whole = trainer_of(tmp_path / "data", tmp_path / "whole", *options)
+    whole.train()
+    stop_after(trainer_of(tmp_path / "data", tmp_path / "cut", *options), 3)
+    resumed = trainer_of(tmp_path / "data", tmp_path / "cut", *options)
+    assert resumed.start_iter == 2
+    resumed.train()
+    expected, found = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 

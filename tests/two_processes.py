@@ -72,9 +72,9 @@ def scores(trainer: SupernetTrainer, cfg) -> dict:
 
 
 def main(config: str, out: str, mode: str) -> None:
-    if under_torchrun():
-        join_torchrun()
     cfg = read_config(config, [])
+    if under_torchrun():
+        join_torchrun(cfg.MODEL.DEVICE)
     use_own_data(cfg)
     torch.set_num_threads(cfg.NUM_THREADS)
     trainer = SupernetTrainer(cfg)

@@ -39,8 +39,8 @@ def row_of(name: str, folder: Path) -> dict[str, Any]:
     metrics = folder / "metrics.json"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     results = [line for line in map(json.loads, lines) if "bbox/AP" in line]
-    if not results:
-        raise InputError(f"{metrics}: has no bbox/AP; a finished run of train_net.py is needed")
+    if not results or results[-1]["iteration"] < cfg.SOLVER.MAX_ITER - 1:
+        raise InputError(f"{metrics}: has no final bbox/AP; a finished run of train_net.py is needed")
     architecture = architecture_of(cfg)
     costs = backbone_costs(cfg)(architecture)
     row = {

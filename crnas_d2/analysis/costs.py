@@ -26,9 +26,15 @@ STRIDE = 32
 
 
 def input_size(cfg: CfgNode) -> tuple[int, int]:
-    """(height, width) in pixels of a typical test image: for a short side of 800 it is 800 x 1088."""
+    """(height, width) in pixels, multiples of 32, at which costs are counted.
+
+    A picture of the paper's proportions, resized as INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST say:
+    800 x 1088 for 800 and 1333, as in the paper.
+    """
     short = cfg.INPUT.MIN_SIZE_TEST or 800  # 0: images are not resized
-    height, width = (STRIDE * math.ceil(round(s) / STRIDE) for s in (short, short * ASPECT))
+    shrink = min(1.0, cfg.INPUT.MAX_SIZE_TEST / (short * ASPECT))
+    sides = (short * shrink, short * ASPECT * shrink)
+    height, width = (STRIDE * math.ceil(round(side) / STRIDE) for side in sides)
     return height, width
 
 

@@ -21,7 +21,7 @@ BUILTIN = ("bccd",)
 RECORD_ENTRIES = {
     "images": ("id", "file_name", "height", "width"),
     "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
 }
 
 
@@ -72,6 +72,12 @@ def read_coco_json(path: str, key: str) -> dict[str, Any]:
                     f"{key}: {path}: annotation {annotation['id']}: {entry} {annotation[entry]!r}: "
                     f"is the id of none of the {part}"
                 )
+        box = annotation["bbox"]
+        if not isinstance(box, list) or len(box) != 4:
+            raise InputError(
+                f"{key}: {path}: annotation {annotation['id']}: bbox {box}: "
+                "x, y, width and height are needed, in pixels"
+            )
     return content
 
 
@@ -135,21 +141,24 @@ def check_dataset(name: str, key: str) -> dict[str, Any]:
     return content
 
 
-def use_own_data(cfg: CfgNode, test: bool = True) -> None:
+def use_own_data(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
     """Put the data sets that the *_JSON and *_IMAGES keys name into DATASETS.TRAIN and TEST.
 
-    The number of classes of the heads follows the training JSON. Changes ``cfg`` in place; does
-    nothing where the keys are empty.
+    The number of classes of the heads follows the JSON. A training set of one's own without a test
+    set empties DATASETS.TEST. Changes ``cfg`` in place; does nothing where the keys are empty.
 
     Args:
-        test: whether the test set will be used; else it is not looked at.
+        train: whether the training set will be used; else its files are not looked at.
+        test: the same for the test set.
 
     Raises:
         InputError: a key without its partner, a file that is missing or empty, or test classes that
             are not the training classes.
     """
     classes: dict[str, list[str]] = {}
-    for split in ("TRAIN", "TEST"):
+    if cfg.DATASETS.TRAIN_JSON and not cfg.DATASETS.TEST_JSON:
+        cfg.DATASETS.TEST = ()  # what a config names there is of other data
+    for split, used in (("TRAIN", train), ("TEST", test)):
         json_key, images_key = f"DATASETS.{split}_JSON", f"DATASETS.{split}_IMAGES"
         json_file, images = cfg.DATASETS[f"{split}_JSON"], cfg.DATASETS[f"{split}_IMAGES"]
         if bool(json_file) != bool(images):
@@ -159,16 +168,16 @@ def use_own_data(cfg: CfgNode, test: bool = True) -> None:
             continue
         json_file, images = os.path.abspath(json_file), os.path.abspath(images)
         name = f"{split.lower()}:{json_file}"
-        if split == "TRAIN" or test:
+        if used:
             content = read_coco_json(json_file, json_key)
             check_images(content, images, images_key)
             ordered = sorted(content["categories"], key=lambda c: c["id"])  # as detectron2 does
             classes[split] = [category["name"] for category in ordered]
         register_coco(name, json_file, images)
         cfg.DATASETS[split] = (name,)
-    if "TRAIN" in classes:
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes["TRAIN"])
-        cfg.MODEL.RETINANET.NUM_CLASSES = len(classes["TRAIN"])
+    for names in classes.values():
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
+        cfg.MODEL.RETINANET.NUM_CLASSES = len(names)
     if len(classes) == 2 and classes["TRAIN"] != classes["TEST"]:
         raise InputError(
             f"DATASETS.TEST_JSON: classes {classes['TEST']}; "

@@ -161,8 +161,12 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
         InputError: as check_loading.
     """
     check_loading(cfg, comm.get_world_size())
+    heads = cfg.MODEL.ROI_KEYPOINT_HEAD
     dicts = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=heads.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     wide = [not grouped or record["width"] > record["height"] for record in dicts]

@@ -5,13 +5,15 @@ found.yaml, and retraining if asked. Every step resumes where it was left.
     OUTPUT_DIR/stage/                    checkpoints, journal.jsonl
     OUTPUT_DIR/dilation/                 the same; dilation_N16/ where there are several budgets
     OUTPUT_DIR/found.yaml                found_N16.yaml where there are several budgets
-    OUTPUT_DIR/retrain/{baseline,found}/ checkpoints, results.json
+    OUTPUT_DIR/retrain/found_CODES/      checkpoints, results.json; also of the baseline
+    OUTPUT_DIR/retrain/table.csv         what retraining gave
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from crnas_d2.engine.hooks import DilationSearch, StageSearch
 from crnas_d2.engine.retrain import retrain, retrain_config
 from crnas_d2.engine.scoring import Split, build_metric, build_scorer
 from crnas_d2.engine.setup import (
+    SEARCH,
     check_network,
     check_output,
     check_same_run,
@@ -68,6 +71,8 @@ def plan_search(args: argparse.Namespace) -> Plan:
     Raises:
         InputError: the key, its value and what is allowed.
     """
+    if args.eval_only:
+        raise InputError("--eval-only: a search evaluates nothing; train_net.py takes it")
     cfg = read_config(args.config_file, args.opts)
     _check_search_keys(cfg)
     check_network(cfg)
@@ -84,6 +89,11 @@ def plan_search(args: argparse.Namespace) -> Plan:
     if retrains:
         run = retrain_config(cfg, base)
         check_loading(run, processes(args))
+        if len(run.DATASETS.TEST) != 1:
+            raise InputError(
+                f"DATASETS.TEST: {tuple(run.DATASETS.TEST)}: "
+                "one test set is needed to retrain (SEARCH.STEPS)"
+            )
         check_weights(run, resume=False, strict=False)
         for side in ("TRAIN", "TEST"):
             for name in run.DATASETS[side]:
@@ -91,8 +101,10 @@ def plan_search(args: argparse.Namespace) -> Plan:
     content = check_dataset(cfg.DATASETS.TRAIN[0], "DATASETS.TRAIN")
     parts = split(content, cfg.SEARCH.ARCHVAL_SIZE, cfg.SEARCH.SPLIT_FIELD, seed_of(cfg))
     build_metric(cfg, Split("", "", parts[1]))
-    check_output(cfg.OUTPUT_DIR, args.resume)
-    check_same_run(cfg)
+    check_output(cfg.OUTPUT_DIR, args.resume, SEARCH)
+    if args.resume:
+        check_same_run(cfg)
+        _check_same_split(parts, Path(cfg.OUTPUT_DIR))
     if "stage" not in cfg.SEARCH.STEPS and (Path(cfg.OUTPUT_DIR) / "stage").exists():
         raise InputError(
             f"SEARCH.STEPS: {tuple(cfg.SEARCH.STEPS)}: {cfg.OUTPUT_DIR} holds a stage search, whose "
@@ -101,6 +113,16 @@ def plan_search(args: argparse.Namespace) -> Plan:
     check_weights(first, args.resume, strict=bool(first.MODEL.CRNAS.SUPERNET))
     cfg.freeze()
     return Plan(cfg, base, parts, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root)
+
+
+def _check_same_split(parts: tuple[dict[str, Any], dict[str, Any]], folder: Path) -> None:
+    for part, now in zip(("archtrain", "archval"), parts):
+        path = folder / "splits" / f"{part}.json"
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != now:
+            raise InputError(
+                f"DATASETS.TRAIN: its JSON gives another {part} than {path}; "
+                "--resume goes on with the same data only"
+            )
 
 
 def _check_search_keys(cfg: CfgNode) -> None:
@@ -152,6 +174,12 @@ def _found_base(cfg: CfgNode, config_file: str) -> str:
                 raise InputError(
                     f"SEARCH.FOUND_BASE: {named}: has MODEL.BACKBONE.NAME "
                     f"{found.MODEL.BACKBONE.NAME!r}, which is none of ours"
+                )
+            ours, node = cfg.MODEL.CRNAS, found.MODEL.CRNAS
+            if node.SUPERNET or node.FAMILY != ours.FAMILY:
+                raise InputError(
+                    f"SEARCH.FOUND_BASE: {named}: has MODEL.CRNAS.FAMILY {node.FAMILY!r} and "
+                    f"SUPERNET {node.SUPERNET!r}; a fixed network of {ours.FAMILY!r} is needed"
                 )
             return str(path)
     raise InputError(f"SEARCH.FOUND_BASE: {named}: no such config file")

@@ -32,7 +32,7 @@ def found_config(cfg: CfgNode, base: str, architecture: Architecture) -> dict[st
     }
     own = {key: str(Path(cfg.DATASETS[key]).resolve()) for key in OWN_DATA if cfg.DATASETS[key]}
     if own:
-        content["DATASETS"] = own
+        content["DATASETS"] = own if cfg.DATASETS.TEST_JSON else {**own, "TEST": []}
         for head in ("ROI_HEADS", "RETINANET"):
             content["MODEL"][head] = {"NUM_CLASSES": cfg.MODEL[head].NUM_CLASSES}
     return content

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from crnas_d2 import lines
+from crnas_d2.engine.setup import read_config
 from crnas_d2.errors import InputError
 from detectron2.engine import launch
 
@@ -27,9 +28,13 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def join_torchrun() -> None:
-    """Enter the process group that the environment describes: nccl on GPUs, gloo on the CPU."""
-    on_gpu = torch.cuda.is_available()
+def join_torchrun(device: str) -> None:
+    """Enter the process group that the environment describes: nccl on GPUs, gloo on the CPU.
+
+    Args:
+        device: MODEL.DEVICE.
+    """
+    on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if on_gpu else "gloo")
@@ -52,7 +57,7 @@ def run(
     args = parser.parse_args()
     try:
         if under_torchrun():
-            join_torchrun()
+            join_torchrun(read_config(args.config_file, args.opts).MODEL.DEVICE)
             main(args)
         elif args.num_gpus * args.num_machines > 1:
             there = torch.cuda.device_count()

@@ -38,7 +38,9 @@ def retrain(cfg: CfgNode, base: str, found: Sequence[str], folder: Path) -> list
     for path in (base, *found):
         name = "baseline" if path == base else Path(path).stem
         run = retrain_config(cfg, path)
-        run.OUTPUT_DIR = str(folder / name)
+        # The codes are part of the folder's name: another network never takes this one's results.
+        codes = str(architecture_of(run)).split("/", 1)[1].replace("/", "_")
+        run.OUTPUT_DIR = str(folder / f"{name}_{codes}")
         run.freeze()
         rows.append({"network": name, **train_and_test(run)})
     return write_tables(rows, folder) if comm.is_main_process() else []
@@ -57,9 +59,10 @@ def retrain_config(cfg: CfgNode, path: str) -> CfgNode:
 def train_and_test(cfg: CfgNode) -> dict[str, Any]:
     """One network trained and tested, or its results.json; a row of the table."""
     path = Path(cfg.OUTPUT_DIR) / "results.json"
+    check_same_run(cfg)
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
-    check_same_run(cfg)
+    comm.synchronize()  # every process has looked before the first one writes
     if comm.is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
         (path.parent / "config.yaml").write_text(cfg.dump(), encoding="utf-8")

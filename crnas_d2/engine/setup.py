@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,10 @@ from detectron2.utils.logger import setup_logger
 _UNREADABLE = (AssertionError, AttributeError, KeyError, OSError, ValueError, yaml.YAMLError)
 
 
-# May differ between a run and its resumption: they change where and how fast it runs, or how far.
+# May differ between a run and its resumption: where and how fast it runs, which steps it takes.
 FREE_KEYS = (
     "CUDNN_BENCHMARK",
     "DATALOADER.NUM_WORKERS",
-    "MODEL.DEVICE",
     "OUTPUT_DIR",
     "SEARCH.STEPS",
     "SOLVER.CHECKPOINT_PERIOD",
@@ -59,8 +59,7 @@ def read_config(config_file: str, opts: list[str]) -> CfgNode:
         cfg.merge_from_list(opts)
     except (KeyError, ValueError, AssertionError) as error:
         raise InputError(f"KEY VALUE: {' '.join(opts)}: {_line(error)}") from error
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        logging.getLogger(__name__).info("MODEL.DEVICE: no GPU here, so cpu")
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg
 
@@ -92,6 +91,11 @@ def check_network(cfg: CfgNode) -> None:
         return
     if supernet and cfg.TEST.PRECISE_BN.ENABLED:
         raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
+    if cfg.MODEL.BACKBONE.FREEZE_AT and not cfg.MODEL.WEIGHTS:
+        raise InputError(
+            f"MODEL.BACKBONE.FREEZE_AT: {cfg.MODEL.BACKBONE.FREEZE_AT}: without MODEL.WEIGHTS the "
+            "frozen layers would stay random; allowed is 0"
+        )
     architecture_of(cfg)
     stage_space_of(cfg)
     _outline(cfg)
@@ -103,8 +107,16 @@ def _our_backbones() -> str:
 
 def _outline(cfg: CfgNode) -> nn.Module:
     """The backbone with shapes and no values: as quick to build as it is small."""
-    with torch.device("meta"):
-        return build_backbone(cfg)
+    try:
+        with torch.device("meta"):
+            return build_backbone(cfg)
+    except InputError:
+        raise
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"MODEL.BACKBONE.NAME: {cfg.MODEL.BACKBONE.NAME!r}: cannot be built with these "
+            f"MODEL.CRNAS and MODEL.FPN: {type(error).__name__}: {_line(error)}"
+        ) from error
 
 
 def check_weights(cfg: CfgNode, resume: bool, strict: bool) -> None:
@@ -128,17 +140,28 @@ def check_weights(cfg: CfgNode, resume: bool, strict: bool) -> None:
         check_backbone_weights(_outline(cfg), path, key)
 
 
-def check_output(folder: str, resume: bool) -> None:
+# What train_net.py and search_net.py leave in their OUTPUT_DIR.
+TRAINING = ("last_checkpoint",)
+SEARCH = (
+    *("stage/last_checkpoint", "stage/journal.jsonl"),
+    *("dilation*/last_checkpoint", "dilation*/journal.jsonl"),
+    "retrain/*/last_checkpoint",
+)
+
+
+def check_output(folder: str, resume: bool, traces: Sequence[str]) -> None:
     """Without --resume, a folder that holds a run is not written over.
 
+    Args:
+        traces: patterns of files that an earlier run leaves, ``TRAINING`` or ``SEARCH``.
+
     Raises:
-        InputError: the folder is a file, or holds a checkpoint or a journal.
+        InputError: the folder is a file, or holds such a file.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise InputError(f"OUTPUT_DIR: {folder}: is not a folder")
-    kept = [*path.glob("last_checkpoint"), *path.glob("*/last_checkpoint")]
-    kept += [*path.glob("*/*/last_checkpoint"), *path.glob("*/journal.jsonl")]
+    kept = [file for trace in traces for file in path.glob(trace)]
     if kept and not resume:
         raise InputError(
             f"OUTPUT_DIR: {folder}: holds {kept[0].relative_to(path)} of an earlier run; "
@@ -147,13 +170,17 @@ def check_output(folder: str, resume: bool) -> None:
 
 
 def check_same_run(cfg: CfgNode) -> None:
-    """What stands in OUTPUT_DIR was computed with this very config.
+    """What stands in OUTPUT_DIR was computed with this config, FREE_KEYS apart.
+
+    A config.yaml that a kill has torn counts for what can be read of it.
 
     Raises:
         InputError: the first key that differs.
     """
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    if not path.is_file():
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, yaml.YAMLError):
         return
 
     def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -165,12 +192,11 @@ def check_same_run(cfg: CfgNode) -> None:
             for key, value in leaves(child, f"{prefix}.{name}" if prefix else name).items()
         }
 
-    before = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
-    now = leaves(yaml.safe_load(cfg.dump()))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and key not in FREE_KEYS:
+    before, now = leaves(held), leaves(yaml.safe_load(cfg.dump()))
+    for key in sorted(before.keys() & now.keys()):
+        if before[key] != now[key] and key not in FREE_KEYS:
             raise InputError(
-                f"{key}: {now.get(key)!r}: the run in {cfg.OUTPUT_DIR} has {before.get(key)!r}; "
+                f"{key}: {now[key]!r}: the run in {cfg.OUTPUT_DIR} has {before[key]!r}; "
                 "--resume goes on with the same config only"
             )
 
@@ -194,8 +220,8 @@ def train_config(args: argparse.Namespace) -> CfgNode:
             f"--eval-only: with MODEL.CRNAS.SUPERNET {cfg.MODEL.CRNAS.SUPERNET!r}: allowed is a "
             "fixed network; search_net.py scores the paths of a supernet"
         )
-    use_own_data(cfg, test=not supernet)
-    check_output(cfg.OUTPUT_DIR, args.resume or args.eval_only)
+    use_own_data(cfg, train=not args.eval_only, test=not supernet)
+    check_output(cfg.OUTPUT_DIR, args.resume or args.eval_only, TRAINING)
     if not args.eval_only:
         check_loading(cfg, processes(args))
         for name in cfg.DATASETS.TRAIN:
@@ -228,3 +254,4 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
                     handler.setLevel(logging.WARNING)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="crnas_d2")
     default_setup(cfg, args)
+    logging.getLogger(__name__).info("%d processes on %s", comm.get_world_size(), cfg.MODEL.DEVICE)

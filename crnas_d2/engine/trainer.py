@@ -77,11 +77,17 @@ class StepTrainer(SimpleTrainer):
         self._scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "grad_scaler": self._scaler.state_dict()}
+        state = {**super().state_dict(), "grad_scaler": self._scaler.state_dict()}
+        # RetinaNet's running mean of positive anchors is a plain attribute of the model.
+        if hasattr(self.model, "loss_normalizer"):
+            state["loss_normalizer"] = float(self.model.loss_normalizer)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._scaler.load_state_dict(state_dict["grad_scaler"])
+        if "loss_normalizer" in state_dict:
+            self.model.loss_normalizer = state_dict["loss_normalizer"]
 
 
 def parameter_groups(params: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

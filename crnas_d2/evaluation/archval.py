@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from crnas_d2.evaluation.batches import FixedBatches, gather_in_order
 from crnas_d2.evaluation.coco import CocoMetric
 from crnas_d2.evaluation.recalibration import recalibrated
 from crnas_d2.modeling.supernet import find_supernet
-from crnas_d2.space import DilationSpace
+from crnas_d2.space import StageSpace
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
@@ -22,8 +22,9 @@ from detectron2.utils import comm
 class ArchvalScorer:
     """Scores architectures by the supernet's weights; the same on every process.
 
-    A partial dilation code draws a completion of its own for every mini-batch (paper, Sec. 3.3.2),
-    of recalibration and of archval; the candidates of one greedy step meet the same draws.
+    A partial dilation code draws a completion of its own for every mini-batch of archval (paper, Sec.
+    3.3.2), and evenly for those of recalibration, so that every alternative gets its statistics; the
+    candidates of one greedy step meet the same draws.
 
     Args:
         detector: with a supernet; set to eval mode.
@@ -58,23 +59,25 @@ class ArchvalScorer:
         """The scores of the architectures, in 0..100, unrounded and finite."""
         return [self._score(architecture) for architecture in group]
 
-    def _path(self, architecture: Architecture, batch: str) -> Architecture:
+    def _completions(
+        self, architecture: Architecture
+    ) -> tuple[Callable[[int], Architecture], Callable[[int], Architecture]]:
+        """The path of a batch of recalibration, and that of a batch of archval."""
         space = self._supernet.space
-        if isinstance(space, DilationSpace):
-            return space.complete(architecture, self._seed, batch)
-        return architecture
+        if isinstance(space, StageSpace) or architecture.is_complete:
+            return lambda _: architecture, lambda _: architecture
+        return (
+            lambda number: space.complete_evenly(architecture, self._seed, number),
+            lambda number: space.complete(architecture, self._seed, number),
+        )
 
     @torch.no_grad()
     def _score(self, architecture: Architecture) -> float:
         mine = []
-        with recalibrated(
-            self._detector,
-            self._supernet,
-            self._recalibration,
-            lambda number: self._path(architecture, f"archtrain {number}"),
-        ):
+        of_recalibration, of_archval = self._completions(architecture)
+        with recalibrated(self._detector, self._supernet, self._recalibration, of_recalibration):
             for number, inputs in self._archval.mine():
-                with self._supernet.using_path(self._path(architecture, f"archval {number}")):
+                with self._supernet.using_path(of_archval(number)):
                     outputs = self._detector(inputs)
                 mine.append((number, self._as_coco(inputs, outputs)))
         detections = [d for batch in gather_in_order(mine) for d in batch]
@@ -93,4 +96,6 @@ class ArchvalScorer:
             results.extend(instances_to_coco_json(instances, image["image_id"]))
         for result in results:
             result["category_id"] = self._category_ids[result["category_id"]]
+            if self._metric.task == "segm":
+                del result["bbox"]  # else pycocotools takes the box's area for the mask's
         return results

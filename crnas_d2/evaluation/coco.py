@@ -23,6 +23,9 @@ class CocoMetric:
         task: one of ``TASKS``.
         metric: one of ``METRICS``.
 
+    Attributes:
+        task: as given.
+
     Raises:
         InputError: an unknown task or metric, or one that this ground truth cannot give.
     """
@@ -32,7 +35,7 @@ class CocoMetric:
             raise InputError(f"SEARCH.TASK: {task!r}: allowed are {', '.join(TASKS)}")
         if metric not in METRICS:
             raise InputError(f"SEARCH.METRIC: {metric!r}: allowed are {', '.join(METRICS)}")
-        self._task = task
+        self.task = task
         self._index = METRICS.index(metric)
         with _silence():
             self._truth = COCO()
@@ -50,7 +53,7 @@ class CocoMetric:
         for annotation in self._truth.dataset["annotations"]:
             detection = {k: annotation[k] for k in ("image_id", "category_id")}
             detection["score"] = 1.0
-            if self._task == "bbox":
+            if self.task == "bbox":
                 detection["bbox"] = list(annotation["bbox"])
             elif "segmentation" in annotation:
                 detection["segmentation"] = self._truth.annToRLE(annotation)
@@ -61,7 +64,7 @@ class CocoMetric:
 
     def _evaluate(self, detections: list[dict[str, Any]]) -> float:
         with _silence():
-            evaluation = COCOeval(self._truth, self._truth.loadRes(detections), self._task)
+            evaluation = COCOeval(self._truth, self._truth.loadRes(detections), self.task)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

@@ -65,6 +65,15 @@ def architecture_of(cfg: CfgNode) -> Architecture:
     return found
 
 
+def _are_depths(depths: object) -> bool:
+    return (
+        isinstance(depths, (list, tuple))
+        and len(depths) > 0
+        and all(type(n) is int and n > 0 for n in depths)
+        and len(set(depths)) == len(depths)
+    )
+
+
 def stage_space_of(cfg: CfgNode) -> StageSpace:
     """The stage space, without branches that no eligible code uses if SEARCH.ONLY_ELIGIBLE says so.
 
@@ -74,10 +83,7 @@ def stage_space_of(cfg: CfgNode) -> StageSpace:
     """
     family = family_of(cfg).name
     lists = cfg.MODEL.CRNAS.STAGE_SPACE
-    if len(lists) != FAMILY_STAGES[family] or not all(
-        depths and len(set(depths)) == len(depths) and all(type(n) is int and n > 0 for n in depths)
-        for depths in lists
-    ):
+    if len(lists) != FAMILY_STAGES[family] or not all(map(_are_depths, lists)):
         raise InputError(
             f"MODEL.CRNAS.STAGE_SPACE: {list(lists)}: {family} takes {FAMILY_STAGES[family]} "
             "lists of different positive depths"
@@ -98,9 +104,9 @@ def build_crnas_bottom_up(
     family = family_of(cfg)
     if node.SUPERNET not in SUPERNETS:
         raise InputError(f"MODEL.CRNAS.SUPERNET: {node.SUPERNET!r}: allowed are {SUPERNETS}")
-    if len(node.WIDTHS) != FAMILY_STAGES[family.name]:
+    if len(node.WIDTHS) != FAMILY_STAGES[family.name] or min(node.WIDTHS) < 1:
         raise InputError(
-            f"MODEL.CRNAS.WIDTHS: {list(node.WIDTHS)}: one for each of "
+            f"MODEL.CRNAS.WIDTHS: {list(node.WIDTHS)}: a positive one for each of "
             f"{FAMILY_STAGES[family.name]} stages"
         )
     if any(a == b for a, b in zip(node.WIDTHS, node.WIDTHS[1:])):

@@ -1,0 +1,83 @@
+"""tools/results.py: rows of finished runs, mean and spread. Retraining takes its own results only."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from detectors import ROOT, tiny_config
+
+from crnas_d2.engine import retrain
+from crnas_d2.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def results() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("results_tool", ROOT / "tools" / "results.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def finished(folder: Path, data: Path, seed: int, ap: float, iteration: int = 5) -> Path:
+    """The OUTPUT_DIR of a run of 6 iterations, as detectron2 writes it."""
+    cfg = tiny_config(data, folder, "SEED", seed)
+    (folder / "config.yaml").write_text(cfg.dump())
+    metrics = {f"bbox/{m}": ap for m in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+    lines = [{"iteration": 3, "total_loss": 1.0}, {"iteration": iteration, **metrics}]
+    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_rows_and_summary(results: ModuleType, tmp_path: Path) -> None:
+    rows = []
+    for seed, ap in ((0, 50.0), (1, 52.0), (2, 54.0)):
+        rows.append(results.row_of("base", finished(tmp_path / str(seed), tmp_path / "data", seed, ap)))
+    assert [row["seed"] for row in rows] == [0, 1, 2]
+    assert rows[0]["architecture"] == "resnet/1-2-1-1/0-00-0-0" and rows[0]["iterations"] == 6
+    assert "52.00 ± 2.00" in results.summary(rows)
+    assert "±" not in results.summary(rows[:1])
+
+
+def test_a_run_that_is_not_finished(results: ModuleType, tmp_path: Path) -> None:
+    folder = finished(tmp_path / "run", tmp_path / "data", 0, 50.0, iteration=3)
+    with pytest.raises(InputError, match="a finished run"):
+        results.row_of("base", folder)
+
+
+def test_retraining_takes_its_own_results_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+
+    class Trainer:
+        last_results = {"bbox": dict.fromkeys(retrain.METRICS, 1.0)}
+
+        def __init__(self, cfg: Any) -> None:
+            trained.append(cfg.OUTPUT_DIR)
+
+        def resume_or_load(self, resume: bool) -> None: ...
+
+        def train(self) -> None: ...
+
+    monkeypatch.setattr(retrain, "DetectionTrainer", Trainer)
+    cfg = tiny_config(tmp_path / "data", tmp_path / "out")
+    base = tmp_path / "base.yaml"
+    base.write_text(cfg.dump())
+    found = tmp_path / "found.yaml"
+    code = "MODEL: {CRNAS: {DILATION_CODE: [0, 0, 0, 0, %d]}}\n"
+    for digit in (1, 1, 2):
+        found.write_text(f"_BASE_: {base}\n" + code % digit)
+        (table,) = retrain.retrain(cfg, str(base), [str(found)], tmp_path / "retrain")
+        assert f"resnet/1-2-1-1/0-00-0-{digit}" in Path(table).read_text()
+    assert [Path(folder).name for folder in trained] == [
+        "baseline_1-2-1-1_0-00-0-0",
+        "found_1-2-1-1_0-00-0-1",
+        "found_1-2-1-1_0-00-0-2",
+    ]
+    base.write_text(cfg.dump().replace("MAX_ITER: 6", "MAX_ITER: 7"))
+    with pytest.raises(InputError, match=r"SOLVER\.MAX_ITER: 7: the run in .* has 6"):
+        retrain.retrain(cfg, str(base), [str(found)], tmp_path / "retrain")
