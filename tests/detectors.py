@@ -87,6 +87,12 @@ def tiny_shapes(folder: Path) -> list[Any]:
     ]
 
 
+def tiny_yaml(path: Path) -> Path:
+    """The tiny config as a file, for --config-file."""
+    path.write_text(read_config("", TINY).dump())
+    return path
+
+
 def tiny_config(data: Path, output: Path, *overrides: Any) -> CfgNode:
     """A tiny config on tiny shapes, its folder made; not frozen."""
     output.mkdir(parents=True, exist_ok=True)

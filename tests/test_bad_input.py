@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import ROOT, TINY, command_line, tiny_shapes
+from detectors import ROOT, TINY, command_line, tiny_shapes, tiny_yaml
 
 from crnas_d2.data.splits import write_split
 from crnas_d2.engine.chain import _step_config, plan_search
@@ -80,7 +80,7 @@ class Bench:
     def base(self) -> Path:
         path = self.folder / "base.yaml"
         if not path.exists():
-            path.write_text("VERSION: 2\n")
+            tiny_yaml(path)
         return path
 
     def call(self, name: str, *options: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import ROOT, TINY, command_line, tiny_config, tiny_shapes
+from detectors import ROOT, command_line, tiny_config, tiny_shapes, tiny_yaml
 
 from crnas_d2.engine.trainer import SupernetTrainer
 
@@ -82,12 +82,11 @@ def test_any_number_of_processes_scores_the_same(kind: str, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_whole_search_in_two_processes(tmp_path: Path) -> None:
     """torchrun search_net.py, retraining included: journals, found.yaml and the table."""
-    (tmp_path / "search.yaml").write_text("VERSION: 2\n")
-    options = [*TINY, *tiny_shapes(tmp_path / "data"), "OUTPUT_DIR", str(tmp_path / "out")]
-    options += ["SEARCH.STEPS", ("stage", "dilation", "retrain"), "SOLVER.MAX_ITER", 4]
+    options = [*tiny_shapes(tmp_path / "data"), "OUTPUT_DIR", str(tmp_path / "out")]
+    options += ["SEARCH.STEPS", ("stage", "dilation", "retrain")]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *torchrun, str(ROOT / "search_net.py")]
-    command += ["--config-file", str(tmp_path / "search.yaml"), *command_line(options)]
+    command += ["--config-file", str(tiny_yaml(tmp_path / "search.yaml")), *command_line(options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     out = tmp_path / "out"

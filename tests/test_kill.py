@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import TINY, command_line, tiny_shapes
+from detectors import command_line, tiny_shapes, tiny_yaml
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("counted_search.py")
@@ -27,12 +27,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set, and a config file for all runs."""
     folder = tmp_path_factory.mktemp("kill")
     tiny_shapes(folder / "data")
-    (folder / "search.yaml").write_text("VERSION: 2\n")
+    tiny_yaml(folder / "search.yaml")
     return folder
 
 
 def start(folder: Path, name: str, resume: bool) -> subprocess.Popen[bytes]:
-    options = [*TINY, *tiny_shapes(folder / "data"), "OUTPUT_DIR", str(folder / name)]
+    options = [*tiny_shapes(folder / "data"), "OUTPUT_DIR", str(folder / name)]
     command = [sys.executable, str(SCRIPT), "--config-file", str(folder / "search.yaml")]
     log = open(folder / f"{name}.out", "ab")
     return subprocess.Popen(

@@ -160,29 +160,29 @@ def _first_step(cfg: CfgNode) -> CfgNode:
 
 
 def _found_base(cfg: CfgNode, config_file: str) -> str:
-    """The config that found.yaml is based on: relative to the search's config, or to here."""
+    """The config that found.yaml is based on, as it stands in its file: no KEY VALUE reaches it.
+
+    SEARCH.FOUND_BASE, relative to the search's config or to here; else the search's own config file.
+    """
     named = cfg.SEARCH.FOUND_BASE
-    if not named and not config_file:
-        raise InputError("SEARCH.FOUND_BASE: empty: with no --config-file, a config file is needed")
-    if not named:
-        return config_file
-    for path in (Path(config_file).parent / named, Path(named)):
-        if path.is_file():
-            found = read_config(str(path), [])
-            check_network(found)
-            if "crnas" not in found.MODEL.BACKBONE.NAME:
-                raise InputError(
-                    f"SEARCH.FOUND_BASE: {named}: has MODEL.BACKBONE.NAME "
-                    f"{found.MODEL.BACKBONE.NAME!r}, which is none of ours"
-                )
-            ours, node = cfg.MODEL.CRNAS, found.MODEL.CRNAS
-            if node.SUPERNET or node.FAMILY != ours.FAMILY:
-                raise InputError(
-                    f"SEARCH.FOUND_BASE: {named}: has MODEL.CRNAS.FAMILY {node.FAMILY!r} and "
-                    f"SUPERNET {node.SUPERNET!r}; a fixed network of {ours.FAMILY!r} is needed"
-                )
-            return str(path)
-    raise InputError(f"SEARCH.FOUND_BASE: {named}: no such config file")
+    places = [Path(config_file).parent / named, Path(named)] if named else [Path(config_file)]
+    path = next((str(place) for place in places if place.is_file()), None)
+    if path is None:
+        raise InputError(f"SEARCH.FOUND_BASE: {named!r}: no such config file")
+    found = read_config(path, [])
+    check_network(found)
+    ours, node = cfg.MODEL.CRNAS, found.MODEL.CRNAS
+    if "crnas" not in found.MODEL.BACKBONE.NAME:
+        raise InputError(
+            f"SEARCH.FOUND_BASE: {path}: has MODEL.BACKBONE.NAME {found.MODEL.BACKBONE.NAME!r}, "
+            "which is none of ours"
+        )
+    if node.SUPERNET or node.FAMILY != ours.FAMILY:
+        raise InputError(
+            f"SEARCH.FOUND_BASE: {path}: has MODEL.CRNAS.FAMILY {node.FAMILY!r} and "
+            f"SUPERNET {node.SUPERNET!r}; a fixed network of {ours.FAMILY!r} is needed"
+        )
+    return path
 
 
 def run_search(plan: Plan, resume: bool) -> list[str]:
