@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.evaluation.batches import FixedBatches
-from crnas_d2.evaluation.coco import METRICS, CocoMetric
+from crnas_d2.evaluation.coco import METRICS, TASKS, CocoMetric
 from crnas_d2.evaluation.recalibration import recalibrated
 from crnas_d2.modeling.supernet import find_supernet
 from detectron2.config import CfgNode
@@ -226,6 +227,16 @@ def test_the_metric_of_the_truth_is_100(metric: str, tmp_path: Path) -> None:
     assert measure(perfect) == pytest.approx(100)
     assert measure([]) == 0.0
     assert measure(perfect[:1]) < 100
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_metric_leaves_the_json_as_it_is(task: str, tmp_path: Path) -> None:
+    """pycocotools writes into annotations; archval.json is written after the metric was checked."""
+    cfg = tiny_config(tmp_path / "data", tmp_path / "out")
+    content = read_coco_json(cfg.DATASETS.TRAIN_JSON, "")
+    before = json.dumps(content)
+    CocoMetric(content, task, "AP")
+    assert json.dumps(content) == before
 
 
 def test_unknown_task_and_metric() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from typing import Any
 
@@ -39,7 +40,7 @@ class CocoMetric:
         self._index = METRICS.index(metric)
         with _silence():
             self._truth = COCO()
-            self._truth.dataset = content
+            self._truth.dataset = copy.deepcopy(content)  # COCOeval writes into annotations
             self._truth.createIndex()
         if self._evaluate(self._perfect()) < 0:  # COCOeval's -1: nothing to measure
             raise InputError(
