@@ -56,6 +56,23 @@ TINY = [
 ]
 
 
+# On top of TINY: the families.
+FAMILIES = {
+    "resnet": [],
+    "resnet_basic": ["MODEL.CRNAS.FAMILY", "resnet_basic"],
+    "resnext": [
+        *("MODEL.CRNAS.FAMILY", "resnext"),
+        *("MODEL.CRNAS.NUM_GROUPS", 2),
+        *("MODEL.CRNAS.WIDTH_PER_GROUP", 32),
+    ],
+    "mobilenetv2": [
+        *("MODEL.CRNAS.FAMILY", "mobilenetv2"),
+        *("MODEL.CRNAS.WIDTHS", [4, 6, 8, 8, 12, 14, 16, 24]),
+        *("MODEL.CRNAS.STAGE_CODE", [1, 1, 2, 1, 1, 2, 1, 1, 1, 1]),
+        *("MODEL.CRNAS.STAGE_SPACE", [[1], [1], [1, 2], [1, 2], [1, 2], [1, 2], [1], [1], [1], [1]]),
+        *("SEARCH.BUDGETS", [7.25]),
+    ],
+}
 # On top of TINY: other detectors over our backbones.
 HEADS = {
     "FasterRCNN": ["MODEL.BACKBONE.NAME", "build_crnas_fpn_backbone"],
@@ -72,6 +89,23 @@ HEADS = {
         *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
         *("MODEL.RETINANET.NUM_CLASSES", 3),
         *("MODEL.RETINANET.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"]),
+    ],
+    "NASFPN": [
+        *("MODEL.BACKBONE.NAME", "build_crnas_nas_fpn_backbone"),
+        *("MODEL.NAS_FPN.NUM_CELLS", 2),
+        *("MODEL.FPN.NORM", "auto"),
+        *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
+        *("MODEL.RPN.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"]),
+        *("MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"]),
+    ],
+    "CascadeMaskRCNN": [
+        *("MODEL.MASK_ON", True),
+        *("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
+        *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1),
+        *("MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
+        *("INPUT.MASK_FORMAT", "bitmask"),
+        *("MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
+        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
     ],
 }
 

@@ -7,7 +7,9 @@ import random
 import torch
 from torch import nn
 
-from crnas_d2.architecture import Architecture
+from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
+from crnas_d2.modeling.mobilenetv2 import MOBILENETV2
+from crnas_d2.modeling.resnet import RESNET_BASIC, resnet, resnext
 
 # Paper, Tables 5 and 6.
 CR_RESNET18 = Architecture.parse("resnet_basic/1-1-2-4/0-0-10-1021")
@@ -17,13 +19,31 @@ CR_RESNET101 = Architecture(
     (2, 3, 17, 11),
     tuple(map(int, "000000101000200010101011001012011")),
 )
-SMALL_WIDTHS = (4, 8, 12, 16)
+CR_MOBILENETV2 = Architecture(
+    "mobilenetv2",
+    (1, 1, 2, 2, 3, 4, 4, 1, 1, 1),
+    tuple(map(int, "01010201100110110200")),
+)
+PAPERS = [CR_RESNET18, CR_RESNET50, CR_RESNET101, CR_MOBILENETV2]
+
+# Every family; ResNeXt with groups that small widths allow.
+FAMILIES = {
+    family.name: family
+    for family in (RESNET_BASIC, resnet(), resnext(num_groups=2, width_per_group=32), MOBILENETV2)
+}
+SMALL_WIDTHS = {name: (4, 8, 12, 16) for name in FAMILIES}
+SMALL_WIDTHS["mobilenetv2"] = (4, 6, 8, 10, 12, 14, 16, 24)
+SMALL_CODES = {name: (1, 3, 2, 2) for name in FAMILIES}
+SMALL_CODES["mobilenetv2"] = (1, 1, 2, 1, 3, 1, 2, 2, 1, 1)
 
 
 def random_architecture(family: str, seed: int, largest: int = 4) -> Architecture:
     rng = random.Random(seed)
-    code = [rng.randint(1, largest) for _ in range(4)]
-    return Architecture(family, tuple(code), tuple(rng.randrange(3) for _ in range(sum(code))))
+    fixed = FIXED_ENTRIES.get(family, ())
+    code = [1 if i in fixed else rng.randint(1, largest) for i in range(FAMILY_STAGES[family])]
+    open_code = Architecture.undilated(family, code)
+    digits = [rng.randrange(3) if open_code.has_choice(b) else 0 for b in range(open_code.blocks)]
+    return Architecture(family, open_code.stage_code, tuple(digits))
 
 
 def randomise(module: nn.Module, seed: int) -> None:

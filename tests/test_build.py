@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import HEADS, TINY
+from detectors import FAMILIES, HEADS, TINY
 
 from crnas_d2.engine.draws import seeded_draws
 from crnas_d2.engine.setup import read_config
-from crnas_d2.modeling.build import FAMILIES, SUPERNETS, architecture_of
+from crnas_d2.modeling import build
+from crnas_d2.modeling.build import SUPERNETS, architecture_of
 from crnas_d2.modeling.supernet import find_supernet
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone, build_model
@@ -35,11 +36,15 @@ def picture(seed: int) -> dict[str, Any]:
     return {"image": image, "instances": instances, "height": 64, "width": 96, "image_id": seed}
 
 
+def test_every_family_is_tested() -> None:
+    assert set(FAMILIES) == set(build.FAMILIES)
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("supernet", SUPERNETS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_detector_trains_and_detects(family: str, supernet: str, head: str) -> None:
-    options = ["MODEL.CRNAS.FAMILY", family, "MODEL.CRNAS.SUPERNET", supernet, *HEADS[head]]
+    options = [*FAMILIES[family], "MODEL.CRNAS.SUPERNET", supernet, *HEADS[head]]
     torch.manual_seed(0)
     model = build_model(config(*options))
     inner = find_supernet(model)

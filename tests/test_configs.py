@@ -1,7 +1,7 @@
-"""Every file under configs/: it loads, what it describes builds, trains a step and detects.
+"""Every file under configs/: it loads, what it describes builds, trains a step and answers.
 
-A new config is tested by existing. Networks are shrunk, all by the same overrides; pictures are made
-here, so that no data set is needed.
+A new config is tested by existing. Networks that train are shrunk, all by the same overrides; pictures
+are made here, so that no data set is needed. What the paper's configs say: test_paper_configs.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import torch
 from detectors import ROOT
 
 from crnas_d2.engine.chain import plan_search
+from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.engine.setup import check_network, read_config
-from crnas_d2.modeling.build import architecture_of, stage_space_of
+from crnas_d2.modeling.build import architecture_of, family_of, stage_space_of
 from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.space import block_cost
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -27,10 +30,19 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SMALL = [
     *("MODEL.DEVICE", "cpu"),
     *("MODEL.WEIGHTS", ""),
-    *("MODEL.CRNAS.STEM_CHANNELS", 4),
-    *("MODEL.CRNAS.WIDTHS", [4, 6, 8, 12]),
+    *("MODEL.CRNAS.WIDTH_MULTIPLIER", 0.25),
     *("MODEL.FPN.OUT_CHANNELS", 8),
+    *("MODEL.NAS_FPN.NUM_CELLS", 2),
+    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 100),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 50),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", 50),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", 20),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", 16),
+    *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
+    *("MODEL.RETINANET.NUM_CONVS", 1),
+    *("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 20),
 ]
 SIZE = (96, 128)  # height, width
 
@@ -43,7 +55,8 @@ def kind(path: Path) -> str:
     """A Base-*.yaml is read by others; a search config says where its found network is based."""
     if path.name.startswith("Base"):
         return "base"
-    return "search" if "FOUND_BASE:" in path.read_text() else "network"
+    text = path.read_text()
+    return "search" if "FOUND_BASE:" in text else "supernet" if "SUPERNET:" in text else "network"
 
 
 def of_kind(*kinds: str) -> pytest.MarkDecorator:
@@ -52,13 +65,11 @@ def of_kind(*kinds: str) -> pytest.MarkDecorator:
 
 
 def shrunk(path: Path, *options: Any) -> CfgNode:
-    cfg = read_config(str(path), [*SMALL, *options])
-    check_network(cfg)
-    return cfg
+    return read_config(str(path), [*SMALL, *options])
 
 
 def pictures(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Two training samples as detectron2's mapper gives them: two objects on noise."""
+    """Two training samples as the mappers give them: noise with two objects, or with a class."""
     generator = torch.Generator().manual_seed(0)
     samples = []
     for _ in range(2):
@@ -72,12 +83,13 @@ def pictures(cfg: CfgNode) -> list[dict[str, Any]]:
         if cfg.MODEL.MASK_ON:
             objects.gt_masks = BitMasks(masks)
         image = torch.randint(0, 256, (3, *SIZE), generator=generator, dtype=torch.uint8)
-        samples.append({"image": image, "instances": objects, "height": SIZE[0], "width": SIZE[1]})
+        sample = {"image": image, "instances": objects, "height": SIZE[0], "width": SIZE[1]}
+        samples.append({**sample, "label": 3})
     return samples
 
 
-def trains_and_detects(cfg: CfgNode, model: torch.nn.Module) -> None:
-    """One training step moves weights of the backbone; then the detector answers."""
+def trains_and_answers(cfg: CfgNode, model: torch.nn.Module) -> None:
+    """One training step moves weights of the backbone; then the network answers for each picture."""
     torch.manual_seed(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     before = {name: p.clone() for name, p in model.backbone.named_parameters()}
@@ -91,18 +103,36 @@ def trains_and_detects(cfg: CfgNode, model: torch.nn.Module) -> None:
     assert any("res2" in name for name in moved) and any("res5" in name for name in moved)
     with torch.no_grad():
         outputs = model.eval()([{"image": sample["image"]} for sample in pictures(cfg)])
-    assert [output["instances"].image_size for output in outputs] == [SIZE, SIZE]
+    if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+        assert [tuple(output["scores"].shape) for output in outputs] == 2 * [(1000,)]
+    else:
+        assert [output["instances"].image_size for output in outputs] == [SIZE, SIZE]
+        assert all(output["instances"].has("pred_masks") == cfg.MODEL.MASK_ON for output in outputs)
+
+
+def trains_along_a_path(path: Path, supernet: str) -> None:
+    """The supernet that a config describes or leads to; of each entry's depths only the first two."""
+    cfg = shrunk(path, "MODEL.CRNAS.SUPERNET", supernet, "SEARCH.ONLY_ELIGIBLE", False)
+    cfg.MODEL.CRNAS.STAGE_SPACE = [list(depths[:2]) for depths in stage_space_of(cfg).depths]
+    model = build_model(cfg)
+    found = find_supernet(model)
+    assert found is not None
+    with found.using_path(found.space.sample(seed=0, iteration=0)):
+        trains_and_answers(cfg, model)
 
 
 def test_there_are_configs_of_each_kind() -> None:
-    assert {kind(path) for path in CONFIGS} == {"base", "network", "search"}
+    assert {kind(path) for path in CONFIGS} == {"base", "network", "supernet", "search"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_it_loads_and_names_a_backbone_of_ours_and_data(path: Path) -> None:
+    """At its full size, which check_network builds without values."""
     cfg = read_config(str(path), [])
     assert "crnas" in cfg.MODEL.BACKBONE.NAME
     if kind(path) != "base":
+        check_network(cfg)
+        check_schedule(cfg)
         assert cfg.DATASETS.TRAIN or cfg.DATASETS.TRAIN_JSON
         assert [*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER] == sorted(
             {*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER}
@@ -110,12 +140,20 @@ def test_it_loads_and_names_a_backbone_of_ours_and_data(path: Path) -> None:
 
 
 @of_kind("network")
-def test_a_network_trains_a_step_and_detects(path: Path) -> None:
+def test_a_network_trains_a_step_and_answers(path: Path) -> None:
     cfg = shrunk(path)
     model = build_model(cfg)
-    stages = [len(getattr(model.backbone.bottom_up, f"res{i}")) for i in range(2, 6)]
-    assert stages == list(architecture_of(cfg).stage_code)
-    trains_and_detects(cfg, model)
+    body = getattr(model.backbone, "bottom_up", model.backbone)
+    stages = family_of(cfg).digits(architecture_of(cfg))
+    assert {name: len(getattr(body, name)) for name in stages} == {
+        name: len(digits) for name, digits in stages.items()
+    }
+    trains_and_answers(cfg, model)
+
+
+@of_kind("supernet")
+def test_a_supernet_trains_a_step_and_answers(path: Path) -> None:
+    trains_along_a_path(path, read_config(str(path), []).MODEL.CRNAS.SUPERNET)
 
 
 @of_kind("search")
@@ -127,26 +165,22 @@ def test_a_search_has_codes_for_its_budgets_and_a_base(path: Path) -> None:
     base = read_config(str(next(file for file in named if file.is_file())), [])
     assert base.MODEL.CRNAS.FAMILY == cfg.MODEL.CRNAS.FAMILY
     # The baseline that the found networks are compared with costs what they may cost.
-    assert stage_space_of(cfg).cost(architecture_of(base)) in cfg.SEARCH.BUDGETS
+    assert block_cost(architecture_of(base)) in cfg.SEARCH.BUDGETS
 
 
 @of_kind("search")
 @pytest.mark.parametrize("supernet", ["stage", "dilation"])
-def test_a_supernet_trains_a_step_and_detects(path: Path, supernet: str) -> None:
-    cfg = shrunk(path, "MODEL.CRNAS.SUPERNET", supernet)
-    model = build_model(cfg)
-    found = find_supernet(model)
-    assert found is not None
-    with found.using_path(found.space.sample(seed=0, iteration=0)):
-        trains_and_detects(cfg, model)
+def test_the_supernets_of_a_search_train_a_step_and_answer(path: Path, supernet: str) -> None:
+    trains_along_a_path(path, supernet)
 
 
 @of_kind("search")
 def test_a_search_is_planned(path: Path, shared_data: Path, tmp_path: Path) -> None:
     """All of the checks of search_net.py pass, where the data set is at hand."""
     cfg = read_config(str(path), [])
-    if cfg.DATASETS.TRAIN_JSON and not Path(cfg.DATASETS.TRAIN_JSON).is_file():
-        pytest.skip("its data is generated by make demo")
+    data = cfg.DATASETS.TRAIN_JSON or MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).json_file
+    if not Path(data).is_file():
+        pytest.skip(f"no {data}; make demo generates that of Shapes")
     arguments = ["--config-file", str(path), "OUTPUT_DIR", str(tmp_path / "out")]
     plan = plan_search(default_argument_parser().parse_args(arguments))
     assert len(plan.parts[0]["images"]) > len(plan.parts[1]["images"]) > 0

@@ -9,24 +9,25 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torchvision
-from networks import CR_RESNET18, CR_RESNET50, CR_RESNET101, random_architecture
+from networks import FAMILIES, PAPERS, SMALL_CODES, SMALL_WIDTHS, random_architecture
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs, input_size
 from crnas_d2.architecture import Architecture
 from crnas_d2.config import add_crnas_config
-from crnas_d2.modeling.build import FAMILIES
 from crnas_d2.modeling.family import build_network
 from crnas_d2.search.candidates import Costs
+from crnas_d2.space import DilationSpace, block_cost
 from detectron2.config import CfgNode, get_cfg
 
-FULL = (64, (64, 128, 256, 512))
+FULL = {name: (family.stem_channels, family.widths) for name, family in FAMILIES.items()}
 # torchvision's network of the same stage code: model, stage code.
 TORCHVISION = {
     "resnet18": ("resnet_basic", (2, 2, 2, 2)),
     "resnet34": ("resnet_basic", (3, 4, 6, 3)),
     "resnet50": ("resnet", (3, 4, 6, 3)),
     "resnet101": ("resnet", (3, 4, 23, 3)),
+    "mobilenet_v2": ("mobilenetv2", (1, 1, 2, 3, 4, 3, 3, 1, 1, 1)),
 }
 
 
@@ -39,10 +40,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def config(family: str, short_side: int, stem: int = 64, widths: tuple[int, ...] = FULL[1]) -> CfgNode:
+def config(
+    family: str, short_side: int, stem: int = 0, widths: tuple[int, ...] = (), multiplier: float = 1
+) -> CfgNode:
     cfg = get_cfg()
     add_crnas_config(cfg)
     cfg.MODEL.CRNAS.FAMILY = family
+    cfg.MODEL.CRNAS.NUM_GROUPS, cfg.MODEL.CRNAS.WIDTH_PER_GROUP = 2, 32  # as networks.FAMILIES has it
+    cfg.MODEL.CRNAS.WIDTH_MULTIPLIER = float(multiplier)
     cfg.MODEL.CRNAS.STEM_CHANNELS = stem
     cfg.MODEL.CRNAS.WIDTHS = list(widths)
     cfg.INPUT.MIN_SIZE_TEST = short_side
@@ -50,8 +55,10 @@ def config(family: str, short_side: int, stem: int = 64, widths: tuple[int, ...]
 
 
 @functools.cache  # building and tracing a network takes a second
-def costs_at(family: str, short_side: int, stem: int, widths: tuple[int, ...]) -> Costs:
-    return backbone_costs(config(family, short_side, stem, widths))
+def costs_at(
+    family: str, short_side: int, stem: int, widths: tuple[int, ...], multiplier: float = 1
+) -> Costs:
+    return backbone_costs(config(family, short_side, stem, widths, multiplier))
 
 
 def count_macs(network: nn.Module, size: tuple[int, int]) -> int:
@@ -99,10 +106,12 @@ def test_baselines_against_torchvision(name: str) -> None:
     family, stages = TORCHVISION[name]
     with torch.device("meta"):
         network = getattr(torchvision.models, name)(weights=None)
-    costs = costs_at(family, 800, *FULL)(Architecture.undilated(family, stages))
-    convolutional = sum(p.numel() for n, p in network.named_parameters() if not n.startswith("fc."))
+    costs = costs_at(family, 800, *FULL[family])(Architecture.undilated(family, stages))
+    heads = ("fc.", "classifier.")
+    params = network.named_parameters()
+    convolutional = sum(p.numel() for name, p in params if not name.startswith(heads))
     assert costs == {
-        "blocks": sum(stages),
+        "blocks": 16 if family == "mobilenetv2" else sum(stages),
         "macs": count_macs(network, (800, 1088)),
         "params": convolutional,
     }
@@ -110,44 +119,41 @@ def test_baselines_against_torchvision(name: str) -> None:
 
 def test_known_numbers() -> None:
     """ResNet50 has 25.557 M parameters, 2.049 M of them in fc (torchvision's documentation)."""
-    costs = costs_at("resnet", 800, *FULL)(Architecture.undilated("resnet", (3, 4, 6, 3)))
+    costs = costs_at("resnet", 800, *FULL["resnet"])(Architecture.undilated("resnet", (3, 4, 6, 3)))
     assert costs["params"] == 25_557_032 - 2_049_000
 
 
-@pytest.mark.parametrize(
-    ("short", "stem", "widths"),
-    [(800, *FULL), (64, 16, (16, 32, 64, 128)), (240, 4, (6, 10, 14, 30))],
-)
+@pytest.mark.parametrize(("short", "multiplier"), [(800, 1), (64, 0.25), (240, 0.5)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_random_codes_against_hooks(
-    family: str, short: int, stem: int, widths: tuple[int, ...]
-) -> None:
-    costs = costs_at(family, short, stem, widths)
+def test_random_codes_against_hooks(family: str, short: int, multiplier: float) -> None:
+    costs = costs_at(family, short, 0, (), multiplier)
+    stem, widths = FULL[family]
+    scaled = tuple(int(width * multiplier) for width in widths)
     for seed in range(3):
         architecture = random_architecture(family, seed)
-        network = ours(architecture, stem, widths)
+        network = ours(architecture, int(stem * multiplier), scaled)
         assert costs(architecture) == {
-            "blocks": architecture.blocks,
+            "blocks": block_cost(architecture),
             "macs": count_macs(network, input_size(config(family, short))),
             "params": sum(p.numel() for p in network.parameters()),
         }
 
 
-@pytest.mark.parametrize("architecture", [CR_RESNET18, CR_RESNET50, CR_RESNET101], ids=str)
+@pytest.mark.parametrize("architecture", PAPERS, ids=str)
 def test_the_papers_codes_against_hooks(architecture: Architecture) -> None:
-    network = ours(architecture, *FULL)
-    costs = costs_at(architecture.family, 800, *FULL)(architecture)
+    network = ours(architecture, *FULL[architecture.family])
+    costs = costs_at(architecture.family, 800, *FULL[architecture.family])(architecture)
     assert costs["macs"] == count_macs(network, (800, 1088))
     assert costs["params"] == sum(p.numel() for p in network.parameters())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rates_cost_nothing_and_a_partial_code_costs_what_a_whole_one_does(family: str) -> None:
-    costs = costs_at(family, 64, 4, (4, 8, 12, 16))
-    codes = [(), (2,), (0,) * 6, (2,) * 6]
-    found = [costs(Architecture(family, (1, 2, 1, 2), code)) for code in codes]
+    costs = costs_at(family, 64, 4, SMALL_WIDTHS[family])
+    space = DilationSpace(family, SMALL_CODES[family])
+    codes = [space.root, space.extensions(space.root)[2], *(space.sample(0, i) for i in range(3))]
+    found = [costs(code) for code in codes]
     assert all(one == found[0] for one in found)
-    assert all(type(value) is int for value in found[0].values())
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,15 @@ def results() -> ModuleType:
     return module
 
 
-def finished(folder: Path, data: Path, seed: int, ap: float, iteration: int = 5) -> Path:
+def finished(folder: Path, data: Path, seed: int, ap: float, iteration: int = 6) -> Path:
     """The OUTPUT_DIR of a run of 6 iterations, as detectron2 writes it."""
     cfg = tiny_config(data, folder, "SEED", seed)
     (folder / "config.yaml").write_text(cfg.dump())
     metrics = {f"bbox/{m}": ap for m in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
     lines = [{"iteration": 3, "total_loss": 1.0}, {"iteration": iteration, **metrics}]
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if iteration == 6:
+        (folder / "model_final.pth").touch()
     return folder
 
 
@@ -71,7 +73,7 @@ def test_retraining_takes_its_own_results_only(tmp_path: Path, monkeypatch: pyte
     code = "MODEL: {CRNAS: {DILATION_CODE: [0, 0, 0, 0, %d]}}\n"
     for digit in (1, 1, 2):
         found.write_text(f"_BASE_: {base}\n" + code % digit)
-        (table,) = retrain.retrain(cfg, str(base), [str(found)], tmp_path / "retrain")
+        (table,) = retrain.retrain(cfg, str(base), [str(found)], tmp_path / "retrain", "")
         assert f"resnet/1-2-1-1/0-00-0-{digit}" in Path(table).read_text()
     assert [Path(folder).name for folder in trained] == [
         "baseline_1-2-1-1_0-00-0-0",
@@ -80,4 +82,4 @@ def test_retraining_takes_its_own_results_only(tmp_path: Path, monkeypatch: pyte
     ]
     base.write_text(cfg.dump().replace("MAX_ITER: 6", "MAX_ITER: 7"))
     with pytest.raises(InputError, match=r"SOLVER\.MAX_ITER: 7: the run in .* has 6"):
-        retrain.retrain(cfg, str(base), [str(found)], tmp_path / "retrain")
+        retrain.retrain(cfg, str(base), [str(found)], tmp_path / "retrain", "")

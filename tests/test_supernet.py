@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from networks import SMALL_WIDTHS, randomise
+from networks import FAMILIES, SMALL_CODES, SMALL_WIDTHS, randomise
 from torch import nn
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.modeling.build import FAMILIES
 from crnas_d2.modeling.family import build_network
 from crnas_d2.modeling.supernet import DilationSupernet, StageSupernet, Supernet, find_supernet
-from crnas_d2.space import RESNET_DEPTHS, DilationSpace, StageSpace
+from crnas_d2.space import FAMILY_DEPTHS, DilationSpace, StageSpace
 
 STAGES = ("res2", "res3", "res4", "res5")
-SHAPE = {
-    "in_channels": 3,
-    "stem_channels": 4,
-    "widths": SMALL_WIDTHS,
-    "norm": "BN",
-    "out_features": STAGES,
-}
+FIXED_OUTSIDE = {"mobilenetv2": 2}  # stem and pooling are in no stage
 KINDS = ("stage", "nested", "dilation")
+
+
+def shape(family: str) -> dict[str, Any]:
+    return {
+        "in_channels": 3,
+        "stem_channels": 4,
+        "widths": SMALL_WIDTHS[family],
+        "norm": "BN",
+        "out_features": STAGES,
+    }
 
 
 def make(kind: str, family: str) -> Supernet:
     torch.manual_seed(0)
     if kind == "dilation":
-        return DilationSupernet(FAMILIES[family], DilationSpace(family, (1, 3, 2, 2)), **SHAPE)
-    space = StageSpace(family, RESNET_DEPTHS)
-    return StageSupernet(FAMILIES[family], space, nested=kind == "nested", **SHAPE)
+        space = DilationSpace(family, SMALL_CODES[family])
+        return DilationSupernet(FAMILIES[family], space, **shape(family))
+    depths = StageSpace(family, FAMILY_DEPTHS[family])
+    return StageSupernet(FAMILIES[family], depths, nested=kind == "nested", **shape(family))
 
 
 def image(seed: int = 3) -> torch.Tensor:
@@ -44,7 +50,7 @@ def test_a_subnet_gives_its_paths_outputs_to_the_bit(kind: str, family: str) -> 
     seen = []
     for i in range(20):
         path = supernet.space.sample(seed=5, iteration=i)
-        subnet = build_network(FAMILIES[family], path, **SHAPE).eval()
+        subnet = build_network(FAMILIES[family], path, **shape(family)).eval()
         subnet.load_state_dict(supernet.subnet_state_dict(path), strict=True)
         with torch.no_grad(), supernet.using_path(path):
             ours, alone = supernet(image()), subnet(image())
@@ -65,12 +71,12 @@ def test_no_two_branches_share_a_parameter(kind: str, family: str) -> None:
     stem = {p.data_ptr() for p in supernet.stem.parameters()}
     if kind == "stage":
         branches: list[nn.Module] = [
-            chain for name in STAGES for chain in getattr(supernet, name).values()
+            chain for name in STAGES for entry in getattr(supernet, name) for chain in entry.values()
         ]
-        assert len(branches) == 40
+        assert len(branches) == sum(map(len, supernet.space.depths)) - FIXED_OUTSIDE.get(family, 0)
     else:
         branches = [conv for choice in supernet.choice_blocks() for conv in choice]
-        assert len(branches) == 3 * 8
+        assert len(branches) == 3 * supernet.space.choices
     pointers = [p.data_ptr() for branch in branches for p in branch.parameters()]
     assert len(pointers) == len(set(pointers))
     assert not stem & set(pointers)

@@ -1,8 +1,9 @@
 """Data: what a run reads.
 
-datasets.py: registration of data sets in detectron2's catalogs. splits.py: archtrain and archval.
-loader.py: the training loader, whose batches are a function of (seed, iteration).
-shapes.py: a generated data set for the demo and the tests.
+datasets.py: registration of data sets in detectron2's catalogs. coco_json.py: a COCO JSON and its
+images, checked. imagenet.py: labelled images in folders. splits.py: archtrain and archval. loader.py:
+the training loader, whose batches are a function of (seed, iteration), and the test loaders. shapes.py:
+a generated data set for the demo and the tests.
 """
 
 from crnas_d2 import lines

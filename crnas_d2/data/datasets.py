@@ -7,22 +7,16 @@ As detectron2's builtin sets, ours are registered on import and read when they a
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
+from crnas_d2.data.coco_json import check_images, read_coco_json
 from crnas_d2.errors import InputError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 BUILTIN = ("bccd",)
-# The entries that detectron2 and pycocotools read of each record.
-RECORD_ENTRIES = {
-    "images": ("id", "file_name", "height", "width"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
-}
 
 
 def register_builtin(root: str) -> None:
@@ -41,76 +35,6 @@ def register_builtin(root: str) -> None:
 register_builtin(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 
-def read_coco_json(path: str, key: str) -> dict[str, Any]:
-    """A COCO JSON with images, categories and at least one annotation.
-
-    Args:
-        key: the config key that named it, for messages.
-
-    Raises:
-        InputError: no such file, no JSON, a part is missing or empty, a record lacks an entry, an
-            id stands twice, or an annotation of an unknown image or category.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except OSError as error:
-        raise InputError(f"{key}: {path}: {error.strerror}; a COCO JSON is needed") from error
-    except ValueError as error:
-        raise InputError(f"{key}: {path}: not a JSON file ({error})") from error
-    for part in RECORD_ENTRIES:
-        if not isinstance(content, dict) or not content.get(part):
-            raise InputError(
-                f"{key}: {path}: no {part}; a COCO JSON with images, categories and at least one "
-                "annotation is needed"
-            )
-    ids = {part: _ids(content[part], part, f"{key}: {path}") for part in RECORD_ENTRIES}
-    for annotation in content["annotations"]:
-        for part, entry in (("images", "image_id"), ("categories", "category_id")):
-            if annotation[entry] not in ids[part]:
-                raise InputError(
-                    f"{key}: {path}: annotation {annotation['id']}: {entry} {annotation[entry]!r}: "
-                    f"is the id of none of the {part}"
-                )
-        box = annotation["bbox"]
-        if not isinstance(box, list) or len(box) != 4:
-            raise InputError(
-                f"{key}: {path}: annotation {annotation['id']}: bbox {box}: "
-                "x, y, width and height are needed, in pixels"
-            )
-    return content
-
-
-def _ids(records: Any, part: str, where: str) -> set[Any]:
-    ids: set[Any] = set()
-    for number, record in enumerate(records):
-        missing = [e for e in RECORD_ENTRIES[part] if not isinstance(record, dict) or e not in record]
-        if missing:
-            raise InputError(f"{where}: {part}[{number}]: no {missing[0]}")
-        if record["id"] in ids:
-            raise InputError(f"{where}: {part}: id {record['id']!r} stands there twice")
-        ids.add(record["id"])
-    return ids
-
-
-def check_images(content: dict[str, Any], folder: str, key: str) -> None:
-    """Every image that the JSON names lies in the folder.
-
-    Raises:
-        InputError: the first image that does not, and how many.
-    """
-    missing = [
-        image["file_name"]
-        for image in content["images"]
-        if not os.path.isfile(os.path.join(folder, image["file_name"]))
-    ]
-    if missing:
-        raise InputError(
-            f"{key}: {os.path.join(folder, missing[0])}: no such image "
-            f"({len(missing)} of {len(content['images'])} are missing)"
-        )
-
-
 def register_coco(name: str, json_file: str, images: str) -> None:
     """Register a COCO JSON under a name; again with the same files is fine.
 
@@ -125,15 +49,48 @@ def register_coco(name: str, json_file: str, images: str) -> None:
     register_coco_instances(name, {}, json_file, images)
 
 
-def check_dataset(name: str, key: str) -> dict[str, Any]:
-    """The COCO JSON of a registered data set, with its images checked to be there.
+def check_voc(dirname: str, split: str, key: str) -> None:
+    """A folder in the layout of Pascal VOC holds the pictures and annotations of a split.
+
+    Args:
+        dirname: with ImageSets/Main/{split}.txt, JPEGImages and Annotations.
 
     Raises:
-        InputError: an unknown name, no COCO JSON behind it, or a missing file.
+        InputError: the first file that is missing, or a split of fewer than two images.
+    """
+    listed = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
+    if not os.path.isfile(listed):
+        raise InputError(f"{key}: {listed}: no such file; the layout of Pascal VOC is needed")
+    with open(listed, encoding="utf-8") as file:
+        names = [line.split()[0] for line in file if line.strip()]
+    if len(names) < 2:  # detectron2 reads a file of one line as no list at all
+        raise InputError(f"{key}: {listed}: {len(names)} images; at least two are needed, one a line")
+    for folder, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        there = set(os.listdir(os.path.join(dirname, folder))) if _is_folder(dirname, folder) else set()
+        missing = [name for name in names if f"{name}.{ending}" not in there]
+        if missing:
+            raise InputError(
+                f"{key}: {os.path.join(dirname, folder, missing[0])}.{ending}: no such file "
+                f"({len(missing)} of {len(names)} are missing)"
+            )
+
+
+def _is_folder(*parts: str) -> bool:
+    return os.path.isdir(os.path.join(*parts))
+
+
+def check_dataset(name: str, key: str) -> dict[str, Any] | None:
+    """The COCO JSON of a registered data set, with its images checked to be there; VOC: None.
+
+    Raises:
+        InputError: an unknown name, neither a COCO JSON nor a VOC folder behind it, or a missing file.
     """
     if name not in DatasetCatalog.list():
         raise InputError(f"{key}: {name!r}: not a registered data set")
     metadata = MetadataCatalog.get(name)
+    if getattr(metadata, "evaluator_type", "") == "pascal_voc":
+        check_voc(metadata.dirname, metadata.split, key)
+        return None
     if not hasattr(metadata, "json_file"):
         raise InputError(f"{key}: {name!r}: has no COCO JSON; register it as COCO instances")
     content = read_coco_json(metadata.json_file, key)

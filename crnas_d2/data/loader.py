@@ -1,4 +1,5 @@
 """The training loader: its batches are a function of (seed, iteration), so a resumed run goes on.
+And the test loader of classifiers, since detectron2's has no batch size.
 
 detectron2's own loader starts over on resume: sampler, the buffers that group images by aspect ratio,
 and augmentation. Here the stream of indices is replayed up to the iteration (integers only), a whole
@@ -15,12 +16,22 @@ from typing import Any, Callable
 
 import numpy as np
 import torch
+from PIL.Image import DecompressionBombError
 from torch.utils.data import DataLoader, Dataset
 
+from crnas_d2.data.imagenet import ClassificationMapper, is_image_folder
 from crnas_d2.errors import InputError
 from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetFromList,
+    DatasetMapper,
+    MapDataset,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 
 Sample = tuple[int, int]  # (iteration, index into the data set)
@@ -66,6 +77,31 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
+class NamingMapper:
+    """A mapper whose errors name the image.
+
+    Args:
+        mapper: as detectron2's DatasetMapper.
+    """
+
+    def __init__(self, mapper: Callable[[dict[str, Any]], Any]) -> None:
+        self._mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> Any:
+        """What the mapper makes of a data set dict.
+
+        Raises:
+            InputError: a file that is gone, no image, half of one, or one of another size.
+        """
+        try:
+            return self._mapper(record)
+        except InputError:
+            raise
+        except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:
+            why = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise InputError(f"{record['file_name']}: cannot be read as an image: {why}") from error
+
+
 class SeededDataset(Dataset):
     """Maps (iteration, index) to a training sample, augmented as that iteration's.
 
@@ -109,6 +145,11 @@ class TrainLoader:
         self._seed = seed
         self._num_workers = num_workers
 
+    @property
+    def num_images(self) -> int:
+        """Images in one epoch."""
+        return len(self._wide)
+
     def _samples(self) -> Iterator[list[Sample]]:
         rank, world = comm.get_rank(), comm.get_world_size()
         share = self._batch_size // world
@@ -136,7 +177,7 @@ def check_loading(cfg: CfgNode, processes: int) -> None:
 
     Raises:
         InputError: no training set, a sampler other than TrainingSampler, or a batch that the
-            processes cannot share.
+            processes and their passes cannot share.
     """
     if not cfg.DATASETS.TRAIN:
         raise InputError(
@@ -147,28 +188,73 @@ def check_loading(cfg: CfgNode, processes: int) -> None:
         raise InputError(
             f"DATALOADER.SAMPLER_TRAIN: {cfg.DATALOADER.SAMPLER_TRAIN!r}: allowed is TrainingSampler"
         )
-    batch_size = cfg.SOLVER.IMS_PER_BATCH
-    if batch_size < 1 or batch_size % processes:
+    batch_size, passes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+    if passes < 1:
+        raise InputError(f"SOLVER.ACCUMULATE: {passes}: at least 1 is needed")
+    if batch_size < 1 or batch_size % (processes * passes):
+        times = f", times the {passes} parts of SOLVER.ACCUMULATE" if passes > 1 else ""
         raise InputError(
-            f"SOLVER.IMS_PER_BATCH: {batch_size}: a multiple of the {processes} processes is needed"
+            f"SOLVER.IMS_PER_BATCH: {batch_size}: a multiple of the {processes} processes{times} "
+            "is needed"
         )
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
-    """The loader of DATASETS.TRAIN, as detectron2's build_detection_train_loader reads cfg.
+    """The loader of DATASETS.TRAIN: of labelled images for a classifier, else as detectron2's
+    build_detection_train_loader reads cfg.
 
     Raises:
-        InputError: as check_loading.
+        InputError: as check_loading, or a folder of labelled images that cannot be read.
     """
     check_loading(cfg, comm.get_world_size())
+    if all(map(is_image_folder, cfg.DATASETS.TRAIN)):
+        dicts = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+        mapper: Callable[[dict[str, Any]], Any] = _classification_mapper(cfg, is_train=True)
+        wide = [True] * len(dicts)  # crops have one size
+    else:
+        dicts = _detection_dicts(cfg)
+        mapper = DatasetMapper(cfg, is_train=True)
+        grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        wide = [not grouped or record["width"] > record["height"] for record in dicts]
+    dataset = SeededDataset(dicts, NamingMapper(mapper), seed)
+    return TrainLoader(dataset, wide, cfg.SOLVER.IMS_PER_BATCH, seed, cfg.DATALOADER.NUM_WORKERS)
+
+
+def _detection_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     heads = cfg.MODEL.ROI_KEYPOINT_HEAD
-    dicts = get_detection_dataset_dicts(
+    return get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=heads.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
-    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
-    wide = [not grouped or record["width"] > record["height"] for record in dicts]
-    dataset = SeededDataset(dicts, DatasetMapper(cfg, is_train=True), seed)
-    return TrainLoader(dataset, wide, cfg.SOLVER.IMS_PER_BATCH, seed, cfg.DATALOADER.NUM_WORKERS)
+
+
+def _classification_mapper(cfg: CfgNode, is_train: bool) -> ClassificationMapper:
+    return ClassificationMapper(
+        crop=cfg.INPUT.CLASSIFIER_CROP,
+        test_resize=cfg.INPUT.CLASSIFIER_TEST_RESIZE,
+        image_format=cfg.INPUT.FORMAT,
+        is_train=is_train,
+    )
+
+
+def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
+    """detectron2's test loader, or that of labelled images; errors name the image."""
+    if is_image_folder(name):
+        return build_classification_test_loader(cfg, name)
+    mapper = NamingMapper(DatasetMapper(cfg, is_train=False))
+    return build_detection_test_loader(cfg, name, mapper=mapper)
+
+
+def build_classification_test_loader(cfg: CfgNode, name: str) -> DataLoader:
+    """Batches of this process's share of a set of labelled images, as large as in training."""
+    dicts = DatasetFromList(DatasetCatalog.get(name), copy=False)
+    dataset = MapDataset(dicts, _classification_mapper(cfg, is_train=False))
+    return DataLoader(
+        dataset,
+        batch_size=max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1),
+        sampler=InferenceSampler(len(dataset)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_as_list,
+    )

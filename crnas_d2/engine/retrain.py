@@ -14,6 +14,7 @@ from tabulate import tabulate
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine.found import OWN_DATA
+from crnas_d2.engine.pretrain import pretrained
 from crnas_d2.engine.setup import check_same_run, read_config
 from crnas_d2.engine.trainer import DetectionTrainer
 from crnas_d2.modeling.build import architecture_of
@@ -23,13 +24,16 @@ from detectron2.utils import comm
 METRICS = ("AP", "APs", "APm", "APl")
 
 
-def retrain(cfg: CfgNode, base: str, found: Sequence[str], folder: Path) -> list[str]:
+def retrain(
+    cfg: CfgNode, base: str, found: Sequence[str], folder: Path, pretrain: str
+) -> list[str]:
     """Train the baseline of ``base`` and each found.yaml, on archtrain and archval together.
 
     A network whose results.json is there is not trained again; one that was cut short goes on.
 
     Args:
         cfg: the search's config; seed, threads, device and a person's own data are taken from it.
+        pretrain: path of the classification config that each network starts with; empty: none.
 
     Returns:
         paths of the tables.
@@ -42,7 +46,7 @@ def retrain(cfg: CfgNode, base: str, found: Sequence[str], folder: Path) -> list
         codes = str(architecture_of(run)).split("/", 1)[1].replace("/", "_")
         run.OUTPUT_DIR = str(folder / f"{name}_{codes}")
         run.freeze()
-        rows.append({"network": name, **train_and_test(run)})
+        rows.append({"network": name, **train_and_test(run, pretrain)})
     return write_tables(rows, folder) if comm.is_main_process() else []
 
 
@@ -56,7 +60,7 @@ def retrain_config(cfg: CfgNode, path: str) -> CfgNode:
     return run
 
 
-def train_and_test(cfg: CfgNode) -> dict[str, Any]:
+def train_and_test(cfg: CfgNode, pretrain: str) -> dict[str, Any]:
     """One network trained and tested, or its results.json; a row of the table."""
     path = Path(cfg.OUTPUT_DIR) / "results.json"
     check_same_run(cfg)
@@ -68,7 +72,7 @@ def train_and_test(cfg: CfgNode) -> dict[str, Any]:
         (path.parent / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
     comm.synchronize()
     logging.getLogger(__name__).info("training %s", path.parent)
-    trainer = DetectionTrainer(cfg)
+    trainer = DetectionTrainer(pretrained(cfg, pretrain, resume=True))
     trainer.resume_or_load(resume=True)
     trainer.train()
     architecture = architecture_of(cfg)

@@ -1,14 +1,14 @@
 """Family: what the networks of a series have in common, and the fixed network built from it.
 
-A family is one block, one stem and the name of the convolution in the block that takes a dilation
-rate, the choice block (paper, Sec. 3.2.2). A new family is one file that makes one Family value.
-Shapes: the stem turns (N, 3, H, W) into (N, stem, H/4, W/4); stage i = 2..5 gives resi, of shape
-(N, out_i, H/2**i, W/2**i).
+A family is a stem, a table of stages, and the name of the convolution in a block that takes a dilation
+rate, the choice block (paper, Sec. 3.2.2). A stage is one or more chains of equal blocks, each chain an
+entry of the stage code. A new family is one file that makes one Family value.
+Shapes: the stem takes images (N, 3, H, W); stage i = 2..5 gives resi, (N, out_i, H/2**i, W/2**i).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
 
@@ -19,7 +19,21 @@ from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone.resnet import ResNet
 
 Norm = Union[str, Callable[[int], nn.Module]]  # as detectron2.layers.get_norm takes it
-STAGE_STRIDES = (1, 2, 2, 2)  # of the first block of each stage; the stem has stride 4
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the stage code: a chain of equal blocks.
+
+    Attributes:
+        position: of the entry in the stage code.
+        block: ``block(in_channels, width, stride, norm)`` makes one block with rate 1.
+        stride: of the first block; the others have 1.
+    """
+
+    position: int
+    block: Callable[[int, int, int, Norm], CNNBlockBase]
+    stride: int
 
 
 @dataclass(frozen=True)
@@ -28,15 +42,37 @@ class Family:
 
     Attributes:
         name: as in ``Architecture.family``.
-        block: ``block(in_channels, width, stride, norm)`` makes one block with rate 1.
         stem: ``stem(in_channels, out_channels, norm)``.
-        choice: the block's attribute that holds the 3x3 convolution with alternatives.
+        stages: the entries of res2 .. res5, each stage's in a row.
+        choice: the attribute of a block that holds its 3x3 convolution with alternatives; blocks
+            without it have no choice.
+        stem_channels: channels after the stem, at full width.
+        widths: of each entry, at full width; what a block takes as its ``width``.
+        projects_by_width: a block projects its shortcut only where the width changes, so a stage with
+            a stride needs another width than the one before.
     """
 
     name: str
-    block: Callable[[int, int, int, Norm], CNNBlockBase]
     stem: Callable[[int, int, Norm], CNNBlockBase]
+    stages: Mapping[str, tuple[Entry, ...]]
     choice: str
+    stem_channels: int
+    widths: tuple[int, ...]
+    projects_by_width: bool
+
+    def entries(self) -> Iterator[tuple[str, Entry]]:
+        """(stage name, entry) in the order of the network, that of ``widths``."""
+        for name, entries in self.stages.items():
+            for entry in entries:
+                yield name, entry
+
+    def digits(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+        """The dilation digits of the blocks of each stage."""
+        groups = architecture.digits_by_stage()
+        return {
+            name: tuple(digit for entry in entries for digit in groups[entry.position])
+            for name, entries in self.stages.items()
+        }
 
 
 def dilate(conv: nn.Conv2d, digit: int) -> None:
@@ -51,21 +87,23 @@ def dilate(conv: nn.Conv2d, digit: int) -> None:
 
 def make_chain(
     family: Family,
+    entry: Entry,
     in_channels: int,
     width: int,
-    stride: int,
     digits: Sequence[int],
     norm: Norm,
 ) -> list[CNNBlockBase]:
-    """The blocks of one stage in a row; the first one has the stride.
+    """The blocks of one entry in a row; the first one has the stride.
 
     Args:
         digits: dilation digit of each block; as many as there are blocks.
     """
     blocks = []
+    stride = entry.stride
     for digit in digits:
-        block = family.block(in_channels, width, stride, norm)
-        dilate(getattr(block, family.choice), digit)
+        block = entry.block(in_channels, width, stride, norm)
+        if hasattr(block, family.choice):
+            dilate(getattr(block, family.choice), digit)
         blocks.append(block)
         in_channels, stride = block.out_channels, 1
     return blocks
@@ -88,7 +126,7 @@ def build_network(
         architecture: complete; any positive stage code.
         in_channels: channels of the image.
         stem_channels: channels after the stem.
-        widths: width of each stage (of the 3x3 convolution).
+        widths: width of each entry, as many as ``family.widths``.
         out_features: names of stages to return, of ``stem`` and ``res2`` .. ``res5``.
         freeze_at: as detectron2's ``MODEL.BACKBONE.FREEZE_AT``.
 
@@ -98,9 +136,11 @@ def build_network(
     if not architecture.is_complete:
         raise ValueError(f"architecture {architecture}: every block needs its digit")
     stem = family.stem(in_channels, stem_channels, norm)
-    stages = []
+    stages: dict[str, list[CNNBlockBase]] = {name: [] for name in family.stages}
+    groups = architecture.digits_by_stage()
     channels = stem.out_channels
-    for width, stride, digits in zip(widths, STAGE_STRIDES, architecture.digits_by_stage()):
-        stages.append(make_chain(family, channels, width, stride, digits, norm))
-        channels = stages[-1][-1].out_channels
-    return ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
+    for (name, entry), width in zip(family.entries(), widths):
+        chain = make_chain(family, entry, channels, width, groups[entry.position], norm)
+        stages[name] += chain
+        channels = chain[-1].out_channels
+    return ResNet(stem, list(stages.values()), out_features=list(out_features), freeze_at=freeze_at)

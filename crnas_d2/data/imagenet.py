@@ -1,0 +1,141 @@
+"""Labelled images in folders, one a class, as ImageNet has them, and their augmentation.
+
+    $DETECTRON2_DATASETS/imagenet/{train,val}/<wnid>/*.JPEG    imagenet_train, imagenet_val
+
+Registered on import, read when they are first used. A class is the place of its folder's name among
+the sorted names in train; metadata: evaluator_type "imagenet", image_root, class_root.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import transforms as T
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+from crnas_d2.errors import InputError
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+
+EVALUATOR_TYPE = "imagenet"
+
+
+def register_image_folder(name: str, image_root: str, class_root: str) -> None:
+    """Register the folder ``image_root``, whose classes are numbered as in ``class_root``."""
+    DatasetCatalog.register(name, functools.partial(load_image_folder, image_root, class_root))
+    MetadataCatalog.get(name).set(
+        evaluator_type=EVALUATOR_TYPE, image_root=image_root, class_root=class_root
+    )
+
+
+def register_imagenet(root: str) -> None:
+    """Register imagenet_train and imagenet_val below ``root``."""
+    train = os.path.join(root, "imagenet", "train")
+    for split in ("train", "val"):
+        register_image_folder(f"imagenet_{split}", os.path.join(root, "imagenet", split), train)
+
+
+def classes_of(folder: str) -> list[str]:
+    """Names of the class folders, sorted.
+
+    Raises:
+        InputError: no such folder, or none in it.
+    """
+    try:
+        return find_classes(folder)[0]
+    except OSError as error:
+        raise InputError(
+            f"{folder}: {error.strerror or 'no folder in it'}; a folder of images for each class "
+            "is needed"
+        ) from error
+
+
+def load_image_folder(image_root: str, class_root: str) -> list[dict[str, Any]]:
+    """Dicts with ``file_name``, ``image_id`` (path below ``image_root``) and ``label``, sorted.
+
+    Raises:
+        InputError: a folder that is missing or has no image, or a class that ``class_root`` has not.
+    """
+    labels = {name: label for label, name in enumerate(classes_of(class_root))}
+    names = classes_of(image_root)
+    unknown = [name for name in names if name not in labels]
+    if unknown:
+        raise InputError(
+            f"{os.path.join(image_root, unknown[0])}: is none of the {len(labels)} classes in "
+            f"{class_root}"
+        )
+    try:
+        samples = make_dataset(image_root, {name: labels[name] for name in names}, IMG_EXTENSIONS)
+    except FileNotFoundError as error:
+        raise InputError(f"{image_root}: {' '.join(str(error).split())}") from error
+    start = len(os.path.join(image_root, ""))
+    return [{"file_name": path, "image_id": path[start:], "label": label} for path, label in samples]
+
+
+def is_image_folder(name: str) -> bool:
+    """Whether a data set, registered or not, is one of labelled images."""
+    return (
+        name in DatasetCatalog.list()
+        and MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
+    )
+
+
+def check_imagenet(name: str, key: str) -> list[str]:
+    """The class names of a registered folder, which is read as a run would read it.
+
+    Args:
+        key: the config key that named it, for messages.
+
+    Raises:
+        InputError: as ``load_image_folder``.
+    """
+    try:
+        DatasetCatalog.get(name)
+        return classes_of(MetadataCatalog.get(name).class_root)
+    except InputError as error:
+        raise InputError(f"{key}: {name}: {error}") from error
+
+
+class ClassificationMapper:
+    """From a dict of ``load_image_folder`` to an ImageClassifier's input.
+
+    In training a random part of the image, of 8 to 100 % of its area and of sides 3:4 to 4:3, resized
+    and mirrored by chance (Szegedy et al. 2015; torchvision's defaults), drawn from torch's global
+    random state; otherwise the middle of the resized image.
+
+    Args:
+        crop: side of the result in pixels.
+        test_resize: shorter side in pixels before the middle is cut out.
+        image_format: "RGB" or "BGR", the order of the channels.
+        is_train: which of the two.
+    """
+
+    def __init__(self, *, crop: int, test_resize: int, image_format: str, is_train: bool) -> None:
+        steps = (
+            [T.RandomResizedCrop(crop), T.RandomHorizontalFlip()]
+            if is_train
+            else [T.Resize(test_resize), T.CenterCrop(crop)]
+        )
+        self._augment = T.Compose(steps)
+        self._format = image_format
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record and ``image``, uint8 (3, crop, crop).
+
+        Raises:
+            InputError: a file that is no image, or half of one.
+        """
+        try:
+            pixels = read_image(record["file_name"], format=self._format)
+        except OSError as error:
+            raise InputError(f"{record['file_name']}: cannot be read as an image: {error}") from error
+        augmented = np.asarray(self._augment(Image.fromarray(pixels)))
+        return {**record, "image": torch.from_numpy(augmented.transpose(2, 0, 1).copy())}
+
+
+register_imagenet(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))

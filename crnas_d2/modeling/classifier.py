@@ -1,0 +1,109 @@
+"""ImageClassifier: a META_ARCHITECTURE over the same backbones, for pre-training (paper, A.1).
+
+Backbone, global average pooling, one linear layer. Parameters: backbone.*, fc.*; so a detector finds
+the backbone's weights under names that differ at most by its FPN's ``bottom_up``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from crnas_d2.errors import InputError
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import ImageList
+
+# Of the linear layer's weights (Goyal et al. 2017, "Accurate, Large Minibatch SGD", Sec. 5.1).
+FC_STD = 0.01
+
+
+@META_ARCH_REGISTRY.register()
+class ImageClassifier(nn.Module):
+    """Scores of an image's classes; in training the cross entropy, without label smoothing.
+
+    Args:
+        backbone: fixed network or supernet that returns ``in_feature``.
+        num_classes: of the linear layer.
+        in_feature: the stage that is pooled.
+        pixel_mean: of each channel, in the order of INPUT.FORMAT.
+        pixel_std: the same.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        num_classes: int,
+        in_feature: str,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.in_feature = in_feature
+        self.fc = nn.Linear(backbone.output_shape()[in_feature].channels, num_classes)
+        nn.init.normal_(self.fc.weight, std=FC_STD)
+        nn.init.zeros_(self.fc.bias)
+        # Not in checkpoints: as in detectron2's detectors, they belong to the config.
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The arguments by MODEL.CLASSIFIER and MODEL.PIXEL_MEAN, PIXEL_STD.
+
+        Raises:
+            InputError: no class, or a feature that the backbone does not return.
+        """
+        node = cfg.MODEL.CLASSIFIER
+        if node.NUM_CLASSES < 1:
+            raise InputError(f"MODEL.CLASSIFIER.NUM_CLASSES: {node.NUM_CLASSES}: at least 1 is needed")
+        backbone = build_backbone(cfg)
+        if node.IN_FEATURE not in backbone.output_shape():
+            raise InputError(
+                f"MODEL.CLASSIFIER.IN_FEATURE: {node.IN_FEATURE!r}: {cfg.MODEL.BACKBONE.NAME} "
+                f"returns {', '.join(backbone.output_shape())}"
+            )
+        return {
+            "backbone": backbone,
+            "num_classes": node.NUM_CLASSES,
+            "in_feature": node.IN_FEATURE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images go."""
+        return self.pixel_mean.device
+
+    def preprocess_image(self, batched_inputs: Sequence[dict[str, Any]]) -> ImageList:
+        """The images normalised, as one batch (N, C, H, W)."""
+        images = [
+            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
+        ]
+        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+    def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> Any:
+        """Losses in training, scores otherwise.
+
+        Args:
+            batched_inputs: each with ``image`` (C, H, W), values 0..255, all of one size, and in
+                training ``label``, an int.
+
+        Returns:
+            in training ``{"loss_classification": mean cross entropy}``; else for each image
+            ``{"scores": (num_classes,)}``, probabilities that add up to 1.
+        """
+        features = self.backbone(self.preprocess_image(batched_inputs).tensor)[self.in_feature]
+        logits = self.fc(features.mean(dim=(2, 3)))
+        if self.training:
+            labels = torch.tensor([x["label"] for x in batched_inputs], device=self.device)
+            return {"loss_classification": F.cross_entropy(logits, labels)}
+        return [{"scores": scores} for scores in logits.softmax(dim=1)]

@@ -1,0 +1,98 @@
+"""MobileNetV2 (Sandler et al. 2018, Table 2): inverted residuals; the depthwise 3x3 takes the rate.
+
+Its stage code has ten entries (paper, A.2): stem, first block, m1 .. m5, last block, 1x1 tail, pooling.
+Features for FPN, at strides 4, 8, 16, 32: res2 of 24 channels after m1, res3 of 32 after m2, res4 of 96
+after m4, res5 of 1,280 after the tail, which is what the paper's FLOPs say. Pooling belongs to a
+classifier's head; a detector has none.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from crnas_d2.modeling.family import Entry, Family, Norm
+from detectron2.layers import CNNBlockBase, Conv2d, get_norm
+
+EXPANSION = 6  # inner over incoming channels (Sandler et al. 2018, Table 2); the first block has 1
+
+
+def _conv(in_channels: int, out_channels: int, size: int, norm: Norm, **kwargs: Any) -> Conv2d:
+    """Convolution that keeps the size but for its stride, its norm, and ReLU6 unless told otherwise."""
+    kwargs = {"activation": nn.functional.relu6, **kwargs}
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        size,
+        padding=size // 2,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        **kwargs,
+    )
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out")  # as torchvision's MobileNetV2
+    return conv
+
+
+class Stem(CNNBlockBase):
+    """Images (N, C, H, W) to (N, out_channels, H/2, W/2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
+        super().__init__(in_channels, out_channels, stride=2)
+        self.conv1 = _conv(in_channels, out_channels, 3, norm, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv1(x)
+
+
+class InvertedResidual(CNNBlockBase):
+    """(N, in_channels, H, W) to (N, width, H/stride, W/stride).
+
+    1x1 to ``expansion * in_channels`` (none for expansion 1), depthwise 3x3, linear 1x1.
+    """
+
+    def __init__(
+        self, in_channels: int, width: int, stride: int, norm: Norm, *, expansion: int
+    ) -> None:
+        super().__init__(in_channels, width, stride)
+        inner = expansion * in_channels
+        self.expand = _conv(in_channels, inner, 1, norm) if expansion > 1 else None
+        self.depthwise = _conv(inner, inner, 3, norm, stride=stride, groups=inner)
+        self.project = _conv(inner, width, 1, norm, activation=None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = x if self.expand is None else self.expand(x)
+        out = self.project(self.depthwise(inner))
+        return x + out if self.stride == 1 and self.in_channels == self.out_channels else out
+
+
+class Tail(CNNBlockBase):
+    """The last 1x1 convolution: (N, in_channels, H, W) to (N, width, H, W)."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, norm: Norm) -> None:
+        super().__init__(in_channels, width, stride)
+        self.conv = _conv(in_channels, width, 1, norm, stride=stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+_first = functools.partial(InvertedResidual, expansion=1)
+_later = functools.partial(InvertedResidual, expansion=EXPANSION)
+
+MOBILENETV2 = Family(
+    "mobilenetv2",
+    Stem,
+    {
+        "res2": (Entry(1, _first, 1), Entry(2, _later, 2)),
+        "res3": (Entry(3, _later, 2),),
+        "res4": (Entry(4, _later, 2), Entry(5, _later, 1)),
+        "res5": (Entry(6, _later, 2), Entry(7, _later, 1), Entry(8, Tail, 1)),
+    },
+    choice="depthwise",
+    stem_channels=32,
+    widths=(16, 24, 32, 64, 96, 160, 320, 1280),  # Sandler et al. 2018, Table 2
+    projects_by_width=False,
+)

@@ -1,0 +1,415 @@
+"""The classifier: its loss, scores and keys, its training and resumption, top-1 and top-5."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectors import FAMILIES, ROOT, TINY, command_line
+from image_folders import COLOURS, TINY_CLASSIFIER, make_image_folder, register, tiny_classifier
+
+from crnas_d2.data import loader
+from crnas_d2.engine.setup import read_config, train_config
+from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
+from crnas_d2.errors import InputError
+from crnas_d2.evaluation import classification
+from crnas_d2.evaluation.batches import FixedBatches
+from crnas_d2.evaluation.classification import TopKEvaluator
+from crnas_d2.evaluation.recalibration import recalibrated
+from crnas_d2.modeling.supernet import find_supernet
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+from detectron2.evaluation import (
+    COCOEvaluator,
+    PascalVOCDetectionEvaluator,
+    inference_on_dataset,
+)
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+KINDS = ["", "stage", "dilation"]
+
+
+def classifier_config(*overrides: Any) -> CfgNode:
+    return read_config("", [*TINY, *TINY_CLASSIFIER, *overrides])
+
+
+def inputs(count: int, seed: int = 0, side: int = 32) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(seed)
+    size = (3, side, side)
+    return [
+        {
+            "image": torch.randint(256, size, generator=generator, dtype=torch.uint8),
+            "label": i % len(COLOURS),
+            "image_id": i,
+        }
+        for i in range(count)
+    ]
+
+
+def trainer_of(cfg: CfgNode) -> DetectionTrainer:
+    trainer = (SupernetTrainer if cfg.MODEL.CRNAS.SUPERNET else DetectionTrainer)(cfg)
+    trainer.resume_or_load(resume=True)
+    return trainer
+
+
+# ---- the network ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mean", [[103.5, 116.3, 123.7], [0.0, 10.0, 20.0]])
+def test_loss_and_scores_are_the_formulas(mean: list[float]) -> None:
+    """Mean over places, a linear layer, softmax, the mean log of the label's: in numpy."""
+    cfg = classifier_config("MODEL.PIXEL_MEAN", mean, "MODEL.PIXEL_STD", [57.4, 57.1, 58.4])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    torch.nn.init.normal_(model.fc.weight)
+    torch.nn.init.normal_(model.fc.bias)
+    batch = inputs(4, side=64)  # res5 is 2x2
+    model.backbone.eval()  # BatchNorm: the same features in both modes
+    images = np.stack([x["image"].numpy() for x in batch]).astype(np.float64)
+    normal = (images - np.reshape(mean, (3, 1, 1))) / np.reshape([57.4, 57.1, 58.4], (3, 1, 1))
+    with torch.no_grad():
+        features = model.backbone(torch.from_numpy(normal.astype(np.float32)))["res5"].double()
+        assert tuple(model.preprocess_image(batch).tensor.shape) == (4, 3, 64, 64)
+        loss = model(batch)
+        scores = torch.stack([output["scores"] for output in model.eval()(batch)])
+    weight, bias = (p.detach().double().numpy() for p in (model.fc.weight, model.fc.bias))
+    logits = features.numpy().mean(axis=(2, 3)) @ weight.T + bias
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = [x["label"] for x in batch]
+    assert list(loss) == ["loss_classification"]
+    assert loss["loss_classification"].item() == pytest.approx(
+        -np.log(expected[range(4), labels]).mean(), rel=1e-5
+    )
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_linear_layer_starts_small() -> None:
+    """Normal of 0.01 (Goyal et al. 2017), no bias: 1,000 classes of 48 channels."""
+    torch.manual_seed(0)
+    fc = build_model(classifier_config("MODEL.CLASSIFIER.NUM_CLASSES", 1000)).fc
+    assert fc.weight.shape == (1000, 48)
+    assert fc.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert abs(fc.weight.mean().item()) < 2e-4
+    assert not fc.bias.any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_detector_has_the_same_backbone(kind: str, family: str) -> None:
+    """Below FPN: the same names and shapes, so that a classifier's weights are a detector's."""
+    options = [*FAMILIES[family], "MODEL.CRNAS.SUPERNET", kind]
+    detector = build_model(read_config("", [*TINY, *options]))
+    classifier = build_model(read_config("", [*TINY, *options, *TINY_CLASSIFIER]))
+    names = {
+        name.replace("backbone.", "backbone.bottom_up.", 1): value.shape
+        for name, value in classifier.state_dict().items()
+        if not name.startswith("fc.")
+    }
+    prefix = "backbone.bottom_up."
+    below = {k: v.shape for k, v in detector.state_dict().items() if k.startswith(prefix)}
+    assert names == below
+    assert set(classifier.state_dict()) > {"fc.weight", "fc.bias"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_backbone_classifies(kind: str, family: str) -> None:
+    cfg = classifier_config(*FAMILIES[family], "MODEL.CRNAS.SUPERNET", kind)
+    model = build_model(cfg)
+    supernet = find_supernet(model)
+    assert (supernet is None) == (kind == "")
+    if supernet is not None:
+        supernet.set_path(supernet.space.sample(0, 0))
+    loss = model(inputs(4))["loss_classification"]
+    loss.backward()
+    assert loss.item() == pytest.approx(np.log(len(COLOURS)), abs=0.3)  # nothing learned yet
+    assert model.fc.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        scores = [output["scores"] for output in model.eval()(inputs(4))]
+    assert all(s.shape == (len(COLOURS),) and s.sum() == pytest.approx(1, abs=1e-5) for s in scores)
+
+
+def test_mobilenetv2_is_classified_by_its_tail() -> None:
+    """1,280 channels at full width (Sandler et al. 2018, Table 2)."""
+    options = [*FAMILIES["mobilenetv2"], "MODEL.CRNAS.WIDTHS", [], "MODEL.CRNAS.STEM_CHANNELS", 0]
+    assert build_model(classifier_config(*options)).fc.in_features == 1280
+
+
+def test_recalibration_takes_a_classifier() -> None:
+    model = build_model(classifier_config("MODEL.CRNAS.SUPERNET", "stage")).eval()
+    supernet = find_supernet(model)
+    path = supernet.space.sample(0, 0)
+    records = [{**x, "height": 32, "width": 32} for x in inputs(6)]
+    batches = FixedBatches(records, lambda record: record, 3)
+    norm = supernet.stem.conv1.norm
+    before = norm.running_mean.clone()
+    with recalibrated(model, supernet, batches, lambda _: path), supernet.using_path(path):
+        assert not torch.equal(norm.running_mean, before)
+        assert len(model(records)) == 6
+    assert torch.equal(norm.running_mean, before)
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    """Three colours in 30 steps: far above the third that guessing gives; val is not seen."""
+    options = ["SOLVER.MAX_ITER", 30, "SOLVER.IMS_PER_BATCH", 12]
+    cfg = tiny_classifier(tmp_path / "data", tmp_path / "out", *options)
+    trainer = trainer_of(cfg)
+    losses = []
+    write = trainer._trainer._write_metrics
+    trainer._trainer._write_metrics = lambda metrics, time: (
+        losses.append(metrics["loss_classification"].item()),
+        write(metrics, time),
+    )
+    trainer.train()
+    assert losses[0] == pytest.approx(np.log(3), abs=0.1)
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    (results,) = trainer.last_results.values()
+    assert results["top1"] >= 80 and results["top5"] == 100
+    found = DetectionTrainer.test(cfg, trainer.model)
+    assert found == trainer.last_results
+    assert trainer.model.training
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cut", [3, 5])
+def test_a_resumed_run_is_the_same_run(kind: str, cut: int, tmp_path: Path) -> None:
+    """Six iterations, or a cut after a checkpoint and one step beyond it; equal to the bit."""
+
+    class Cut(Exception):
+        pass
+
+    def trainer_in(folder: str) -> DetectionTrainer:
+        overrides = ["MODEL.CRNAS.SUPERNET", kind, "DATASETS.TEST", ()]
+        return trainer_of(tiny_classifier(tmp_path / "data", tmp_path / folder, *overrides))
+
+    whole = trainer_in("whole")
+    start = {key: value.clone() for key, value in whole.model.state_dict().items()}
+    whole.train()
+    halted = trainer_in("cut")
+
+    def step() -> None:
+        if halted.iter == cut:
+            raise Cut
+        DetectionTrainer.run_step(halted)
+
+    halted.run_step = step
+    with pytest.raises(Cut):
+        halted.train()
+    torch.manual_seed(cut)
+    resumed = trainer_in("cut")
+    assert resumed.start_iter == cut - 1
+    resumed.train()
+    expected, found = whole.model.state_dict(), resumed.model.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert not all(torch.equal(start[key], found[key]) for key in expected)
+
+
+@pytest.mark.parametrize("kind", ["stage", "dilation"])
+def test_only_the_path_moves(kind: str, tmp_path: Path) -> None:
+    """A path is drawn in each iteration; weight decay and momentum move nothing off it."""
+    options = ["MODEL.CRNAS.SUPERNET", kind, "SOLVER.WARMUP_FACTOR", 1.0]
+    options += ["SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_NORM", 0.1]
+    trainer = trainer_of(tiny_classifier(tmp_path / "data", tmp_path / "out", *options))
+    supernet = find_supernet(trainer.model)
+    paths = []
+    with EventStorage(0) as trainer.storage:
+        for trainer.iter in range(5):
+            trainer._trainer.iter = trainer.iter
+            trainer._hooks[0].before_step()
+            before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+            path = supernet.path
+            trainer.run_step()
+            paths.append(path)
+            on_path = {
+                key
+                for key in before
+                if not key.startswith("backbone.")
+                or supernet.subnet_key(key[len("backbone.") :], path) is not None
+            }
+            after = trainer.model.state_dict()
+            moved = {key for key in before if not torch.equal(before[key], after[key])}
+            assert moved <= on_path < set(before)
+            parameters = {name for name, _ in trainer.model.named_parameters()}
+            assert moved & parameters == on_path & parameters
+    assert paths == [supernet.space.sample(trainer.cfg.SEED, i) for i in range(5)]
+    assert len(set(paths)) > 1
+
+
+# ---- top-1 and top-5 -----------------------------------------------------------------------------
+
+
+def scored(
+    count: int, classes: int, seed: int = 0
+) -> tuple[list[dict[str, Any]], list[dict[str, torch.Tensor]]]:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(count, classes, generator=generator)
+    labels = torch.randint(classes, (count,), generator=generator).tolist()
+    return [{"label": label} for label in labels], [{"scores": s} for s in scores]
+
+
+def counted(records: list[dict[str, Any]], outputs: list[dict[str, torch.Tensor]], k: int) -> float:
+    """Per cent, by a loop: fewer than k classes have a higher score than the label."""
+    hits = 0
+    for record, output in zip(records, outputs):
+        scores = output["scores"].tolist()
+        hits += sum(score > scores[record["label"]] for score in scores) < k
+    return 100 * hits / len(records)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 6, 40])
+def test_top_k_is_what_a_loop_counts(classes: int) -> None:
+    records, outputs = scored(200, classes)
+    evaluator = TopKEvaluator()
+    for _ in range(2):  # what was counted before is forgotten
+        evaluator.reset()
+        for start in range(0, 200, 7):
+            evaluator.process(records[start : start + 7], outputs[start : start + 7])
+        found = evaluator.evaluate()
+    assert found == {"classification": {f"top{k}": counted(records, outputs, k) for k in (1, 5)}}
+    assert (found["classification"]["top5"] == 100) == (classes <= 5)
+
+
+def test_top_k_of_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of 7 and 6 images: the per cent of all of them, on rank 0 alone."""
+    make_image_folder(tmp_path / "data" / "train", 4)
+    make_image_folder(tmp_path / "data" / "val", 4, seed=1)
+    (tmp_path / "data" / "val" / "n03" / "n03_3.JPEG").unlink()
+    extra = make_image_folder(tmp_path / "extra", 2, seed=5, names=["n01"])
+    for path in (extra / "n01").iterdir():
+        path.rename(tmp_path / "data" / "val" / "n01" / f"more_{path.name}")
+    cfg = tiny_classifier(tmp_path / "data", tmp_path / "out")
+
+    def model(batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+        """Nine scores that depend on the image alone."""
+        seeds = [int(x["image"].sum()) for x in batch]
+        return [{"scores": torch.rand(9, generator=torch.Generator().manual_seed(s))} for s in seeds]
+
+    def share(rank: int, world: int, gathered: list[Any]) -> Any:
+        monkeypatch.setattr(loader.comm, "get_world_size", lambda: world)
+        monkeypatch.setattr(loader.comm, "get_rank", lambda: rank)
+
+        def gather(mine: Any, dst: int) -> list[Any]:
+            assert dst == 0
+            gathered.append(mine)
+            return gathered if rank == 0 else []
+
+        monkeypatch.setattr(classification.comm, "gather", gather)
+        (name,) = cfg.DATASETS.TEST
+        data = DetectionTrainer.build_test_loader(cfg, name)
+        return inference_on_dataset(model, data, DetectionTrainer.build_evaluator(cfg, name))
+
+    alone = share(0, 1, [])
+    assert 0 < alone["classification"]["top1"] < alone["classification"]["top5"] < 100
+    gathered: list[Any] = []
+    assert share(1, 2, gathered) == {}
+    assert share(0, 2, gathered) == alone
+    assert [count for count, _ in gathered] == [6, 7]
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluator"),
+    [
+        ("imagenet_val", TopKEvaluator),
+        ("voc_2007_test", PascalVOCDetectionEvaluator),
+        ("bccd_val", COCOEvaluator),
+    ],
+)
+@pytest.mark.usefixtures("shared_data")
+def test_the_evaluator_goes_by_the_data_set(name: str, evaluator: type, tmp_path: Path) -> None:
+    """None of them reads images; COCO's reads the JSON."""
+    cfg = tiny_classifier(tmp_path / "data", tmp_path / "out")
+    assert type(DetectionTrainer.build_evaluator(cfg, name)) is evaluator
+
+
+def test_several_test_sets(tmp_path: Path) -> None:
+    cfg = tiny_classifier(tmp_path / "data", tmp_path / "out")
+    cfg.DATASETS.TEST = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    results = DetectionTrainer.test(cfg, build_model(cfg))
+    assert list(results) == list(cfg.DATASETS.TEST)
+    assert all(list(r["classification"]) == ["top1", "top5"] for r in results.values())
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+REFUSED = [
+    (["MODEL.CLASSIFIER.NUM_CLASSES", 1000], ["MODEL.CLASSIFIER.NUM_CLASSES: 1000: ", "has 3"]),
+    (["MODEL.CLASSIFIER.NUM_CLASSES", 0], ["MODEL.CLASSIFIER.NUM_CLASSES: 0: ", "at least 1"]),
+    (["MODEL.CLASSIFIER.IN_FEATURE", "res4"], ["MODEL.CLASSIFIER.IN_FEATURE: 'res4': ", "res5"]),
+    (["INPUT.CLASSIFIER_CROP", 37], ["INPUT.CLASSIFIER_CROP: 37: ", "1 to 36"]),
+    (["INPUT.CLASSIFIER_CROP", 0], ["INPUT.CLASSIFIER_CROP: 0: ", "1 to 36"]),
+    (["DATASETS.TRAIN", ("bccd_train",)], ["MODEL.META_ARCHITECTURE: ", "boxes", "a detector"]),
+    (["DATASETS.TEST", ("bccd_val",)], ["MODEL.META_ARCHITECTURE: ", "DATASETS.TEST", "bccd_val"]),
+    (
+        ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
+        ["MODEL.META_ARCHITECTURE: 'GeneralizedRCNN': ", "labelled images", "ImageClassifier"],
+    ),
+    (["DATASETS.TRAIN", ("nobody's",)], ["DATASETS.TRAIN: ", "nobody's", "not a registered"]),
+    (["DATASETS.TRAIN", ("{tmp}/gone",)], ["DATASETS.TRAIN: ", "{tmp}/gone", "No such file"]),
+]
+
+
+@pytest.mark.parametrize(("options", "shown"), REFUSED, ids=str)
+@pytest.mark.usefixtures("shared_data")
+def test_one_line_before_anything_is_written(
+    options: list[Any], shown: list[str], tmp_path: Path
+) -> None:
+    make_image_folder(tmp_path / "train", 2)
+    train = register(tmp_path / "train", tmp_path / "train")
+    register(tmp_path / "gone", tmp_path / "gone")
+    sets = ["DATASETS.TRAIN", (train,), "DATASETS.TEST", (train,)]
+    good = [*TINY, *TINY_CLASSIFIER, *sets, "OUTPUT_DIR", str(tmp_path / "out")]
+
+    def check(*changed: Any) -> CfgNode:
+        words = [word.replace("{tmp}", str(tmp_path)) for word in command_line([*good, *changed])]
+        return train_config(default_argument_parser().parse_args(words))
+
+    assert check().MODEL.META_ARCHITECTURE == "ImageClassifier"
+    with pytest.raises(InputError) as caught:
+        check(*options)
+    message = str(caught.value)
+    expected = [part.replace("{tmp}", str(tmp_path)) for part in shown]
+    assert "\n" not in message and message.startswith(expected[0])
+    assert all(part in message for part in expected), message
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the script ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_train_net_trains_and_evaluates_a_classifier(tmp_path: Path) -> None:
+    """$DETECTRON2_DATASETS/imagenet, two processes, epochs; then --eval-only of what they left."""
+    make_image_folder(tmp_path / "imagenet" / "train", 8)
+    make_image_folder(tmp_path / "imagenet" / "val", 3, seed=1)
+    options = [*TINY, *TINY_CLASSIFIER, "DATASETS.TRAIN", ("imagenet_train",)]
+    options += ["DATASETS.TEST", ("imagenet_val",), "SOLVER.EPOCHS", 2, "SOLVER.IMS_PER_BATCH", 6]
+    options += ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "OUTPUT_DIR", str(tmp_path / "out")]
+
+    def run(*start: str, more: tuple[str, ...] = ()) -> str:
+        done = subprocess.run(
+            [sys.executable, *start, str(ROOT / "train_net.py"), *more, *command_line(options)],
+            env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout + done.stderr
+
+    log = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    assert "2 epochs of 24 images at batch 6: 8 iterations" in log
+    assert "UnbiasedSyncBatchNorm" in log
+    final = str(tmp_path / "out" / "model_final.pth")
+    log = run(more=("--eval-only", "MODEL.WEIGHTS", final))
+    assert "copypaste: top1,top5" in log

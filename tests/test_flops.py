@@ -1,0 +1,312 @@
+"""Costs of whole networks: the paper's figures, fvcore on the parts, and tools/flops.py."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from conftest import SHARED_DATA
+from detectors import FAMILIES, HEADS, TINY
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+
+from crnas_d2.analysis import flops
+from crnas_d2.analysis.costs import backbone_costs, input_size
+from crnas_d2.analysis.flops import DETECTIONS, PROPOSALS, Cost
+from crnas_d2.engine.setup import read_config
+from crnas_d2.errors import InputError
+from crnas_d2.modeling.build import architecture_of
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOL = ROOT / "tools" / "flops.py"
+TABLES = SHARED_DATA.parent / "paper" / "tables.json"
+SIZE = (64, 128)  # height, width of the pictures of small networks
+TABLE_1 = [f"{cr}{n}" for n in ("MNV2", "R_18", "R_50", "R_101") for cr in ("", "CR_")]
+TABLE_3 = [f"{cr}{n}" for n in ("MNV2", "R_50", "R_101") for cr in ("", "CR_")]
+DETECTION = [f"COCO-Detection/faster_rcnn_{name}_FPN_1x.yaml" for name in TABLE_1]
+SEGMENTATION = [f"COCO-InstanceSegmentation/mask_rcnn_{name}_FPN_1x.yaml" for name in TABLE_3]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Convolutions this small only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@functools.cache
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("flops_tool", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def report(name: str) -> dict[str, Any]:
+    return tool().report(str(ROOT / "configs" / name))
+
+
+def config(name: str, *options: Any) -> CfgNode:
+    return read_config(str(ROOT / "configs" / name), list(options))
+
+
+def small(*options: Any) -> nn.Module:
+    """A network of a few thousand weights, on the CPU."""
+    return build_model(read_config("", [*TINY, *options])).eval()
+
+
+def parts_of(model: nn.Module) -> dict[str, Cost]:
+    return flops.parts(model, flops.count(model, SIZE))
+
+
+class AsTuple(nn.Module):
+    """fvcore traces what it counts; a dict of outputs cannot be traced."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self.module(x).values())
+
+
+class OverLevels(AsTuple):
+    """A head that takes a list of levels and gives two lists."""
+
+    def forward(self, *levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        first, second = self.module(list(levels))
+        return (*first, *second)
+
+
+def by_fvcore(module: nn.Module, *inputs: torch.Tensor) -> int:
+    """Multiply-accumulates of convolutions and linear layers."""
+    counter = FlopCountAnalysis(module.eval(), inputs)
+    counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    return sum(n for op, n in counter.by_operator().items() if op in ("conv", "linear", "addmm"))
+
+
+@pytest.mark.parametrize("name", [*DETECTION, *SEGMENTATION])
+def test_the_papers_rows(name: str) -> None:
+    """The paper's convention is a fit: 0.3 % is what it leaves in the worst row, MobileNetV2's."""
+    found = report(name)
+    assert found["size"] == [800, 1088]
+    assert found["flops_g"] == pytest.approx(found["paper_flops_g"], rel=0.003)
+    assert found["macs_g"] < found["flops_g"]
+
+
+@pytest.mark.parametrize("name", [name for name in [*DETECTION, *SEGMENTATION] if "CR_" not in name])
+def test_reallocation_keeps_the_cost(name: str) -> None:
+    """Paper, Sec. 4.2.1; in both conventions."""
+    baseline, found = report(name), report(name.replace("rcnn_", "rcnn_CR_"))
+    for cost in ("macs_g", "flops_g"):
+        assert found[cost] == pytest.approx(baseline[cost], rel=0.003)
+    assert found["stages"] != baseline["stages"]
+
+
+def test_the_figures_are_the_papers() -> None:
+    """Every figure of Tables 1, 3 and 7, by the config of its row, 2x schedules included."""
+    if not TABLES.is_file():
+        pytest.skip(f"no {TABLES}")
+    tables = json.loads(TABLES.read_text())
+    names = {"MobileNetV2": "MNV2", "ResNet18": "R_18", "ResNet50": "R_50", "ResNet101": "R_101"}
+    for table, form in (
+        ("table1_faster_rcnn_fpn_coco_minival_1x", "COCO-Detection/faster_rcnn_{}_FPN_1x.yaml"),
+        ("table7_2x", "COCO-Detection/faster_rcnn_{}_FPN_2x.yaml"),
+        ("table3_mask_rcnn_coco_minival", "COCO-InstanceSegmentation/mask_rcnn_{}_FPN_1x.yaml"),
+    ):
+        rows = {name: row for name, row in tables[table].items() if name != "columns"}
+        for name, row in rows.items():
+            cr, plain = name.startswith("CR-"), name.removeprefix("CR-")
+            file = form.format(("CR_" if cr else "") + names[plain])
+            assert tool().paper_gflops(config(file)) == row[0], file
+        detector = "Mask R-CNN" if "mask" in table else "Faster R-CNN"
+        assert table == "table7_2x" or len(flops.PAPER_GFLOPS[detector]) == len(rows)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["MODEL.CRNAS.STAGE_CODE", [3, 4, 5, 4]],
+        ["MODEL.CRNAS.DILATION_CODE", [0] * 15 + [1]],
+        ["MODEL.CRNAS.WIDTH_MULTIPLIER", 0.5],
+        ["MODEL.ROI_HEADS.NUM_CLASSES", 20],
+        ["MODEL.FPN.OUT_CHANNELS", 128],
+        ["INPUT.MIN_SIZE_TEST", 600],
+        ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"],
+        ["MODEL.META_ARCHITECTURE", "RetinaNet"],
+    ],
+    ids=str,
+)
+def test_no_figure_for_what_the_paper_has_not(options: list[Any]) -> None:
+    name = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+    assert tool().paper_gflops(config(name)) == 192.5
+    assert tool().paper_gflops(config(name, *options)) is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_backbones_against_fvcore(family: str) -> None:
+    """And their stages and blocks add up to the whole."""
+    model = small(*FAMILIES[family])
+    body = model.backbone.bottom_up
+    costs = flops.count(model, SIZE)
+    backbone = flops.parts(model, costs)["backbone"]
+    assert backbone.macs == by_fvcore(AsTuple(body), torch.zeros(1, 3, *SIZE))
+    assert backbone.params == sum(p.numel() for p in body.parameters())
+    stages = flops.blocks(model, costs, stages=True)
+    assert list(stages) == ["stem", "res2", "res3", "res4", "res5"]
+    blocks = flops.blocks(model, costs)
+    assert sum(stages.values(), Cost()) == sum(blocks.values(), Cost()) == backbone
+    assert len(blocks) == 1 + sum(len(getattr(body, f"res{i}")) for i in range(2, 6))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_necks_and_heads_against_fvcore(head: str) -> None:
+    """Every part of every kind of detector; together they have all of its parameters."""
+    model = small(*HEADS[head])
+    found = parts_of(model)
+    assert sum(part.params for part in found.values()) == sum(p.numel() for p in model.parameters())
+    image = torch.zeros(1, 3, 128 if head == "NASFPN" else 64, 128)  # NAS-FPN pads to multiples of 128
+    below = by_fvcore(AsTuple(model.backbone.bottom_up), image)
+    assert found["backbone"].macs == below
+    assert found["neck"].macs == by_fvcore(AsTuple(model.backbone), image) - below > 0
+    features = model.backbone(image)
+    if head == "RetinaNet":
+        name, over, levels = "head", model.head, model.head_in_features
+    else:
+        rpn = model.proposal_generator
+        name, over, levels = "proposal head", rpn.rpn_head, rpn.in_features
+    assert found[name].macs == by_fvcore(OverLevels(over), *(features[f] for f in levels)) > 0
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "RetinaNet"])
+def test_heads_on_regions_against_fvcore(head: str) -> None:
+    """Each of a cascade's three box heads sees every proposal."""
+    model = small(*HEADS[head])
+    found, heads = parts_of(model), model.roi_heads
+    pairs = [(heads.box_head, heads.box_predictor)]
+    if head.startswith("Cascade"):
+        pairs = list(zip(heads.box_head, heads.box_predictor))
+        assert len(pairs) == 3
+    region = torch.zeros(1, 8, *heads.box_pooler.output_size)
+    of_one = sum(by_fvcore(nn.Sequential(*pair), region) for pair in pairs)
+    assert found["box head"].macs == PROPOSALS * of_one
+    assert ("mask head" in found) == heads.mask_on
+    if heads.mask_on:
+        side, _ = heads.mask_pooler.output_size
+        conv = heads.mask_head.deconv
+        # fvcore counts a transposed convolution over its input pixels; it has four times as many.
+        left_out = 3 * side**2 * 4 * conv.in_channels * conv.out_channels
+        of_one = by_fvcore(nn.Sequential(*heads.mask_head), torch.zeros(1, 8, side, side)) + left_out
+        assert found["mask head"].macs == DETECTIONS * of_one
+
+
+def test_biases_and_batch_norm_are_what_the_conventions_differ_by() -> None:
+    """Counted by hand: 2 channels of 8 x 8, with a bias, then with BatchNorm instead."""
+    for layer, more in (
+        (nn.Conv2d(3, 2, 3, padding=1), 1),
+        (nn.Sequential(nn.Conv2d(3, 2, 3, padding=1, bias=False), nn.BatchNorm2d(2), nn.ReLU()), 4),
+        (nn.ConvTranspose2d(3, 2, 3, padding=1), 1),
+    ):
+        with flops.counting(layer) as costs:
+            layer(torch.zeros(1, 3, 8, 8))
+        cost = sum(costs.values(), Cost())
+        assert (cost.macs, cost.flops - cost.macs) == (27 * 2 * 64, more * 2 * 64)
+    assert not layer._forward_hooks
+
+
+def test_codes_and_widths_change_the_figures_and_rates_do_not() -> None:
+    def costs(*options: Any) -> Cost:
+        return parts_of(small(*options))["backbone"]
+
+    plain = costs()
+    assert costs("MODEL.CRNAS.DILATION_CODE", [1, 2, 0, 1, 2]) == plain
+    for options in (
+        ["MODEL.CRNAS.STAGE_CODE", [1, 1, 2, 1]],
+        ["MODEL.CRNAS.WIDTHS", [4, 6, 8, 14]],
+        ["MODEL.CRNAS.STEM_CHANNELS", 8],
+        ["MODEL.CRNAS.WIDTH_MULTIPLIER", 0.5],
+    ):
+        changed = costs(*options)
+        assert changed.flops != plain.flops and changed.params != plain.params
+
+
+def test_the_backbone_costs_what_the_search_says() -> None:
+    cfg = config("COCO-Detection/faster_rcnn_CR_MNV2_FPN_1x.yaml")
+    expected = backbone_costs(cfg)(architecture_of(cfg))
+    found = report("COCO-Detection/faster_rcnn_CR_MNV2_FPN_1x.yaml")["parts"]["backbone"]
+    assert input_size(cfg) == (800, 1088)
+    assert found["macs_g"] == expected["macs"] / 1e9
+    assert found["params_m"] == expected["params"] / 1e6
+
+
+def test_a_classifier_at_its_crop() -> None:
+    """ResNet50 has 4.09 GMACs and 25.557 M parameters (torchvision's documentation)."""
+    found = report("ImageNet-Classification/R_50.yaml")
+    assert found["size"] == [224, 224] and found["paper_flops_g"] is None
+    assert list(found["parts"]) == ["backbone", "head"]
+    assert found["params_m"] == 25.557032
+    assert found["macs_g"] == pytest.approx(4.09, abs=0.005)
+    assert found["parts"]["head"]["macs_g"] == 2048 * 1000 / 1e9
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *arguments])
+    runpy.run_path(str(TOOL), run_name="__main__")
+
+
+def test_what_the_tool_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [str(ROOT / "configs" / name) for name in (DETECTION[2], "BCCD/faster_rcnn_R_50.yaml")]
+    run(monkeypatch, "--json", "--config-file", *files)
+    paper, own = json.loads(capsys.readouterr().out)
+    assert [found["config"] for found in (paper, own)] == files
+    assert (paper["paper_flops_g"], own["paper_flops_g"]) == (147.7, None)
+    assert own["size"] == [256, 320]
+    for cost in ("macs_g", "flops_g", "params_m"):
+        assert paper[cost] == pytest.approx(sum(part[cost] for part in paper["parts"].values()))
+    run(monkeypatch, "--blocks", "--config-file", *files)
+    table = capsys.readouterr().out
+    assert f"{paper['flops_g']:.2f} |  147.70" in table and "res5.1" in table
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ("CRNAS: {SUPERNET: stage}", "CRNAS.SUPERNET: 'stage': allowed is a fixed network"),
+        ("CRNAS: {STAGE_CODE: [1, 2]}", "CRNAS.STAGE_CODE: stage code [1, 2]: resnet_basic takes 4"),
+        ("META_ARCHITECTURE: PanopticFPN", "META_ARCHITECTURE: 'PanopticFPN': allowed are ("),
+        ("ROI_HEADS: {NAME: Res5ROIHeads}", "ROI_HEADS.NAME: 'Res5ROIHeads': allowed are ("),
+    ],
+)
+def test_bad_input_is_one_line(
+    changes: str,
+    error: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"_BASE_: {ROOT / 'configs' / DETECTION[2]}\nMODEL: {{{changes}}}\n")
+    with pytest.raises(SystemExit) as left:
+        run(monkeypatch, "--json", "--config-file", str(path))
+    printed = capsys.readouterr()
+    assert left.value.code == 2 and not printed.out
+    assert printed.err.startswith(f"error: MODEL.{error}") and printed.err.count("\n") == 1
+    with pytest.raises(InputError):
+        tool().report(str(path))

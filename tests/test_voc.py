@@ -1,0 +1,120 @@
+"""Pascal VOC: its folder layout, AP50 by detectron2's evaluator, and what is said of a missing file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectors import ROOT, command_line
+from PIL import Image
+
+from crnas_d2.data.datasets import check_voc
+from crnas_d2.errors import InputError
+
+# As small as tests/test_paper_configs.py has networks, on pictures of 96 pixels.
+SMALL = [
+    *("MODEL.CRNAS.WIDTH_MULTIPLIER", 0.25),
+    *("MODEL.FPN.OUT_CHANNELS", 16),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", 32),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 60),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", 30),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),  # after one iteration nothing is sure
+    *("INPUT.MIN_SIZE_TRAIN", [96]),
+    *("INPUT.MIN_SIZE_TEST", 96),
+    *("SOLVER.EPOCHS", 1),
+    *("SOLVER.STEP_EPOCHS", []),
+    *("SOLVER.IMS_PER_BATCH", 2),
+    *("DATALOADER.NUM_WORKERS", 0),
+    *("MODEL.DEVICE", "cpu"),
+    *("NUM_THREADS", 1),
+]
+OBJECT = (
+    "<object><name>{name}</name><pose>Left</pose><truncated>0</truncated><difficult>0</difficult>"
+    "<bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"
+)
+
+
+def make_voc(folder: Path, splits: dict[str, list[str]]) -> None:
+    """Pictures of 96x96 with one or two boxes each, in the layout of the challenge."""
+    for part in ("ImageSets/Main", "JPEGImages", "Annotations"):
+        (folder / part).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, names in splits.items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))
+        for number, name in enumerate(names):
+            pixels = rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "JPEGImages" / f"{name}.jpg")
+            objects = OBJECT.format(11, 11, 60, 70, name="dog")
+            objects += OBJECT.format(21, 31, 90, 90, name="person") if number % 2 else ""
+            size = "<size><width>96</width><height>96</height><depth>3</depth></size>"
+            text = f"<annotation><filename>{name}.jpg</filename>{size}{objects}</annotation>"
+            (folder / "Annotations" / f"{name}.xml").write_text(text)
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """$DETECTRON2_DATASETS with six pictures."""
+    make_voc(tmp_path / "VOC2007", {"trainval": ["000001", "000002"], "test": ["000003", "000004"]})
+    make_voc(tmp_path / "VOC2012", {"trainval": ["2012_000001", "2012_000002"]})
+    return tmp_path
+
+
+def train(voc: Path) -> subprocess.CompletedProcess[str]:
+    config = ROOT / "configs" / "PascalVOC-Detection" / "faster_rcnn_CR_R_50_FPN_18ep.yaml"
+    options = command_line([*SMALL, "OUTPUT_DIR", str(voc / "output")])
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(config), *options],
+        env={**os.environ, "DETECTRON2_DATASETS": str(voc)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_voc_folder_trains_and_evaluates(voc: Path) -> None:
+    run = train(voc)
+    assert run.returncode == 0, run.stderr[-3000:]
+    log = (voc / "output" / "log.txt").read_text()
+    assert "1 epochs of 4 images at batch 2: 2 iterations" in log
+    assert "Evaluating voc_2007_test using 2007 metric" in log
+    assert "AP50" in log
+
+
+def test_a_missing_annotation_is_named_before_anything_is_written(voc: Path) -> None:
+    gone = voc / "VOC2012" / "Annotations" / "2012_000001.xml"
+    gone.unlink()
+    run = train(voc)
+    assert run.returncode == 2
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("error")]
+    assert line.startswith(f"error: DATASETS.TRAIN: {gone}: no such file (1 of 2 are missing)")
+    assert not (voc / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("ImageSets/Main/test.txt", "ImageSets/Main/test.txt: no such file"),
+        ("JPEGImages/000003.jpg", "JPEGImages/000003.jpg: no such file (1 of 2"),
+        ("Annotations", "Annotations/000003.xml: no such file (2 of 2"),
+    ],
+)
+def test_what_a_folder_lacks(voc: Path, gone: str, message: str) -> None:
+    folder = voc / "VOC2007"
+    check_voc(str(folder), "test", "DATASETS.TEST")
+    (folder / gone).rename(voc / "elsewhere")
+    with pytest.raises(InputError) as caught:
+        check_voc(str(folder), "test", "DATASETS.TEST")
+    assert str(caught.value).startswith("DATASETS.TEST: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["\n", "000003\n"])
+def test_a_split_of_fewer_than_two_images(voc: Path, text: str) -> None:
+    (voc / "VOC2007" / "ImageSets" / "Main" / "test.txt").write_text(text)
+    with pytest.raises(InputError, match=r"test.txt: [01] images; at least two"):
+        check_voc(str(voc / "VOC2007"), "test", "DATASETS.TEST")

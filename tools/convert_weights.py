@@ -1,0 +1,100 @@
+#!/usr/bin/env python
+"""Turn published ImageNet weights into a checkpoint that MODEL.WEIGHTS takes.
+
+    python tools/convert_weights.py --config-file configs/ImageNet-Classification/CR_R_50.yaml \\
+        --weights resnet50.pth --output CR_R_50.pth [KEY VALUE ...]
+
+The config says what network is wanted, MODEL.CRNAS.SUPERNET and any stage code included; blocks are
+matched by position (crnas_d2/modeling/convert.py), and the log says where each block came from. A
+supernet takes converted weights at full width only, MODEL.CRNAS.WIDTH_MULTIPLIER 1.
+Taken are torchvision's state dicts of ResNet, ResNeXt and MobileNetV2 (.pth), detectron2's
+ImageNetPretrained (.pkl) and checkpoints of our own fixed networks (.pth). INPUT.FORMAT,
+MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and MODEL.CRNAS.STRIDE_IN_1X1 have to be what the weights were made
+with; the output holds that, too. Of a classifier the last layer is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from crnas_d2.engine.setup import check_network, read_config
+from crnas_d2.errors import InputError
+from crnas_d2.modeling.build import architecture_of, family_of, input_convention
+from crnas_d2.modeling.convert import convert
+from crnas_d2.modeling.sources import CONVENTIONS, read_source
+from crnas_d2.modeling.weights import BARE, check_convention
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone
+
+logger = logging.getLogger(__name__)
+
+
+def convert_file(cfg: CfgNode, weights: str, output: Path, convention: str | None = None) -> None:
+    """Write the weights in a file as a checkpoint of the config's backbone.
+
+    Args:
+        cfg: MODEL.WEIGHTS is set to the output.
+        convention: a key of ``CONVENTIONS``, in place of what the file says.
+
+    Raises:
+        InputError: anything that cannot be used; then nothing is written.
+    """
+    if output.suffix != ".pth" or not output.parent.is_dir() or output.exists():
+        raise InputError(
+            f"--output: {output}: allowed is a new file that ends in .pth, in a folder that is there"
+        )
+    cfg.MODEL.WEIGHTS = str(output)
+    check_network(cfg)
+    if "crnas" not in cfg.MODEL.BACKBONE.NAME:
+        raise InputError(f"MODEL.BACKBONE.NAME: {cfg.MODEL.BACKBONE.NAME!r}: is not one of ours")
+    source = read_source(weights, convention)
+    check_convention(source.convention, weights, input_convention(cfg))
+    with torch.device("meta"):
+        backbone = build_backbone(cfg)
+    below = getattr(backbone, "bottom_up", backbone)
+    state, origins = convert(source, below, family_of(cfg), architecture_of(cfg).stage_code)
+
+    for block, origin in origins.items():
+        logger.info("%s <- %s of the source", block, origin)
+    uses = Counter(origins.values())
+    left = [name for name in source.blocks if name not in uses]
+    logger.info("%d blocks from %d of the source", len(origins), len(uses))
+    logger.info("not used: %s", ", ".join(left + source.others) or "none")
+    content = {
+        "model": {BARE + name: value for name, value in state.items()},
+        "input_convention": source.convention,
+        "source": Path(weights).name,
+    }
+    beside = output.with_name(output.name + ".part")
+    torch.save(content, beside)
+    beside.replace(output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--weights", required=True, help=".pth or .pkl")
+    parser.add_argument("--output", type=Path, required=True, help="a new .pth file")
+    parser.add_argument(
+        "--input-convention", choices=CONVENTIONS, help="in place of what the weights' names say"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    args = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    cfg = read_config(args.config_file, args.opts)
+    convert_file(cfg, args.weights, args.output, args.input_convention)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

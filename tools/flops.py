@@ -1,0 +1,175 @@
+#!/usr/bin/env python
+"""Print what networks compute, beside the paper's figures: backbone, neck and heads.
+
+    python tools/flops.py --config-file configs/COCO-Detection/faster_rcnn_{R_50,CR_R_50}_FPN_1x.yaml
+
+Multiply-accumulates (MACs), FLOPs as the paper counts them, and parameters, for one image: 800 x 1088
+where INPUT.MIN_SIZE_TEST is 800, a crop in a classifier, and padded as the network pads it (NAS-FPN:
+to 896 x 1152). No data and no weights are read. --blocks adds the stages and blocks of the backbone,
+--json prints all of it for programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from crnas_d2.analysis import flops
+from crnas_d2.analysis.costs import input_size
+from crnas_d2.analysis.flops import Cost
+from crnas_d2.engine.setup import check_network, read_config
+from crnas_d2.errors import InputError
+from crnas_d2.modeling.build import architecture_of
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+META_ARCHITECTURES = ("GeneralizedRCNN", "RetinaNet", "ImageClassifier")
+ROI_HEADS = ("StandardROIHeads", "CascadeROIHeads")
+# All that the paper's figures depend on but for the codes and MODEL.MASK_ON (Tables 1, 3 and 7).
+IN_THE_PAPER = [
+    *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"),
+    *("MODEL.BACKBONE.NAME", "build_crnas_fpn_backbone"),
+    *("MODEL.CRNAS.STEM_CHANNELS", 0),
+    *("MODEL.CRNAS.WIDTHS", []),
+    *("MODEL.CRNAS.WIDTH_MULTIPLIER", 1.0),
+    *("MODEL.CRNAS.STRIDE_IN_1X1", False),
+    *("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
+    *("MODEL.FPN.OUT_CHANNELS", 256),
+    *("MODEL.FPN.NORM", ""),
+    *("MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
+    *("MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", 80),
+    *("MODEL.ROI_BOX_HEAD.NUM_CONV", 0),
+    *("MODEL.ROI_BOX_HEAD.NUM_FC", 2),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", 1024),
+    *("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7),
+    *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False),
+    *("MODEL.ROI_MASK_HEAD.NUM_CONV", 4),
+    *("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14),
+    *("INPUT.MIN_SIZE_TEST", 800),
+    *("INPUT.MAX_SIZE_TEST", 1333),
+]
+
+
+def outline(cfg: CfgNode) -> torch.nn.Module:
+    """The whole network with shapes and no values.
+
+    Raises:
+        InputError: a supernet, or a kind of detector that cannot be counted.
+    """
+    check_network(cfg)
+    supernet = cfg.MODEL.CRNAS.SUPERNET
+    if supernet:
+        raise InputError(f"MODEL.CRNAS.SUPERNET: {supernet!r}: allowed is a fixed network, ''")
+    kind, heads = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME
+    if kind not in META_ARCHITECTURES:
+        raise InputError(f"MODEL.META_ARCHITECTURE: {kind!r}: allowed are {META_ARCHITECTURES}")
+    if kind == "GeneralizedRCNN" and heads not in ROI_HEADS:
+        raise InputError(f"MODEL.ROI_HEADS.NAME: {heads!r}: allowed are {ROI_HEADS}")
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg).eval()
+
+
+def paper_gflops(cfg: CfgNode) -> float | None:
+    """What the paper prints for this network in this detector, None where it prints nothing."""
+    same = cfg.clone()
+    same.merge_from_list(IN_THE_PAPER)
+    if same != cfg:
+        return None
+    detector = "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
+    return flops.paper_gflops(detector, architecture_of(cfg))
+
+
+def numbers(costs: Mapping[str, Cost]) -> dict[str, dict[str, float]]:
+    """In units of 1e9, parameters in 1e6."""
+    return {
+        name: {
+            "macs_g": cost.macs / 1e9,
+            "flops_g": cost.flops / 1e9,
+            "params_m": cost.params / 1e6,
+        }
+        for name, cost in costs.items()
+    }
+
+
+def report(config_file: str) -> dict[str, Any]:
+    """What --json prints of one config.
+
+    Raises:
+        InputError: no config, or one of a network that cannot be counted.
+    """
+    cfg = read_config(config_file, [])
+    model = outline(cfg)
+    classifies = cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
+    size = (cfg.INPUT.CLASSIFIER_CROP,) * 2 if classifies else input_size(cfg)
+    costs = flops.count(model, size)
+    parts = flops.parts(model, costs)
+    return {
+        "config": config_file,
+        "size": list(size),
+        **numbers({"all": sum(parts.values(), Cost())})["all"],
+        "paper_flops_g": paper_gflops(cfg),
+        "parts": numbers(parts),
+        "stages": numbers(flops.blocks(model, costs, stages=True)),
+        "blocks": numbers(flops.blocks(model, costs)),
+    }
+
+
+def table(reports: list[dict[str, Any]]) -> str:
+    """A line a network; the parts in FLOPs."""
+    rows = []
+    for found in reports:
+        paper = found["paper_flops_g"]
+        rows.append(
+            {
+                "config": found["config"],
+                "size": "x".join(map(str, found["size"])),
+                "GMACs": found["macs_g"],
+                "GFLOPs": found["flops_g"],
+                "paper": paper,
+                "difference": f"{100 * (found['flops_g'] / paper - 1):+.2f} %" if paper else "",
+                "params (M)": found["params_m"],
+                **{f"{name}, GFLOPs": part["flops_g"] for name, part in found["parts"].items()},
+            }
+        )
+    return tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f")
+
+
+def block_table(found: dict[str, Any]) -> str:
+    """A line a stage, with the blocks of each stage below it."""
+    rows = []
+    for stage, cost in found["stages"].items():
+        blocks = {name: c for name, c in found["blocks"].items() if name.startswith(f"{stage}.")}
+        rows += [{"backbone": name, **c} for name, c in {stage: cost, **blocks}.items()]
+    return tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4f")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", nargs="+", required=True, metavar="FILE")
+    parser.add_argument("--blocks", action="store_true", help="stages and blocks of the backbones, too")
+    parser.add_argument("--json", action="store_true", help="print a list of objects, with all of it")
+    args = parser.parse_args()
+    reports = [report(config_file) for config_file in args.config_file]
+    if args.json:
+        print(json.dumps(reports, indent=1))
+        return
+    print(table(reports))
+    for found in reports if args.blocks else ():
+        print(f"\n{found['config']}\n{block_table(found)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
