@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a detector: a fixed network, a found.yaml, or a supernet.
+"""Train or evaluate a detector or a classifier: a fixed network, a found.yaml, or a supernet.
 
     python train_net.py --config-file configs/BCCD/faster_rcnn_R_50.yaml OUTPUT_DIR output/baseline
 

@@ -3,16 +3,21 @@
 StageSpace: which depths each stage may have, what a block of each stage costs, and the codes that
 meet a budget. DilationSpace: the dilation codes of one stage code. Plain Python: a draw is a pure
 function of (seed, iteration), never of a global random state, so that every process draws the same.
+
+What a search that is not the paper's asks of either space: ``alternatives``, the values that each entry
+of a code may take, ``code_of`` and ``with_code`` between codes and architectures, and ``meets``.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Union
 
 from crnas_d2.architecture import DIGITS, Architecture
+from crnas_d2.budget import Budget, Costs, Entry
 from crnas_d2.errors import InputError
 from crnas_d2.seeding import derive_seed
 
@@ -23,8 +28,45 @@ RESNET_DEPTHS = (
     (2, 3, 5, 6, 9, 11, 14, 17, 20, 23),
     (2, 3, 4, 6, 7, 9, 11, 13, 15, 17),
 )
-# A block costs the same in every ResNet stage: half the resolution, twice the width (Sec. 3.2.1).
-RESNET_BLOCK_COSTS = (1.0, 1.0, 1.0, 1.0)
+# The ten entries of MobileNetV2's code; stem, first block and the tail are fixed (paper, A.2).
+MOBILENETV2_DEPTHS = (
+    (1,),
+    (1,),
+    (1, 2, 3, 4, 5),
+    (1, 2, 3, 4, 5),
+    (3, 4, 5, 6, 7),
+    (2, 3, 4, 5, 6),
+    (2, 3, 4, 5, 6),
+    (1,),
+    (1,),
+    (1,),
+)
+# The paper's spaces. ResNeXt's is the ResNet series' own (A.2).
+FAMILY_DEPTHS = {
+    "resnet_basic": RESNET_DEPTHS,
+    "resnet": RESNET_DEPTHS,
+    "resnext": RESNET_DEPTHS,
+    "mobilenetv2": MOBILENETV2_DEPTHS,
+}
+# What one block of each entry adds to a code's cost. It is the same in every ResNet stage: half the
+# resolution, twice the width (Sec. 3.2.1). MobileNetV2: the weights of A.2; what is fixed costs 0.
+BLOCK_COSTS: dict[str, tuple[float, ...]] = {
+    "resnet_basic": (1, 1, 1, 1),
+    "resnet": (1, 1, 1, 1),
+    "resnext": (1, 1, 1, 1),
+    "mobilenetv2": (0, 0, 1.5, 1, 1, 0.75, 1.25, 0, 0, 0),
+}
+
+
+def block_cost(architecture: Architecture) -> float:
+    """Weighted number of blocks, the unit of a budget; plain blocks in the ResNet series."""
+    weights = BLOCK_COSTS[architecture.family]
+    return sum(n * weight for n, weight in zip(architecture.stage_code, weights))
+
+
+def block_costs(architecture: Architecture) -> dict[str, float]:
+    """The one cost that is known without a network."""
+    return {"blocks": block_cost(architecture)}
 
 
 @dataclass(frozen=True)
@@ -33,13 +75,12 @@ class StageSpace:
 
     Attributes:
         family: the family of the codes.
-        depths: allowed depths (blocks), a tuple for each stage.
-        block_costs: what one block of each stage adds to a code's cost; the unit of a budget.
+        depths: allowed depths (blocks), a tuple for each entry of the code.
     """
 
+    step: ClassVar[str] = "stage"  # of the search over it, in journals
     family: str
     depths: tuple[tuple[int, ...], ...]
-    block_costs: tuple[float, ...] = RESNET_BLOCK_COSTS
 
     def __contains__(self, architecture: Architecture) -> bool:
         return architecture.family == self.family and all(
@@ -51,34 +92,50 @@ class StageSpace:
         for code in itertools.product(*map(sorted, self.depths)):
             yield Architecture.undilated(self.family, code)
 
-    def cost(self, architecture: Architecture) -> float:
-        """Weighted number of blocks; plain number of blocks in the ResNet series."""
-        return sum(n * c for n, c in zip(architecture.stage_code, self.block_costs))
+    @property
+    def alternatives(self) -> tuple[tuple[int, ...], ...]:
+        """Depths of each stage."""
+        return self.depths
 
-    def eligible(self, budget: float) -> list[Architecture]:
-        """The codes whose cost is the budget (paper, Eq. 1).
+    def code_of(self, architecture: Architecture) -> tuple[int, ...]:
+        """The stage code."""
+        return architecture.stage_code
+
+    def with_code(self, code: Sequence[int]) -> Architecture:
+        """The undilated architecture of a stage code."""
+        return Architecture.undilated(self.family, code)
+
+    def meets(self, architecture: Architecture, budget: Budget, costs: Costs) -> bool:
+        """Whether the architecture costs what it may."""
+        return budget.meets(costs(architecture))
+
+    def eligible(self, budget: Entry, costs: Costs | None = None) -> list[Architecture]:
+        """The codes that meet the budget (paper, Eq. 1).
+
+        Args:
+            costs: what the budget limits; without them it may limit blocks alone.
 
         Raises:
-            InputError: no code has that cost.
+            InputError: no code meets it; the line gives the costs that come nearest.
         """
-        found = [code for code in self.codes() if self.cost(code) == budget]
-        if not found:
-            costs = sorted({self.cost(code) for code in self.codes()})
-            near = sorted(costs, key=lambda cost: (abs(cost - budget), cost))[:3]
+        budget = Budget.parse(budget)
+        if costs is None and not budget.limits_only("blocks"):
             raise InputError(
-                f"SEARCH.BUDGETS: {budget:g}: no code of the space costs that; "
-                f"costs go from {costs[0]:g} to {costs[-1]:g}, nearest: "
-                + ", ".join(f"{cost:g}" for cost in sorted(near))
+                f"SEARCH.BUDGETS: {budget}: with SEARCH.ONLY_ELIGIBLE and SEARCH.SAMPLING 'eligible' "
+                "allowed are blocks alone"
             )
-        return found
+        return budget.within(self.codes(), costs or block_costs)
 
-    def only_eligible(self, budgets: Sequence[float]) -> StageSpace:
-        """The space without the depths that no eligible code of any of the budgets uses."""
+    def only_eligible(self, budgets: Sequence[Entry]) -> StageSpace:
+        """The space without the depths that no eligible code of any of the budgets uses.
+
+        Raises:
+            InputError: no code meets a budget, or one limits more than blocks.
+        """
         codes = [code.stage_code for budget in budgets for code in self.eligible(budget)]
         return StageSpace(
             self.family,
             tuple(tuple(sorted({code[i] for code in codes})) for i in range(len(self.depths))),
-            self.block_costs,
         )
 
     def sample(self, seed: int, iteration: int, among: Sequence[Architecture] = ()) -> Architecture:
@@ -98,6 +155,7 @@ class DilationSpace:
         stage_code: blocks in each stage; fixed.
     """
 
+    step: ClassVar[str] = "dilation"
     family: str
     stage_code: tuple[int, ...]
 
@@ -106,8 +164,45 @@ class DilationSpace:
 
     @property
     def root(self) -> Architecture:
-        """The partial architecture with no digit chosen, from which the greedy search starts."""
-        return Architecture(self.family, self.stage_code, ())
+        """The partial architecture with nothing chosen, from which the greedy search starts."""
+        return self._past_fixed(Architecture(self.family, self.stage_code, ()))
+
+    @property
+    def choices(self) -> int:
+        """Number of choice blocks."""
+        return sum(self.root.has_choice(block) for block in range(self.root.blocks))
+
+    @property
+    def alternatives(self) -> tuple[tuple[int, ...], ...]:
+        """Digits of each block; 0 alone where there is no choice."""
+        return tuple(DIGITS if self.root.has_choice(b) else (0,) for b in range(self.root.blocks))
+
+    def code_of(self, architecture: Architecture) -> tuple[int, ...]:
+        """The dilation code."""
+        return architecture.dilation_code
+
+    def with_code(self, code: Sequence[int]) -> Architecture:
+        """The architecture of a dilation code."""
+        return Architecture(self.family, self.stage_code, tuple(code))
+
+    def meets(self, architecture: Architecture, budget: Budget, costs: Costs) -> bool:
+        """Always: no dilation code costs more than another, and the stage code met the budget."""
+        return True
+
+    def _past_fixed(self, partial: Architecture) -> Architecture:
+        """Append the zeros of the blocks that come next and have no choice."""
+        while not partial.is_complete and not partial.has_choice(len(partial.dilation_code)):
+            partial = partial.extended([0])
+        return partial
+
+    def extensions(self, partial: Architecture) -> list[Architecture]:
+        """``partial`` with each digit of its next choice block."""
+        return [self._past_fixed(partial.extended([digit])) for digit in DIGITS]
+
+    def _filled(self, partial: Architecture, digit: Callable[[int], int]) -> Architecture:
+        """``partial`` with ``digit(block)`` in every open block that has a choice."""
+        open_blocks = range(len(partial.dilation_code), partial.blocks)
+        return partial.extended(digit(b) if partial.has_choice(b) else 0 for b in open_blocks)
 
     def complete(self, partial: Architecture, seed: int, batch: int) -> Architecture:
         """Draw the blocks that ``partial`` leaves open, uniformly (paper, Sec. 3.3.2).
@@ -115,9 +210,8 @@ class DilationSpace:
         A function of (seed, block, mini-batch) alone: the candidates of one greedy step, which have
         equally many digits, meet the same draws.
         """
-        block = len(partial.dilation_code)
-        rng = random.Random(derive_seed(seed, "completion", block, batch))
-        return partial.extended(rng.choice(DIGITS) for _ in range(partial.blocks - block))
+        rng = random.Random(derive_seed(seed, "completion", len(partial.dilation_code), batch))
+        return self._filled(partial, lambda _: rng.choice(DIGITS))
 
     def complete_evenly(self, partial: Architecture, seed: int, batch: int) -> Architecture:
         """As ``complete``, but three batches in a row, 3k to 3k + 2, draw each digit of a block once.
@@ -130,11 +224,14 @@ class DilationSpace:
             rng = random.Random(derive_seed(seed, "even completion", block, of, batch // 3))
             return rng.sample(DIGITS, k=len(DIGITS))[batch % 3]
 
-        return partial.extended(digit(of) for of in range(block, partial.blocks))
+        return self._filled(partial, digit)
 
     def sample(self, seed: int, iteration: int, among: Sequence[Architecture] = ()) -> Architecture:
         """Uniform and independent in each choice block, or uniform over ``among``."""
         rng = random.Random(derive_seed(seed, "path", iteration))
         if among:
             return rng.choice(among)
-        return self.root.extended(rng.choice(DIGITS) for _ in range(self.root.blocks))
+        return self._filled(self.root, lambda _: rng.choice(DIGITS))
+
+
+Space = Union[StageSpace, DilationSpace]

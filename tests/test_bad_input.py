@@ -228,12 +228,33 @@ def test_a_config_file_that_is_none(bench: Bench, text: str) -> None:
     assert "_BASE_" not in text or "no/such.yaml" in error
 
 
+ANY_MACS = "macs=1e6~900%"  # of the tiny detector's backbone
 SEARCHES = [
     (["SEARCH.BUDGETS", (9,)], ["SEARCH.BUDGETS", "9", "costs go from 4 to 8", "nearest: 6, 7, 8"]),
     (["SEARCH.BUDGETS", (5, 3)], ["SEARCH.BUDGETS", "3", "nearest: 4, 5, 6"]),
     (["SEARCH.BUDGETS", (9,), "SEARCH.ONLY_ELIGIBLE", True], ["SEARCH.BUDGETS", "9", "4 to 8"]),
     (["SEARCH.BUDGETS", ("five",)], ["SEARCH.BUDGETS", "'five'", "numbers"]),
     (["SEARCH.BUDGETS", ()], ["SEARCH.BUDGETS", "()", "numbers"]),
+    (["SEARCH.BUDGETS", ("macs=5",)], ["SEARCH.BUDGETS: 'macs=5': macs needs a tolerance", "~2%"]),
+    (["SEARCH.BUDGETS", (5, "blocks=5")], ["SEARCH.BUDGETS", "(5, 'blocks=5')", "different"]),
+    (["SEARCH.BUDGETS", ("macs=9~2%", "macs=9~3%")], ["SEARCH.BUDGETS", "different values"]),
+    (["SEARCH.BUDGETS", ("macs=5~1%",)], ["SEARCH.BUDGETS: macs=5~1%: none of 16 codes", "nearest"]),
+    (["SEARCH.BUDGETS", (5, "latency=1~1%, blocks=9")], ["SEARCH.BUDGETS: 9: none", "6, 7, 8"]),
+    (
+        ["SEARCH.BUDGETS", ("macs=5~1%",), "SEARCH.STAGE_SEARCH", "random"],
+        ["SEARCH.BUDGETS: macs=5~1%: none of 16 codes"],
+    ),
+    (
+        ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.ONLY_ELIGIBLE", True],
+        ["SEARCH.BUDGETS: macs=1e6~900%: ", "SEARCH.ONLY_ELIGIBLE", "blocks alone"],
+    ),
+    (
+        ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.SAMPLING", "eligible"],
+        ["SEARCH.BUDGETS: macs=1e6~900%: ", "SEARCH.SAMPLING 'eligible'", "blocks alone"],
+    ),
+    (["SEARCH.STAGE_SEARCH", "greedy"], ["SEARCH.STAGE_SEARCH: 'greedy'", "'exhaustive', 'evolution'"]),
+    (["SEARCH.DILATION_SEARCH", "all"], ["SEARCH.DILATION_SEARCH: 'all'", "'greedy', 'evolution'"]),
+    (["SEARCH.EVALUATIONS", 0], ["SEARCH.EVALUATIONS: 0: at least 1"]),
     (["SEARCH.STEPS", ("stage", "tea")], ["SEARCH.STEPS", "'tea'", "'dilation'"]),
     (["SEARCH.SAMPLING", "fair"], ["SEARCH.SAMPLING", "'fair'", "'uniform', 'eligible'"]),
     (["SEARCH.TOP_K", 0], ["SEARCH.TOP_K", "0", "at least 1"]),
@@ -259,6 +280,21 @@ SEARCHES = [
 def test_a_search_that_cannot_be(bench: Bench, options: list[Any], shown: list[str]) -> None:
     error = bench.call(SEARCH, *options)
     assert all(part in error for part in shown), error
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["SEARCH.BUDGETS", (5, ANY_MACS, f"blocks=5, {ANY_MACS}", "latency=1e-9~1%")],
+        ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.STAGE_SEARCH", "evolution"],
+        ["SEARCH.BUDGETS", (9, "macs=5~1%"), "SEARCH.STEPS", ("dilation",)],
+        ["SEARCH.BUDGETS", ("blocks=5~20%",), "SEARCH.ONLY_ELIGIBLE", True],
+    ],
+    ids=str,
+)
+def test_budgets_that_can_be(bench: Bench, options: list[Any]) -> None:
+    """Whether latency can be met is known when it was measured, after the checks."""
+    assert bench.starts(SEARCH, *options)
 
 
 def test_a_found_base_that_is_not_ours(bench: Bench) -> None:
@@ -402,8 +438,9 @@ def test_a_fixed_network_resumes_and_is_tested_with_its_own_weights_only(bench: 
         assert "--resume: " in bench.call(TRAIN, *flags, *other)
     weights = ["MODEL.WEIGHTS", str(bench.output / "model_0000001.pth")]
     assert "MODEL.WEIGHTS: " in bench.call(TRAIN, "--eval-only", *weights, *other)
-    # As a start, detectron2 takes what fits.
-    assert bench.starts(TRAIN, *weights, *other, "OUTPUT_DIR", str(bench.folder / "new"))
+    new = [*weights, "OUTPUT_DIR", str(bench.folder / "new")]
+    assert "MODEL.WEIGHTS: " in bench.call(TRAIN, *new, *other)
+    assert bench.starts(TRAIN, *new)
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights at all", None])
@@ -517,6 +554,12 @@ def test_a_folder_that_holds_a_journal(bench: Bench) -> None:
     assert "holds stage/journal.jsonl" in bench.call(SEARCH)
 
 
+def test_a_folder_that_holds_latencies(bench: Bench) -> None:
+    bench.output.mkdir()
+    (bench.output / "latency.jsonl").write_text("")
+    assert "holds latency.jsonl of an earlier run" in bench.call(SEARCH)
+
+
 def test_a_folder_that_holds_a_training(bench: Bench) -> None:
     bench.earlier_run()
     error = bench.call(TRAIN)
@@ -533,9 +576,10 @@ def test_a_folder_that_is_a_file(bench: Bench, flags: list[str]) -> None:
 
 @pytest.mark.parametrize("name", [TRAIN, SEARCH])
 def test_gpus_that_are_not_there(bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    error = bench.call(name, "--num-gpus", 2)
-    assert error.startswith("error: --num-gpus: 2: ") and "torchrun --nproc_per_node 2" in error
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    error = bench.call(name, "--num-gpus", 2, "MODEL.DEVICE", "cuda")
+    assert error == "error: --num-gpus: 2: there are 1; allowed are 1 to 1\n"
 
 
 @pytest.mark.parametrize(

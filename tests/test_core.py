@@ -9,10 +9,10 @@ from collections.abc import Hashable, Iterable
 
 import pytest
 
-from crnas_d2.architecture import FAMILY_STAGES, Architecture
+from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
 from crnas_d2.errors import InputError
 from crnas_d2.seeding import derive_seed
-from crnas_d2.space import RESNET_DEPTHS, DilationSpace, StageSpace
+from crnas_d2.space import FAMILY_DEPTHS, RESNET_DEPTHS, DilationSpace, StageSpace
 
 # Paper, Tables 5 and 6: text form, stage code, dilation code.
 PAPER = [
@@ -26,6 +26,7 @@ PAPER = [
 ]
 # Number of codes for each N (paper, Sec. 3.2.1 and 4.2).
 ELIGIBLE = {8: 9, 16: 153, 33: 374}
+RESNETS = [family for family in FAMILY_STAGES if FAMILY_DEPTHS[family] == RESNET_DEPTHS]
 DRAWS = 4000
 
 
@@ -81,8 +82,11 @@ def test_any_code_round_trips(family: str) -> None:
     rng = random.Random(family)
     texts = set()
     for _ in range(300):
-        code = tuple(rng.randint(1, 12) for _ in range(FAMILY_STAGES[family]))
-        digits = tuple(rng.randrange(3) for _ in range(rng.randint(0, sum(code))))
+        fixed = FIXED_ENTRIES.get(family, ())
+        entries = range(FAMILY_STAGES[family])
+        code = tuple(1 if i in fixed else rng.randint(1, 12) for i in entries)
+        whole = DilationSpace(family, code).sample(0, rng.randrange(10**6))
+        digits = whole.dilation_code[: rng.randint(0, sum(code))]
         architecture = Architecture(family, code, digits)
         assert Architecture.parse(str(architecture)) == architecture
         assert architecture.is_complete == (len(digits) == sum(code))
@@ -126,7 +130,7 @@ def test_a_bad_text_form_is_shown(text: str) -> None:
 @pytest.mark.parametrize(
     ("family", "stages", "digits", "shown"),
     [
-        ("resnext", (1, 1, 1, 1), (), "'resnext'"),
+        ("vgg", (1, 1, 1, 1), (), "'vgg'"),
         ("resnet", (1, 1, 1), (), "[1, 1, 1]"),
         ("resnet", (1, 1, 0, 1), (), "[1, 1, 0, 1]"),
         ("resnet", (1, 1, -2, 1), (), "[1, 1, -2, 1]"),
@@ -204,7 +208,7 @@ def brute_force(total: int) -> set[tuple[int, int, int, int]]:
 
 
 @pytest.mark.parametrize(("budget", "count"), ELIGIBLE.items())
-@pytest.mark.parametrize("family", FAMILY_STAGES)
+@pytest.mark.parametrize("family", RESNETS)
 def test_eligible_codes(family: str, budget: int, count: int) -> None:
     space = stage_space(family)
     codes = space.eligible(budget)
@@ -220,14 +224,18 @@ def test_codes_are_the_whole_space() -> None:
 
 
 def test_eligible_codes_with_weighted_blocks() -> None:
-    space = StageSpace("resnet", ((1, 2), (1, 2), (1, 2), (1, 2, 3)), (1.5, 1.0, 1.0, 0.5))
+    """MobileNetV2, paper A.2: 1.5 m1 + m2 + m3 + 0.75 m4 + 1.25 m5 = 16, in quarters."""
+    space = StageSpace("mobilenetv2", FAMILY_DEPTHS["mobilenetv2"])
+    low, high, wide = range(1, 6), range(2, 7), range(3, 8)
     expected = [
-        code
-        for code in itertools.product((1, 2), (1, 2), (1, 2), (1, 2, 3))
-        if 3 * code[0] + 2 * code[1] + 2 * code[2] + code[3] == 2 * 6
+        (1, 1, *m, 1, 1, 1)
+        for m in itertools.product(low, low, wide, high, high)
+        if 6 * m[0] + 4 * m[1] + 4 * m[2] + 3 * m[3] + 5 * m[4] == 4 * 16
     ]
-    assert [code.stage_code for code in space.eligible(6)] == expected
-    assert expected
+    assert [code.stage_code for code in space.eligible(16)] == expected
+    assert len(expected) == 43
+    assert (1, 1, 2, 3, 4, 3, 3, 1, 1, 1) in expected  # the baseline, paper Table 5
+    assert (1, 1, 2, 2, 3, 4, 4, 1, 1, 1) in expected  # what the paper found
 
 
 def test_only_eligible_keeps_the_eligible_codes_and_no_depth_in_vain() -> None:
@@ -266,6 +274,7 @@ def test_contains() -> None:
 # ---- sampling ----------------------------------------------------------------------------------
 
 DILATION = DilationSpace("resnet", (1, 3, 2, 2))
+MOBILENET = DilationSpace("mobilenetv2", (1, 1, 2, 2, 3, 4, 4, 1, 1, 1))
 
 
 def test_paths_are_what_they_were() -> None:
@@ -284,7 +293,9 @@ def test_paths_are_what_they_were() -> None:
     assert str(DILATION.complete(partial, 3, "archval 0")) == "resnet/1-3-2-2/1-210-21-10"
 
 
-@pytest.mark.parametrize("space", [stage_space(), DILATION], ids=["stage", "dilation"])
+@pytest.mark.parametrize(
+    "space", [stage_space(), DILATION, MOBILENET], ids=["stage", "dilation", "mobilenet"]
+)
 def test_a_path_is_a_function_of_seed_and_iteration(space: StageSpace | DilationSpace) -> None:
     among = stage_space().eligible(16) if isinstance(space, StageSpace) else ()
     for codes in ((), among):
@@ -325,6 +336,27 @@ def test_dilation_paths_are_uniform_and_independent_in_each_block() -> None:
         assert_uniform(((path[i], path[j]) for path in paths), 9)
     among = [DILATION.root.extended([d] * 8) for d in range(3)]
     assert_uniform((DILATION.sample(11, i, among) for i in range(DRAWS)), 3)
+
+
+def test_stem_tail_and_pooling_of_mobilenet_have_nothing_to_choose() -> None:
+    """Paper, Table 6: 20 digits, of which the first and the last two are not of a depthwise 3x3."""
+    assert MOBILENET.choices == 17
+    assert str(MOBILENET.root) == "mobilenetv2/1-1-2-2-3-4-4-1-1-1/0-_-__-__-___-____-____-_-_-_"
+    last = Architecture.parse("mobilenetv2/1-1-2-2-3-4-4-1-1-1/0-1-02-10-201-1201-2010-_-_-_")
+    assert [str(a).rsplit("-", 3)[1:] for a in MOBILENET.extensions(last)] == [
+        [digit, "0", "0"] for digit in "012"
+    ]
+    draws = [MOBILENET.sample(3, i) for i in range(200)]
+    for complete in (MOBILENET.complete, MOBILENET.complete_evenly):
+        draws += [complete(MOBILENET.root, 3, i) for i in range(200)]
+    for position in range(20):
+        seen = {path.dilation_code[position] for path in draws}
+        assert seen == ({0} if position in (0, 18, 19) else {0, 1, 2})
+    for digits in ((1,), (0,) * 18 + (1, 0), (0,) * 19 + (2,)):
+        with pytest.raises(ValueError, match="has to be 0"):
+            Architecture("mobilenetv2", MOBILENET.stage_code, digits)
+    with pytest.raises(ValueError, match="takes 1 in entry 9"):
+        Architecture.undilated("mobilenetv2", (1, 1, 2, 2, 3, 4, 4, 1, 2, 1))
 
 
 # ---- completions of partial codes ----------------------------------------------------------------

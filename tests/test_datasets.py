@@ -10,14 +10,8 @@ from typing import Any
 import pytest
 
 from crnas_d2.config import add_crnas_config
-from crnas_d2.data.datasets import (
-    RECORD_ENTRIES,
-    check_dataset,
-    check_images,
-    read_coco_json,
-    register_coco,
-    use_own_data,
-)
+from crnas_d2.data.coco_json import RECORD_ENTRIES, check_images, read_coco_json
+from crnas_d2.data.datasets import check_dataset, register_coco, use_own_data
 from crnas_d2.data.shapes import CLASSES, make_shapes
 from crnas_d2.errors import InputError
 from detectron2.config import CfgNode, get_cfg
@@ -145,7 +139,7 @@ def test_a_search_never_looks_at_the_test_set(folder: Path) -> None:
     (folder / "images").mkdir()
     for split in ("train",):
         for image in json.loads((folder / f"{split}.json").read_text())["images"]:
-            (folder / "images" / image["file_name"]).write_bytes(b"")
+            (folder / "images" / image["file_name"]).write_bytes(b"not looked at")
     (folder / "val.json").unlink()
     cfg = config(folder)
     use_own_data(cfg, test=False)

@@ -19,7 +19,7 @@ from detectors import command_line, tiny_shapes, tiny_yaml
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("counted_search.py")
 CODES, DIGITS = 4, 3 + 9 * 4  # codes with 5 blocks in a space of depths 1, 2; greedy steps
-PASSES = 2 + 2  # a candidate's forward passes: 4 recalibration and 4 archval images in batches of 2
+PASSES = 2  # a candidate's forward passes over archval: 4 images in batches of 2
 
 
 @pytest.fixture(scope="module")

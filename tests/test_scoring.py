@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from detectors import tiny_config
+from detectors import FAMILIES, tiny_config
 from networks import randomise
 from torch import nn
 from torch.testing import assert_close
 
-from crnas_d2.data.datasets import read_coco_json
+from crnas_d2.analysis.costs import backbone_costs, input_size
+from crnas_d2.data.coco_json import read_coco_json
 from crnas_d2.engine.scoring import Split, build_scorer, recalibration_images
 from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.errors import InputError
@@ -24,6 +26,7 @@ from crnas_d2.evaluation.batches import FixedBatches
 from crnas_d2.evaluation.coco import METRICS, TASKS, CocoMetric
 from crnas_d2.evaluation.recalibration import recalibrated
 from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.space import StageSpace
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetMapper,
@@ -119,6 +122,85 @@ def test_a_score_is_the_plain_loops(tmp_path: Path) -> None:
     assert score(paths) == scores
 
 
+NORMED_NECK = ["MODEL.FPN.NORM", "BN"]
+
+
+@pytest.mark.parametrize("neck", [[], NORMED_NECK], ids=["plain neck", "normed neck"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("stage", []),
+        ("stage", ["MODEL.CRNAS.NESTED_DEPTHS", True]),
+        ("dilation", []),
+        ("stage", FAMILIES["mobilenetv2"]),
+        ("dilation", FAMILIES["mobilenetv2"]),
+    ],
+    ids=["stage", "nested", "dilation", "stage mobilenet", "dilation mobilenet"],
+)
+def test_a_group_scores_what_each_candidate_would_alone(
+    tmp_path: Path, kind: str, options: list[Any], neck: list[Any]
+) -> None:
+    """To the bit, whole codes and partial ones; and what was shared was not computed again."""
+    few = ["SOLVER.MAX_ITER", 8, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+    cfg, split, detector = trained(tmp_path, kind, *options, *neck, *few)
+    space = find_supernet(detector).space
+    if isinstance(space, StageSpace):
+        groups = [list(space.codes())]
+    else:
+        first = space.extensions(space.root)
+        second = [longer for partial in first for longer in space.extensions(partial)]
+        groups = [first, second, [space.sample(0, i) for i in range(6)]]
+    before = {k: v.clone() for k, v in detector.state_dict().items()}
+    together, alone = (build_scorer(cfg, split, detector) for _ in range(2))
+    for group in groups:
+        found = together(group)
+        assert found == [score for architecture in group for score in alone([architecture])]
+        assert len(set(found)) > 1
+    after = detector.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert alone.macs.shared == alone.macs.alone == together.macs.alone
+    assert 0 < together.macs.shared < 0.9 * together.macs.alone
+
+
+def test_multiply_accumulates_are_those_of_the_architectures(tmp_path: Path) -> None:
+    cfg, split, detector = trained(tmp_path, "stage")
+    score = build_scorer(cfg, split, detector)
+    codes = list(find_supernet(detector).space.codes())[:3]
+    score(codes)
+    images = len(split.archval_content["images"]) + cfg.SEARCH.RECALIBRATION_IMAGES
+    costs = backbone_costs(cfg)
+    height, width = input_size(cfg)
+    pixels = 96 * 96 / (height * width)  # the pictures are square
+    expected = sum(costs(code)["macs"] for code in codes) * images * pixels
+    assert score.macs.alone == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [(["SEARCH.AMP", "bf16"], 0.1), (["SEARCH.CHANNELS_LAST", True], 1e-3)],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["stage", "dilation"])
+def test_faster_arithmetic_scores_about_the_same(
+    tmp_path: Path, kind: str, options: list[Any], tolerance: float
+) -> None:
+    """By the mean certainty of the detections: so few iterations make no AP to speak of."""
+
+    def certainties() -> list[float]:
+        score = build_scorer(cfg, split, detector)
+        score._metric = lambda found: 100 * statistics.mean(d["score"] for d in found)
+        score._metric.task = "bbox"
+        return score(paths)
+
+    cfg, split, detector = trained(tmp_path, kind, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+    paths = [find_supernet(detector).space.sample(0, i) for i in range(3)]
+    exact = certainties()
+    cfg.merge_from_list(options)
+    found = certainties()
+    assert found == pytest.approx(exact, rel=tolerance)
+    assert found != exact
+
+
 def test_recalibration_changes_the_score_and_nothing_else(tmp_path: Path) -> None:
     cfg, split, detector = trained(tmp_path, "stage")
     before = {k: v.clone() for k, v in detector.state_dict().items()}
@@ -193,22 +275,50 @@ def test_recalibration_images_do_not_depend_on_order() -> None:
     assert len(recalibration_images(dicts, 50, seed=1)) == 20
 
 
-def test_images_are_mapped_once(tmp_path: Path) -> None:
-    dicts = [{"image_id": i, "height": 10 + i % 3, "width": 10} for i in range(7)]
-    mapped = []
+SEVEN = [{"image_id": i, "height": 10 + i % 3, "width": 10} for i in range(7)]
+IN_THREES = [[0, 3, 6], [1, 4, 2], [5]]
+
+
+def mapping(mapped: list[int]) -> Any:
+    """A mapper that notes what it reads; each image has 30 bytes."""
 
     def mapper(record: dict[str, Any]) -> dict[str, Any]:
         mapped.append(record["image_id"])
-        return record
+        return {**record, "image": torch.zeros(30, dtype=torch.uint8)}
 
-    batches = FixedBatches(dicts, mapper, batch_size=3)
-    assert [[r["image_id"] for r in batch] for _, batch in batches.mine()] == [
-        [0, 3, 6],
-        [1, 4, 2],
-        [5],
-    ]
-    list(batches.mine())
+    return mapper
+
+
+def test_images_are_mapped_once() -> None:
+    mapped: list[int] = []
+    batches = FixedBatches(SEVEN, mapping(mapped), batch_size=3)
+    for _ in range(2):
+        assert [[r["image_id"] for r in batch] for _, batch in batches.mine()] == IN_THREES
     assert sorted(mapped) == list(range(7))
+
+
+@pytest.mark.parametrize(("images", "kept"), [(0, 0), (2, 0), (3, 3), (5, 3), (6, 6), (7, 7)])
+def test_what_does_not_fit_is_read_again(images: int, kept: int) -> None:
+    mapped: list[int] = []
+    batches = FixedBatches(SEVEN, mapping(mapped), batch_size=3, cache_bytes=images * 30)
+    mapped.clear()
+    for _ in range(2):
+        assert [[r["image_id"] for r in batch] for _, batch in batches.mine()] == IN_THREES
+    in_order = [i for batch in IN_THREES for i in batch]
+    assert mapped == 2 * in_order[kept:]
+
+
+def test_an_image_that_cannot_be_read_again_is_an_error() -> None:
+    def mapper(record: dict[str, Any]) -> dict[str, Any]:
+        if fails:
+            raise OSError("gone")
+        return {**record, "image": torch.zeros(30, dtype=torch.uint8)}
+
+    fails = False
+    batches = FixedBatches(SEVEN, mapper, batch_size=3, cache_bytes=0)
+    fails = True
+    with pytest.raises(OSError, match="gone"):
+        list(batches.mine())
 
 
 @pytest.mark.parametrize("metric", METRICS)

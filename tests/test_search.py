@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,22 @@ import pytest
 
 from crnas_d2.architecture import FAMILY_STAGES, Architecture
 from crnas_d2.errors import InputError
-from crnas_d2.search.candidates import Candidate, ranked, score_all
+from crnas_d2.search.candidates import Candidate, grouped, ranked, score_all
+from crnas_d2.search.evolution import GENERATION, PARENTS, evolution
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
+from crnas_d2.search.random_search import random_search
 from crnas_d2.search.stage import stage_search
 from crnas_d2.seeding import derive_seed
-from crnas_d2.space import RESNET_DEPTHS, DilationSpace, StageSpace
+from crnas_d2.space import FAMILY_DEPTHS, RESNET_DEPTHS, DilationSpace, Space, StageSpace, block_cost
 
 Search = Callable[[Any, Journal], list[Candidate]]
 
 
 def costs(architecture: Architecture) -> dict[str, float]:
     """A block of a later stage is cheaper; rates cost nothing, as in the real thing."""
-    return {"macs": sum((4 - i) * n for i, n in enumerate(architecture.stage_code))}
+    macs = sum((4 - i) * n for i, n in enumerate(architecture.stage_code))
+    return {"blocks": block_cost(architecture), "macs": macs}
 
 
 def arbitrary(architecture: Architecture) -> float:
@@ -99,9 +104,11 @@ def test_ties_go_to_fewer_macs_then_to_the_text_form() -> None:
 
 # ---- stage search --------------------------------------------------------------------------------
 
+RESNETS = [family for family in FAMILY_STAGES if FAMILY_DEPTHS[family] == RESNET_DEPTHS]
+
 
 @pytest.mark.parametrize(("budget", "count"), [(8, 9), (16, 153), (33, 374)])
-@pytest.mark.parametrize("family", FAMILY_STAGES)
+@pytest.mark.parametrize("family", RESNETS)
 def test_stage_search_visits_exactly_the_eligible_codes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, budget: int, count: int
 ) -> None:
@@ -137,24 +144,79 @@ def test_one_journal_serves_several_budgets(tmp_path: Path) -> None:
     assert len(scorer.calls) == len(set(scorer.calls)) == 4 + 9
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 32, 1000])
+def test_groups_are_neighbours_that_share_their_first_depth(size: int) -> None:
+    codes = StageSpace("resnet", RESNET_DEPTHS).eligible(16)
+    groups = grouped(codes, size)
+    assert [code for group in groups for code in group] == codes
+    assert max(map(len, groups)) <= size
+    assert all(len({code.stage_code[0] for code in group}) == 1 for group in groups)
+    if size == 1000:
+        assert len(groups) == 10
+    # MobileNetV2's first two entries are the same everywhere; of one stage code all share everything.
+    codes = StageSpace("mobilenetv2", FAMILY_DEPTHS["mobilenetv2"]).eligible(16)
+    assert len(grouped(codes, 1000)) == len({code.stage_code[2] for code in codes})
+    space = DilationSpace("resnet", (1, 1, 2, 4))
+    assert len(grouped(space.extensions(space.root), 1000)) == 1
+
+
+@pytest.mark.parametrize("kind", ["stage", "greedy", "evolution", "random"])
+def test_the_size_of_a_group_changes_nothing_but_when_lines_are_written(
+    tmp_path: Path, kind: str
+) -> None:
+    def search(name: str, size: int) -> list[Candidate]:
+        journal = Journal(tmp_path / f"{name}.jsonl")
+        if kind == "stage":
+            return stage_search(SMALL_SPACE, 8, Scorer(), costs, journal, group_size=size)
+        if kind in ALTERNATIVES:
+            search = ALTERNATIVES[kind]
+            return search(STAGES, 16, Scorer(), costs, journal, 30, seed=0, group_size=size)
+        space = DilationSpace("resnet", (1, 1, 2, 1))
+        return greedy_search(space, Scorer(), costs, journal, group_size=size)
+
+    assert search("one", 1) == search("four", 4) == search("all", 1000)
+    for name in ("four", "all"):
+        assert timeless(tmp_path / "one.jsonl") == timeless(tmp_path / f"{name}.jsonl")
+
+
+def test_a_group_is_journalled_when_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    on_disk = []
+
+    def score(group: Sequence[Architecture]) -> list[float]:
+        on_disk.append((len(group), len(lines(path)) if path.exists() else 0))
+        return [arbitrary(architecture) for architecture in group]
+
+    stage_search(SMALL_SPACE, 8, score, costs, Journal(path), group_size=4)
+    before = 0
+    for size, held in on_disk:
+        assert held == before
+        before += size
+    assert max(size for size, _ in on_disk) == 4
+    assert before == 9
+
+
 # ---- greedy search -------------------------------------------------------------------------------
 
 STAGE_CODES = [(1, 1, 1, 1), (1, 1, 2, 4), (3, 4, 6, 3), (1, 3, 5, 7), (5, 1, 1, 1)]
+CODES_OF_FAMILIES = [(family, stages) for family in RESNETS for stages in STAGE_CODES]
+CODES_OF_FAMILIES.append(("mobilenetv2", (1, 1, 2, 2, 3, 4, 4, 1, 1, 1)))
 
 
-@pytest.mark.parametrize("stages", STAGE_CODES, ids=str)
-@pytest.mark.parametrize("family", FAMILY_STAGES)
+@pytest.mark.parametrize(("family", "stages"), CODES_OF_FAMILIES, ids=str)
 def test_greedy_search_finds_the_optimum_of_a_separable_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, stages: tuple[int, ...]
 ) -> None:
     """What a block adds depends on its own digit alone, so each block's best digit is the answer."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # a slow disk
     space = DilationSpace(family, stages)
-    blocks = sum(stages)
+    blocks = space.choices
     for seed in range(5):
         rng = random.Random(seed)
         # Integers: sums are exact, and different within a block.
-        table = [rng.sample(range(1000), 3) for _ in range(blocks)]
+        open_blocks = [i for i in range(sum(stages)) if space.root.has_choice(i)]
+        chosen = {i: rng.sample(range(1000), 3) for i in open_blocks}
+        table = [chosen.get(i, [0, -1, -1]) for i in range(sum(stages))]
 
         def separable(partial: Architecture, table: list[list[int]] = table) -> float:
             return sum(row[digit] for row, digit in zip(table, partial.dilation_code))
@@ -168,7 +230,7 @@ def test_greedy_search_finds_the_optimum_of_a_separable_score(
         assert len(scorer.calls) == len(set(scorer.calls)) <= 3 + 9 * (blocks - 1)
         lengths = [len(partial.dilation_code) for partial in scorer.calls]
         assert lengths == sorted(lengths)
-        assert [lengths.count(n) for n in range(1, blocks + 1)] == [3] + [9] * (blocks - 1)
+        assert [lengths.count(n) for n in sorted(set(lengths))] == [3] + [9] * (blocks - 1)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +269,185 @@ def test_greedy_search_with_equal_scores_has_one_answer(tmp_path: Path) -> None:
     assert not any(found[0].architecture.dilation_code)
 
 
+# ---- evolution and random search -----------------------------------------------------------------
+
+ALTERNATIVES: dict[str, Callable[..., list[Candidate]]] = {
+    "evolution": evolution,
+    "random": random_search,
+}
+STAGES = StageSpace("resnet", RESNET_DEPTHS)
+DIGITS = DilationSpace("resnet", (3, 4, 6, 3))
+LARGE = DilationSpace("resnet", (3, 4, 23, 3))  # 3 ** 33 codes
+PROBLEMS: dict[str, tuple[Space, float | str]] = {
+    "stages": (STAGES, 33),
+    "stages, macs": (STAGES, "macs=80~5%"),
+    "stages, two limits": (STAGES, "blocks=33~10%, macs=80~5%"),
+    "mobilenet's stages": (StageSpace("mobilenetv2", FAMILY_DEPTHS["mobilenetv2"]), "blocks=16~5%"),
+    "digits": (DIGITS, 16),
+    "many digits": (LARGE, 33),
+}
+PROBLEM = pytest.mark.parametrize("problem", PROBLEMS)
+ALTERNATIVE = pytest.mark.parametrize("name", ALTERNATIVES)
+
+
+@pytest.fixture
+def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+def separable(space: Space, seed: int) -> Callable[[Architecture], float]:
+    """What an entry of the code adds depends on that entry alone."""
+    rng = random.Random(seed)
+    table = [{value: rng.random() for value in values} for values in space.alternatives]
+    return lambda a: sum(row[value] for row, value in zip(table, space.code_of(a)))
+
+
+@ALTERNATIVE
+@PROBLEM
+def test_different_eligible_candidates_as_many_as_asked_for(
+    tmp_path: Path, no_disk: None, problem: str, name: str
+) -> None:
+    space, entry = PROBLEMS[problem]
+    scorer, search = Scorer(), ALTERNATIVES[name]
+    found = search(space, entry, scorer, costs, Journal(tmp_path / "j.jsonl"), 50, seed=2)
+    assert len(scorer.calls) == len(set(scorer.calls)) == 50
+    assert all(a in space and a.is_complete for a in scorer.calls)
+    if isinstance(space, StageSpace):
+        assert set(scorer.calls) <= set(space.eligible(entry, costs))
+    assert sorted(map(str, scorer.calls)) == sorted(str(c.architecture) for c in found)
+    assert found == ranked(found)
+
+
+@ALTERNATIVE
+@PROBLEM
+def test_the_course_is_a_function_of_the_seed(
+    tmp_path: Path, no_disk: None, problem: str, name: str
+) -> None:
+    space, entry = PROBLEMS[problem]
+
+    def calls(seed: int, file: str) -> list[Architecture]:
+        scorer = Scorer()
+        random.seed(file)  # a global state that nobody may look at
+        ALTERNATIVES[name](space, entry, scorer, costs, Journal(tmp_path / file), 50, seed=seed)
+        return scorer.calls
+
+    assert calls(0, "a") == calls(0, "b")
+    assert set(calls(0, "c")) != set(calls(1, "d"))
+
+
+@PROBLEM
+def test_evolution_is_no_worse_than_random_search(tmp_path: Path, no_disk: None, problem: str) -> None:
+    """On a separable score, with equally many evaluations, on the mean; with digits for every seed."""
+    space, entry = PROBLEMS[problem]
+    scores: dict[str, list[float]] = {name: [] for name in ALTERNATIVES}
+    for seed in range(6):
+        for name, search in ALTERNATIVES.items():
+            scorer, path = Scorer(separable(space, seed)), tmp_path / f"{name}-{seed}.jsonl"
+            found = search(space, entry, scorer, costs, Journal(path), 120, seed=seed)
+            assert len(scorer.calls) == 120
+            scores[name].append(found[0].score)
+    assert sum(scores["evolution"]) > sum(scores["random"])
+    if isinstance(space, DilationSpace):
+        assert all(e > r for e, r in zip(scores["evolution"], scores["random"]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_evolution_finds_the_best_of_a_small_space(tmp_path: Path, no_disk: None, seed: int) -> None:
+    """Of 729 codes, with 120 evaluations of a separable score."""
+    space = DilationSpace("resnet", (1, 1, 2, 2))
+    score, journal = separable(space, seed), Journal(tmp_path / "j.jsonl")
+    found = evolution(space, 6, Scorer(score), costs, journal, 120, seed=seed)
+    best = max((space.with_code(code) for code in itertools.product(*space.alternatives)), key=score)
+    assert found[0].architecture == best
+
+
+@ALTERNATIVE
+@pytest.mark.parametrize(
+    ("space", "entry", "count"),
+    [
+        (STAGES, 8, 9),
+        (STAGES, 6, 1),
+        (DilationSpace("resnet", (1, 1, 2, 1)), 5, 3**5),
+        (StageSpace("resnet", ((1,), (1,), (2,), (2,))), 6, 1),
+    ],
+    ids=str,
+)
+def test_a_small_space_is_gone_through(
+    tmp_path: Path, no_disk: None, name: str, space: Space, entry: float, count: int
+) -> None:
+    scorer = Scorer()
+    found = ALTERNATIVES[name](space, entry, scorer, costs, Journal(tmp_path / "j"), 1000, seed=0)
+    assert len(scorer.calls) == len(set(scorer.calls)) == len(found) == count
+    assert found[0].score == max(map(arbitrary, scorer.calls))
+
+
+@pytest.mark.parametrize("space", [STAGES, LARGE], ids=["stages", "many digits"])
+def test_more_evaluations_of_a_random_search_are_more_of_the_same(
+    tmp_path: Path, no_disk: None, space: Space
+) -> None:
+    calls = []
+    for evaluations in (10, 30):
+        scorer, journal = Scorer(), Journal(tmp_path / f"{evaluations}.jsonl")
+        random_search(space, "blocks=33", scorer, costs, journal, evaluations, seed=0)
+        calls.append(set(scorer.calls))
+    assert calls[0] < calls[1]
+
+
+def test_random_search_draws_uniformly(tmp_path: Path, no_disk: None) -> None:
+    """Nine codes, 900 seeds: 100 draws of each, with a standard deviation of 9.4."""
+    journal, drawn = Journal(tmp_path / "j.jsonl"), []
+    for seed in range(900):
+        (candidate,) = random_search(SMALL_SPACE, 8, Scorer(), costs, journal, 1, seed=seed)
+        drawn.append(candidate.architecture)
+    counts = [drawn.count(architecture) for architecture in set(drawn)]
+    assert len(counts) == 9
+    assert all(abs(count - 100) < 4 * 9.4 for count in counts)
+
+
+def test_several_budgets_score_every_candidate_once(tmp_path: Path, no_disk: None) -> None:
+    path, scorer = tmp_path / "j.jsonl", Scorer()
+    for entry in ("blocks=16~20%", "macs=40~20%"):  # with many codes in common
+        journal = Journal(path)
+        found = evolution(STAGES, entry, scorer, costs, journal, 60, seed=0)
+        assert len(found) == 60
+    assert len(scorer.calls) == len(set(scorer.calls)) == len(lines(path))
+
+
+@ALTERNATIVE
+def test_a_budget_that_no_code_drawn_meets(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, path = Scorer(), tmp_path / "j.jsonl"
+
+    def call(entry: float | str) -> str:
+        with pytest.raises(InputError) as caught:
+            ALTERNATIVES[name](STAGES, entry, scorer, costs, Journal(path), 10, seed=0)
+        assert str(caught.value).startswith(f"SEARCH.BUDGETS: {entry}: none of ")
+        return str(caught.value)
+
+    assert "of 10000 codes" in call(61) and "nearest: 58, 59, 60" in call(61)
+    assert "costs go from 13 to " in call("macs=1~1%")
+    monkeypatch.setattr("crnas_d2.search.random_search.DRAWS", 500)  # as if the space were larger
+    drawn = re.search(r"none of (\d+) codes", call(61))
+    assert drawn is not None and 450 < int(drawn[1]) < 500  # some came twice
+    assert not scorer.calls and not path.exists()
+
+
+def test_evolution_breeds_from_the_best(tmp_path: Path, no_disk: None) -> None:
+    """All entries of a child are those of the best before it, but for one if it is a mutant."""
+    scorer = Scorer(separable(DIGITS, 0))
+    evolution(DIGITS, 16, scorer, costs, Journal(tmp_path / "j.jsonl"), 2 * GENERATION, seed=0)
+    first, second = scorer.calls[:GENERATION], scorer.calls[GENERATION:]
+    parents = sorted(first, key=separable(DIGITS, 0), reverse=True)[:PARENTS]
+    columns = [set(values) for values in zip(*(a.dilation_code for a in parents))]
+    strange = [
+        sum(digit not in column for digit, column in zip(child.dilation_code, columns))
+        for child in second
+    ]
+    assert len(second) == GENERATION and max(strange) <= 1
+    assert strange.count(0) >= GENERATION // 2
+
+
 # ---- the journal ---------------------------------------------------------------------------------
 
 
@@ -238,7 +479,7 @@ def test_what_a_line_says(tmp_path: Path) -> None:
         "step": "stage",
         "architecture": str(code),
         "score": arbitrary(code),
-        "macs": costs(code)["macs"],
+        **costs(code),
     }
 
 
@@ -420,8 +661,30 @@ def five_blocks(scorer: Scorer, journal: Journal) -> list[Candidate]:
     return greedy_search(DilationSpace("resnet", (1, 1, 2, 1)), scorer, costs, journal)
 
 
+def evolved_stage_codes(scorer: Scorer, journal: Journal) -> list[Candidate]:
+    space = StageSpace("resnet", RESNET_DEPTHS)
+    return evolution(space, "macs=40~10%", scorer, costs, journal, evaluations=45, seed=1)
+
+
+def evolved_digits(scorer: Scorer, journal: Journal) -> list[Candidate]:
+    space = DilationSpace("resnet", (1, 3, 2, 2))
+    return evolution(space, 8, scorer, costs, journal, evaluations=45, seed=1)
+
+
+def drawn_stage_codes(scorer: Scorer, journal: Journal) -> list[Candidate]:
+    space = StageSpace("resnet", RESNET_DEPTHS)
+    return random_search(space, "macs=40~10%", scorer, costs, journal, evaluations=12, seed=1)
+
+
 SEARCHES = pytest.mark.parametrize(
-    ("search", "evaluations"), [(nine_stage_codes, 9), (five_blocks, 3 + 9 * 4)]
+    ("search", "evaluations"),
+    [
+        (nine_stage_codes, 9),
+        (five_blocks, 3 + 9 * 4),
+        (evolved_stage_codes, 45),
+        (evolved_digits, 45),
+        (drawn_stage_codes, 12),
+    ],
 )
 
 

@@ -5,14 +5,17 @@ python two_processes.py CONFIG_YAML OUT_FILE MODE
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import torch
 from torchvision.ops import boxes as box_ops
 
-from crnas_d2.data.datasets import read_coco_json, use_own_data
-from crnas_d2.engine.launch import join_torchrun, under_torchrun
+from crnas_d2.data.coco_json import read_coco_json
+from crnas_d2.data.datasets import use_own_data
+from crnas_d2.engine.launch import join
+from crnas_d2.engine.places import given_place
 from crnas_d2.engine.scoring import Split, build_scorer
 from crnas_d2.engine.setup import read_config
 from crnas_d2.engine.trainer import SupernetTrainer
@@ -73,8 +76,9 @@ def scores(trainer: SupernetTrainer, cfg) -> dict:
 
 def main(config: str, out: str, mode: str) -> None:
     cfg = read_config(config, [])
-    if under_torchrun():
-        join_torchrun(cfg.MODEL.DEVICE)
+    place = given_place(os.environ)
+    if place is not None:
+        join(place, cfg.MODEL.DEVICE)
     use_own_data(cfg)
     torch.set_num_threads(cfg.NUM_THREADS)
     trainer = SupernetTrainer(cfg)

@@ -1,7 +1,7 @@
 """Costs of an architecture: multiply-accumulates and parameters of its backbone.
 
-Counted by fvcore on a built network with two blocks a stage, then put together: every block of a
-stage after the first costs the same. Multiply-accumulates are those of convolutions; a network whose
+Counted by fvcore on a built network with two blocks in a chain, then put together: every block of a
+chain after the first costs the same. Multiply-accumulates are those of convolutions; a network whose
 strides divide the input has counts that grow exactly with the number of input pixels.
 """
 
@@ -14,9 +14,10 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from crnas_d2.architecture import FAMILY_STAGES, Architecture
-from crnas_d2.modeling.build import build_crnas_bottom_up
-from crnas_d2.search.candidates import Costs
+from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
+from crnas_d2.budget import Costs
+from crnas_d2.modeling.build import build_crnas_bottom_up, family_of
+from crnas_d2.space import block_cost
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
@@ -60,36 +61,44 @@ def count_convolutions(module: nn.Module, x: torch.Tensor) -> Mapping[str, int]:
 def backbone_costs(cfg: CfgNode) -> Costs:
     """A function from an architecture of the config's family and widths to its costs.
 
-    It gives ``blocks``, ``macs`` (multiply-accumulates at ``input_size``) and ``params``.
+    It gives ``blocks`` (weighted, as budgets are), ``macs`` (multiply-accumulates at ``input_size``)
+    and ``params``.
     """
     cfg = cfg.clone()
     cfg.defrost()
     node = cfg.MODEL.CRNAS
+    fixed = FIXED_ENTRIES.get(node.FAMILY, ())
     node.SUPERNET = ""
-    node.STAGE_CODE = [2] * FAMILY_STAGES[node.FAMILY]
+    node.STAGE_CODE = [1 if i in fixed else 2 for i in range(FAMILY_STAGES[node.FAMILY])]
     node.DILATION_CODE = []
     cfg.MODEL.BACKBONE.FREEZE_AT = 0  # detectron2 turns weights of frozen norms into buffers
     channels = len(cfg.MODEL.PIXEL_MEAN)
-    backbone = build_crnas_bottom_up(
-        cfg, ShapeSpec(channels=channels), ("res2", "res3", "res4", "res5")
-    )
+    family = family_of(cfg)
+    backbone = build_crnas_bottom_up(cfg, ShapeSpec(channels=channels), tuple(family.stages))
     side = 2 * STRIDE
     counts = count_convolutions(_AsTuple(backbone), torch.zeros(1, channels, side, side))
     height, width = input_size(cfg)
     pixels = (height // STRIDE) * (width // STRIDE) / 4  # over those of the counted input
 
-    def macs(name: str) -> int:
-        return int(counts[f"backbone.{name}"] * pixels)
+    def counted(name: str) -> dict[str, int]:
+        params = sum(p.numel() for p in backbone.get_submodule(name).parameters())
+        return {"macs": int(counts[f"backbone.{name}"] * pixels), "params": params}
 
-    def params(name: str) -> int:
-        return sum(p.numel() for p in backbone.get_submodule(name).parameters())
+    stem = counted("stem")
+    chains = []  # (position in the stage code, what its first block costs, and each later one)
+    for stage, entries in family.stages.items():
+        number = 0
+        for entry in entries:
+            last = number + node.STAGE_CODE[entry.position] - 1
+            chains.append((entry.position, counted(f"{stage}.{number}"), counted(f"{stage}.{last}")))
+            number = last + 1
 
     def costs(architecture: Architecture) -> Mapping[str, float]:
-        found = {"blocks": architecture.blocks}
-        for cost, of in (("macs", macs), ("params", params)):
-            found[cost] = of("stem") + sum(
-                of(f"res{i + 2}.0") + (depth - 1) * of(f"res{i + 2}.1")
-                for i, depth in enumerate(architecture.stage_code)
+        found = {"blocks": block_cost(architecture)}
+        for cost in ("macs", "params"):
+            found[cost] = stem[cost] + sum(
+                first[cost] + (architecture.stage_code[position] - 1) * later[cost]
+                for position, first, later in chains
             )
         return found
 

@@ -1,8 +1,10 @@
 """Training and the search's course.
 
-trainer.py: DetectionTrainer, whose run is a function of the seed, and SupernetTrainer.
-draws.py: the random draws inside a detector's losses. hooks.py: path sampling, progress bar, search.
-launch.py: processes. setup.py: from the command line to a checked config. chain.py: search_net.py.
+trainer.py: DetectionTrainer, whose run is a function of the seed, and SupernetTrainer. draws.py:
+the random draws inside a detector's losses. schedule.py: epochs. gradients.py and checkpoint.py.
+hooks.py: path sampling, progress bar, search. scoring.py: the scorer from a config. launch.py:
+processes. setup.py: from the command line to a checked config. chain.py: search_net.py, with
+pretrain.py, found.py and retrain.py.
 """
 
 from crnas_d2 import lines

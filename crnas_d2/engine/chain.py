@@ -1,9 +1,11 @@
-"""search_net.py's course: split, stage supernet, stage search, dilation supernet, greedy search,
+"""search_net.py's course: split, stage supernet, stage search, dilation supernet, dilation search,
 found.yaml, and retraining if asked. Every step resumes where it was left.
 
     OUTPUT_DIR/splits/archtrain.json archval.json
+    OUTPUT_DIR/stage/pretrain/           checkpoints of the classifier, with SEARCH.PRETRAIN
     OUTPUT_DIR/stage/                    checkpoints, journal.jsonl
-    OUTPUT_DIR/dilation/                 the same; dilation_N16/ where there are several budgets
+    OUTPUT_DIR/latency.jsonl             what was measured for budgets of latency
+    OUTPUT_DIR/dilation/                 as stage/; dilation_N16/ where there are several budgets
     OUTPUT_DIR/found.yaml                found_N16.yaml where there are several budgets
     OUTPUT_DIR/retrain/found_CODES/      checkpoints, results.json; also of the baseline
     OUTPUT_DIR/retrain/table.csv         what retraining gave
@@ -15,21 +17,28 @@ import argparse
 import functools
 import json
 import logging
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crnas_d2.analysis.costs import backbone_costs
+from crnas_d2.analysis.latency import LatencyCosts, Stopwatch
 from crnas_d2.architecture import Architecture
+from crnas_d2.budget import Budget, Costs
 from crnas_d2.data.datasets import check_dataset, register_coco, use_own_data
 from crnas_d2.data.loader import check_loading
 from crnas_d2.data.splits import split, write_split
 from crnas_d2.engine.found import found_config, write_found
-from crnas_d2.engine.hooks import DilationSearch, StageSearch
+from crnas_d2.engine.hooks import Search, SearchHook, greedy
+from crnas_d2.engine.pretrain import pretrain_config, pretrained
 from crnas_d2.engine.retrain import retrain, retrain_config
+from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.engine.scoring import Split, build_metric, build_scorer
 from crnas_d2.engine.setup import (
     SEARCH,
+    check_data,
     check_network,
     check_output,
     check_same_run,
@@ -41,21 +50,36 @@ from crnas_d2.engine.trainer import SupernetTrainer, seed_of
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.search.candidates import Candidate
-from crnas_d2.space import DilationSpace
+from crnas_d2.search.evolution import evolution
+from crnas_d2.search.journal import Journal
+from crnas_d2.search.random_search import eligible_draws, random_search
+from crnas_d2.search.stage import stage_search
+from crnas_d2.space import DilationSpace, StageSpace, block_cost, block_costs
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 STEPS = ("stage", "dilation", "retrain")
-SAMPLING = ("uniform", "eligible")
+# Searches that take SEARCH.EVALUATIONS, in place of the paper's.
+ALTERNATIVES: dict[str, Search] = {"evolution": evolution, "random": random_search}
+CHOICES = {
+    "SAMPLING": ("uniform", "eligible"),
+    "STAGE_SEARCH": ("exhaustive", *ALTERNATIVES),
+    "DILATION_SEARCH": ("greedy", *ALTERNATIVES),
+}
+LEAST = {"BATCH_SIZE": 1, "GROUP_SIZE": 1, "TOP_K": 1, "EVALUATIONS": 1, "RECALIBRATION_IMAGES": 0}
+LATENCIES = "latency.jsonl"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked search: its config, the config of the found network, and the two parts."""
+    """A checked search: its config, those of the found network and of pre-training, the two parts."""
 
     cfg: CfgNode
+    budgets: tuple[Budget, ...]
     base: str
+    network: CfgNode  # that of base, for this data and device: what costs are those of
+    pretrain: str  # path of the classification config, or empty
     parts: tuple[dict[str, Any], dict[str, Any]]
     images: str  # folder of the training set
 
@@ -74,7 +98,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     if args.eval_only:
         raise InputError("--eval-only: a search evaluates nothing; train_net.py takes it")
     cfg = read_config(args.config_file, args.opts)
-    _check_search_keys(cfg)
+    budgets = _check_search_keys(cfg)
     check_network(cfg)
     first = _first_step(cfg)
     check_network(first)
@@ -85,23 +109,23 @@ def plan_search(args: argparse.Namespace) -> Plan:
         raise InputError(
             f"DATASETS.TRAIN: {tuple(cfg.DATASETS.TRAIN)}: a search takes one training set"
         )
-    base = _found_base(cfg, args.config_file)
+    check_schedule(cfg)
+    base, network = _found_base(cfg, args.config_file)
+    if "stage" in cfg.SEARCH.STEPS:
+        counted = [budget.without("latency") for budget in budgets]
+        only_blocks = all(budget.limits_only("blocks") for budget in counted)
+        _check_met(cfg, counted, block_costs if only_blocks else backbone_costs(network))
+    pretrain = _pretrain_config(cfg, first, args)
     if retrains:
-        run = retrain_config(cfg, base)
-        check_loading(run, processes(args))
-        if len(run.DATASETS.TEST) != 1:
-            raise InputError(
-                f"DATASETS.TEST: {tuple(run.DATASETS.TEST)}: "
-                "one test set is needed to retrain (SEARCH.STEPS)"
-            )
-        check_weights(run, resume=False, strict=False)
-        for side in ("TRAIN", "TEST"):
-            for name in run.DATASETS[side]:
-                check_dataset(name, f"DATASETS.{side}")
+        _check_retraining(cfg, base, pretrain, args)
     content = check_dataset(cfg.DATASETS.TRAIN[0], "DATASETS.TRAIN")
+    if content is None:
+        raise InputError(
+            f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN[0]!r}: has no COCO JSON, which a search splits"
+        )
     parts = split(content, cfg.SEARCH.ARCHVAL_SIZE, cfg.SEARCH.SPLIT_FIELD, seed_of(cfg))
     build_metric(cfg, Split("", "", parts[1]))
-    check_output(cfg.OUTPUT_DIR, args.resume, SEARCH)
+    check_output(cfg.OUTPUT_DIR, args.resume, (*SEARCH, LATENCIES))
     if args.resume:
         check_same_run(cfg)
         _check_same_split(parts, Path(cfg.OUTPUT_DIR))
@@ -110,9 +134,30 @@ def plan_search(args: argparse.Namespace) -> Plan:
             f"SEARCH.STEPS: {tuple(cfg.SEARCH.STEPS)}: {cfg.OUTPUT_DIR} holds a stage search, whose "
             "result the next steps take; name stage, too: what is done is not done again"
         )
-    check_weights(first, args.resume, strict=bool(first.MODEL.CRNAS.SUPERNET))
+    check_weights(first, args.resume)
     cfg.freeze()
-    return Plan(cfg, base, parts, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root)
+    images = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root
+    return Plan(cfg, budgets, base, network, pretrain, parts, images)
+
+
+def _check_retraining(cfg: CfgNode, base: str, pretrain: str, args: argparse.Namespace) -> None:
+    run = retrain_config(cfg, base)
+    check_loading(run, processes(args))
+    check_schedule(run)
+    if run.MODEL.WEIGHTS:
+        raise InputError(
+            f"SEARCH.FOUND_BASE: {base}: has MODEL.WEIGHTS {run.MODEL.WEIGHTS}, which a found network "
+            "of another code could not take; to retrain (SEARCH.STEPS), allowed is none"
+        )
+    if pretrain:
+        pretrain_config(run, pretrain)
+    if len(run.DATASETS.TEST) != 1:
+        raise InputError(
+            f"DATASETS.TEST: {tuple(run.DATASETS.TEST)}: "
+            "one test set is needed to retrain (SEARCH.STEPS)"
+        )
+    check_data(run, "TRAIN")
+    check_data(run, "TEST")
 
 
 def _check_same_split(parts: tuple[dict[str, Any], dict[str, Any]], folder: Path) -> None:
@@ -125,12 +170,14 @@ def _check_same_split(parts: tuple[dict[str, Any], dict[str, Any]], folder: Path
             )
 
 
-def _check_search_keys(cfg: CfgNode) -> None:
+def _check_search_keys(cfg: CfgNode) -> tuple[Budget, ...]:
+    """Returns: the budgets."""
     node = cfg.SEARCH
     if not node.STEPS or any(step not in STEPS for step in node.STEPS):
         raise InputError(f"SEARCH.STEPS: {tuple(node.STEPS)}: allowed are some of {STEPS}")
-    if node.SAMPLING not in SAMPLING:
-        raise InputError(f"SEARCH.SAMPLING: {node.SAMPLING!r}: allowed are {SAMPLING}")
+    for key, allowed in CHOICES.items():
+        if node[key] not in allowed:
+            raise InputError(f"SEARCH.{key}: {node[key]!r}: allowed are {allowed}")
     if cfg.MODEL.CRNAS.SUPERNET:
         raise InputError(
             f"MODEL.CRNAS.SUPERNET: {cfg.MODEL.CRNAS.SUPERNET!r}: "
@@ -138,15 +185,32 @@ def _check_search_keys(cfg: CfgNode) -> None:
         )
     if node.TASK == "segm" and not cfg.MODEL.MASK_ON:
         raise InputError("SEARCH.TASK: 'segm': MODEL.MASK_ON is False; allowed is bbox")
-    for key, least in (("BATCH_SIZE", 1), ("TOP_K", 1), ("RECALIBRATION_IMAGES", 0)):
+    for key, least in LEAST.items():
         if node[key] < least:
             raise InputError(f"SEARCH.{key}: {node[key]}: at least {least} is needed")
-    numbers = all(type(budget) in (int, float) for budget in node.BUDGETS)
-    if not node.BUDGETS or not numbers or len(set(node.BUDGETS)) != len(node.BUDGETS):
-        raise InputError(f"SEARCH.BUDGETS: {tuple(node.BUDGETS)}: different numbers are needed")
-    if "stage" in node.STEPS:
-        for budget in node.BUDGETS:
-            stage_space_of(cfg).eligible(budget)
+    budgets = tuple(map(Budget.parse, node.BUDGETS))
+    if not budgets or len({budget.name for budget in budgets}) != len(budgets):
+        raise InputError(
+            f"SEARCH.BUDGETS: {tuple(node.BUDGETS)}: different numbers of blocks, or limits of "
+            "different values, are needed"
+        )
+    if "stage" in node.STEPS and node.SAMPLING == "eligible":
+        stage_space_of(cfg).only_eligible(budgets)
+    return budgets
+
+
+def _check_met(cfg: CfgNode, budgets: Sequence[Budget], costs: Costs) -> None:
+    """Every budget is met by a code that the stage search comes upon.
+
+    Raises:
+        InputError: the first that is not.
+    """
+    space = stage_space_of(cfg)
+    for budget in budgets:
+        if cfg.SEARCH.STAGE_SEARCH == "exhaustive":
+            space.eligible(budget, costs)
+        else:
+            next(eligible_draws(space, budget, costs, seed_of(cfg)))
 
 
 def _first_step(cfg: CfgNode) -> CfgNode:
@@ -159,16 +223,14 @@ def _first_step(cfg: CfgNode) -> CfgNode:
     return first
 
 
-def _found_base(cfg: CfgNode, config_file: str) -> str:
-    """The config that found.yaml is based on, as it stands in its file: no KEY VALUE reaches it.
+def _found_base(cfg: CfgNode, config_file: str) -> tuple[str, CfgNode]:
+    """Path of the config that found.yaml is based on, and that config for our device and classes.
 
     SEARCH.FOUND_BASE, relative to the search's config or to here; else the search's own config file.
+    It counts as it stands in its file: no KEY VALUE reaches it.
     """
-    named = cfg.SEARCH.FOUND_BASE
-    places = [Path(config_file).parent / named, Path(named)] if named else [Path(config_file)]
-    path = next((str(place) for place in places if place.is_file()), None)
-    if path is None:
-        raise InputError(f"SEARCH.FOUND_BASE: {named!r}: no such config file")
+    named = cfg.SEARCH.FOUND_BASE or os.path.basename(config_file)
+    path = _beside(config_file, named, "SEARCH.FOUND_BASE")
     found = read_config(path, [])
     check_network(found)
     ours, node = cfg.MODEL.CRNAS, found.MODEL.CRNAS
@@ -182,6 +244,38 @@ def _found_base(cfg: CfgNode, config_file: str) -> str:
             f"SEARCH.FOUND_BASE: {path}: has MODEL.CRNAS.FAMILY {node.FAMILY!r} and "
             f"SUPERNET {node.SUPERNET!r}; a fixed network of {ours.FAMILY!r} is needed"
         )
+    found.MODEL.DEVICE = cfg.MODEL.DEVICE
+    if cfg.DATASETS.TRAIN_JSON:
+        for head in ("ROI_HEADS", "RETINANET"):
+            found.MODEL[head].NUM_CLASSES = cfg.MODEL[head].NUM_CLASSES
+    return path, found
+
+
+def _beside(config_file: str, named: str, key: str) -> str:
+    """The path of a config that is named relative to another one, or to here.
+
+    Raises:
+        InputError: no such file.
+    """
+    places = [Path(config_file).parent / named, Path(named)]
+    path = next((str(place) for place in places if place.is_file()), None)
+    if path is None:
+        raise InputError(f"{key}: {named!r}: no such config file")
+    return path
+
+
+def _pretrain_config(cfg: CfgNode, first: CfgNode, args: argparse.Namespace) -> str:
+    """The path of SEARCH.PRETRAIN's config, checked for the first network; empty if there is none."""
+    if not cfg.SEARCH.PRETRAIN:
+        return ""
+    path = _beside(args.config_file, cfg.SEARCH.PRETRAIN, "SEARCH.PRETRAIN")
+    run = pretrain_config(first, path)
+    check_network(run)
+    check_loading(run, processes(args))
+    check_schedule(run)
+    check_data(run, "TRAIN")
+    if "retrain" in cfg.SEARCH.STEPS:
+        check_data(run, "TEST")
     return path
 
 
@@ -194,23 +288,24 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
     cfg, folder = plan.cfg, plan.folder
     parts = _write_split(plan)
     written = []
-    winners = {float(sum(cfg.MODEL.CRNAS.STAGE_CODE)): architecture_of(cfg)}
+    named = architecture_of(cfg)
+    winners = {Budget.parse(block_cost(named)): named}
     if "stage" in cfg.SEARCH.STEPS:
         results = _stage_step(plan, parts, resume)
         winners = {budget: found[0].architecture for budget, found in results.items()}
     for budget, architecture in winners.items():
-        suffix = f"_N{budget:g}" if len(winners) > 1 else ""
+        suffix = f"_{budget.name}" if len(winners) > 1 else ""
         if "dilation" in cfg.SEARCH.STEPS:
             best = _dilation_step(plan, parts, resume, budget, architecture, f"dilation{suffix}")
             architecture = best.architecture
         path = folder / f"found{suffix}.yaml"
         if comm.is_main_process():
-            comment = f"{architecture}, found by search_net.py for a budget of {budget:g}"
+            comment = f"{architecture}, found by search_net.py for a budget of {budget}"
             write_found(path, found_config(cfg, plan.base, architecture), comment)
         comm.synchronize()
         written.append(str(path))
     if "retrain" in cfg.SEARCH.STEPS:
-        written += retrain(cfg, plan.base, written, folder / "retrain")
+        written += retrain(cfg, plan.base, written, folder / "retrain", plan.pretrain)
     return written
 
 
@@ -252,15 +347,47 @@ def _step_config(
     return cfg
 
 
-def _stage_step(plan: Plan, parts: Split, resume: bool) -> dict[float, list[Candidate]]:
+def _alternative(cfg: CfgNode, name: str) -> Search | None:
+    """The search of that name, if it is none of the paper's."""
+    if name not in ALTERNATIVES:
+        return None
+    return functools.partial(ALTERNATIVES[name], evaluations=cfg.SEARCH.EVALUATIONS, seed=seed_of(cfg))
+
+
+def _stage_costs(plan: Plan, space: StageSpace) -> Costs:
+    """Of the network that will be trained; its latency, too, where a budget limits that."""
+    costs = backbone_costs(plan.network)
+    limits = [limit for budget in plan.budgets for limit in budget.limits if limit.cost == "latency"]
+    if not limits:
+        return costs
+    stopwatch = Stopwatch(plan.network)
+    journal = Journal(plan.folder / LATENCIES, writes=comm.is_main_process())
+    comm.synchronize()  # everybody has read it before rank 0 writes to it
+    return LatencyCosts(
+        costs,
+        space=space,
+        limits=limits,
+        measure=stopwatch,
+        device=stopwatch.device,
+        journal=journal,
+    )
+
+
+def _stage_step(plan: Plan, parts: Split, resume: bool) -> dict[Budget, list[Candidate]]:
     cfg = _step_config(plan, parts, "stage", "stage")
+    space = stage_space_of(cfg)
+    costs = _stage_costs(plan, space)
+    _check_met(cfg, plan.budgets, costs)  # what takes measuring, too: before weeks of training
+    cfg = pretrained(cfg, plan.pretrain, resume)
     trainer = SupernetTrainer(cfg)
-    search = StageSearch(
+    search = SearchHook(
         functools.partial(build_scorer, cfg, parts),
-        backbone_costs(cfg),
-        Path(cfg.OUTPUT_DIR) / "journal.jsonl",
-        space=stage_space_of(cfg),
-        budgets=cfg.SEARCH.BUDGETS,
+        space=space,
+        budgets=plan.budgets,
+        search=_alternative(cfg, cfg.SEARCH.STAGE_SEARCH) or stage_search,
+        costs=costs,
+        journal=Path(cfg.OUTPUT_DIR) / "journal.jsonl",
+        group_size=cfg.SEARCH.GROUP_SIZE,
     )
     trainer.register_hooks([search])
     trainer.resume_or_load(resume=resume)
@@ -272,19 +399,22 @@ def _dilation_step(
     plan: Plan,
     parts: Split,
     resume: bool,
-    budget: float,
+    budget: Budget,
     architecture: Architecture,
     folder: str,
 ) -> Candidate:
     cfg = _step_config(plan, parts, "dilation", folder, architecture)
+    cfg = pretrained(cfg, plan.pretrain, resume)
     trainer = SupernetTrainer(cfg)
-    search = DilationSearch(
+    alternative = _alternative(cfg, cfg.SEARCH.DILATION_SEARCH)
+    search = SearchHook(
         functools.partial(build_scorer, cfg, parts),
-        backbone_costs(cfg),
-        Path(cfg.OUTPUT_DIR) / "journal.jsonl",
         space=DilationSpace(architecture.family, architecture.stage_code),
-        budget=budget,
-        top_k=cfg.SEARCH.TOP_K,
+        budgets=[budget],
+        search=alternative or functools.partial(greedy, top_k=cfg.SEARCH.TOP_K),
+        costs=backbone_costs(plan.network),
+        journal=Path(cfg.OUTPUT_DIR) / "journal.jsonl",
+        group_size=cfg.SEARCH.GROUP_SIZE,
     )
     trainer.register_hooks([search])
     trainer.resume_or_load(resume=resume)

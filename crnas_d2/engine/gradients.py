@@ -6,32 +6,34 @@ same path, hence the same list.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
 
 from detectron2.utils import comm
 
+BUCKET = 25 * 2**20  # bytes; DistributedDataParallel's default
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average over all processes, in one flat bucket a dtype, the gradients that exist."""
+
+def average(tensors: Iterable[torch.Tensor], bucket: int = BUCKET) -> None:
+    """Average tensors over all processes, in place, in flat buckets of one dtype.
+
+    Args:
+        tensors: the same list on every process.
+        bucket: bytes of a bucket at most; a larger tensor has one of its own.
+    """
     if comm.get_world_size() == 1:
         return
-    buckets: dict[torch.dtype, list[torch.Tensor]] = defaultdict(list)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            buckets[parameter.grad.dtype].append(parameter.grad)
-    for gradients in buckets.values():
-        flat = _flatten_dense_tensors(gradients)
+    for same in _take_tensors(list(tensors), bucket):
+        flat = _flatten_dense_tensors(same)
         dist.all_reduce(flat)
         flat /= comm.get_world_size()
-        for gradient, mean in zip(gradients, _unflatten_dense_tensors(flat, gradients)):
-            gradient.copy_(mean)
+        for tensor, mean in zip(same, _unflatten_dense_tensors(flat, same)):
+            tensor.copy_(mean)
 
 
 @contextmanager

@@ -12,14 +12,14 @@ from typing import Any, Callable
 from tqdm import tqdm
 
 from crnas_d2.architecture import Architecture
+from crnas_d2.budget import Budget, Costs, Entry
 from crnas_d2.engine.gradients import broadcast_model
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.modeling.supernet import Supernet
-from crnas_d2.search.candidates import Candidate, Costs
+from crnas_d2.search.candidates import Candidate, Score
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
-from crnas_d2.search.stage import stage_search
-from crnas_d2.space import DilationSpace, StageSpace
+from crnas_d2.space import DilationSpace, Space, StageSpace
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -39,10 +39,10 @@ class PathSampler(HookBase):
     """Before each step, set the supernet's path: a function of (seed, iteration) alone.
 
     Args:
-        budgets: if any, stage paths are drawn from the codes that meet one of them.
+        budgets: if any, stage paths are drawn from the codes that meet one of them; of blocks alone.
     """
 
-    def __init__(self, supernet: Supernet, seed: int, budgets: Sequence[float] = ()) -> None:
+    def __init__(self, supernet: Supernet, seed: int, budgets: Sequence[Entry] = ()) -> None:
         self._supernet = supernet
         self._seed = seed
         space = supernet.space
@@ -77,25 +77,69 @@ class ProgressBar(HookBase):
         self._bar.close()
 
 
+# A search as stage_search: of (space, budget, score, costs, journal, progress, group_size).
+Search = Callable[..., list[Candidate]]
+
+
+def greedy(
+    space: DilationSpace,
+    budget: Budget,
+    score: Score,
+    costs: Costs,
+    journal: Journal,
+    *,
+    top_k: int,
+    progress: Callable[..., Any],
+    group_size: int,
+) -> list[Candidate]:
+    """greedy_search (paper, Algorithm 1) as such a search: every dilation code meets the budget.
+
+    Args:
+        progress: as progress_bar.
+    """
+
+    def of_block(extended: Sequence[Architecture]) -> Iterable[Architecture]:
+        block = f"block {len(extended[0].dilation_code)} of {extended[0].blocks}"
+        return progress(extended, desc=f"{space.step} search {budget}, {block}")
+
+    return greedy_search(space, score, costs, journal, top_k, of_block, group_size)
+
+
 class SearchHook(HookBase):
-    """Runs a search when the training of the supernet has come to its end.
+    """Runs a search for each budget when the training of the supernet has come to its end.
 
     Args:
         build_scorer: called with the trained detector.
+        space: the supernet's; one supernet and one journal serve all budgets.
+        budgets: at least one.
+        search: what is called.
         costs: of an architecture.
         journal: the file that remembers scored candidates.
+        group_size: candidates scored together.
 
     Attributes:
         results: candidates by budget, best first; empty until the search has run.
     """
 
     def __init__(
-        self, build_scorer: Callable[[Any], ArchvalScorer], costs: Costs, journal: Path
+        self,
+        build_scorer: Callable[[Any], ArchvalScorer],
+        *,
+        space: Space,
+        budgets: Sequence[Budget],
+        search: Search,
+        costs: Costs,
+        journal: Path,
+        group_size: int,
     ) -> None:
         self._build_scorer = build_scorer
+        self._space = space
+        self._budgets = budgets
+        self._search = search
         self._costs = costs
         self._path = journal
-        self.results: dict[float, list[Candidate]] = {}
+        self._group_size = group_size
+        self.results: dict[Budget, list[Candidate]] = {}
 
     def after_train(self) -> None:
         if self.trainer.iter < self.trainer.max_iter:
@@ -103,56 +147,32 @@ class SearchHook(HookBase):
         broadcast_model(self.trainer.model)
         journal = Journal(self._path, writes=comm.is_main_process())
         comm.synchronize()  # everybody has read the journal before rank 0 writes to it
-        self._search(self._build_scorer(self.trainer.model), journal)
+        scorer = self._build_scorer(self.trainer.model)
+        for budget in self._budgets:
+            bar = functools.partial(
+                progress_bar, desc=f"{self._space.step} search {budget}", unit="code"
+            )
+            self.results[budget] = self._search(
+                self._space,
+                budget,
+                scorer,
+                self._costs,
+                journal,
+                progress=bar,
+                group_size=self._group_size,
+            )
+        if scorer.macs.alone:
+            logging.getLogger(__name__).info(
+                "backbone of this process: %.3g multiply-accumulates, %.3f of those one by one",
+                scorer.macs.shared,
+                scorer.macs.shared / scorer.macs.alone,
+            )
         for budget, candidates in self.results.items():
             best = candidates[0]
             logging.getLogger(__name__).info(
-                "budget %g: best of %d: %s with %.2f",
+                "budget %s: best of %d: %s with %.2f",
                 budget,
                 len(candidates),
                 best.architecture,
                 best.score,
             )
-
-    def _search(self, score: ArchvalScorer, journal: Journal) -> None:
-        raise NotImplementedError
-
-
-class StageSearch(SearchHook):
-    """All eligible stage codes of each budget (paper, Sec. 3.3.1); one supernet serves them all."""
-
-    def __init__(self, *args: Any, space: StageSpace, budgets: Sequence[float]) -> None:
-        super().__init__(*args)
-        self._space = space
-        self._budgets = budgets
-
-    def _search(self, score: ArchvalScorer, journal: Journal) -> None:
-        for budget in self._budgets:
-            self.results[budget] = stage_search(
-                self._space,
-                budget,
-                score,
-                self._costs,
-                journal,
-                functools.partial(progress_bar, desc=f"stage search {budget:g}", unit="code"),
-            )
-
-
-class DilationSearch(SearchHook):
-    """Greedy search of the dilation code (paper, Sec. 3.3.2)."""
-
-    def __init__(self, *args: Any, space: DilationSpace, budget: float, top_k: int) -> None:
-        super().__init__(*args)
-        self._space = space
-        self._budget = budget
-        self._top_k = top_k
-
-    def _search(self, score: ArchvalScorer, journal: Journal) -> None:
-        def progress(extended: Sequence[Architecture]) -> Iterable[Architecture]:
-            block = len(extended[0].dilation_code)
-            description = f"dilation search, block {block} of {extended[0].blocks}"
-            return progress_bar(extended, desc=description, unit="code")
-
-        self.results[self._budget] = greedy_search(
-            self._space, score, self._costs, journal, self._top_k, progress
-        )

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from crnas_d2.data.loader import NamingMapper
 from crnas_d2.engine.trainer import seed_of
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.evaluation.batches import FixedBatches
@@ -16,6 +18,8 @@ from crnas_d2.evaluation.coco import CocoMetric
 from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+
+AMP = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by SEARCH.AMP
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,13 @@ def build_metric(cfg: CfgNode, split: Split) -> CocoMetric:
 def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScorer:
     """The scorer of a supernet's paths on archval; images are decoded here, once."""
     seed = seed_of(cfg)
-    mapper = DatasetMapper(cfg, is_train=False)
-    form = functools.partial(FixedBatches, mapper=mapper, batch_size=cfg.SEARCH.BATCH_SIZE)
+    mapper = NamingMapper(DatasetMapper(cfg, is_train=False))
+    form = functools.partial(
+        FixedBatches,
+        mapper=mapper,
+        batch_size=cfg.SEARCH.BATCH_SIZE,
+        cache_bytes=cfg.SEARCH.CACHE_GB * 1e9,
+    )
     archval = get_detection_dataset_dicts(split.archval, filter_empty=False)
     archtrain = get_detection_dataset_dicts(split.archtrain, filter_empty=False)
     contiguous = MetadataCatalog.get(split.archval).thing_dataset_id_to_contiguous_id
@@ -63,4 +72,6 @@ def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScor
         build_metric(cfg, split),
         sorted(contiguous, key=contiguous.get),
         seed,
+        amp=AMP[cfg.SEARCH.AMP],
+        channels_last=cfg.SEARCH.CHANNELS_LAST,
     )

@@ -16,10 +16,15 @@ from torch import nn
 
 from crnas_d2.config import add_crnas_config
 from crnas_d2.data.datasets import check_dataset, use_own_data
+from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
+from crnas_d2.engine.checkpoint import last_whole
+from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.errors import InputError
-from crnas_d2.modeling.build import SUPERNETS, architecture_of, stage_space_of
-from crnas_d2.modeling.weights import check_backbone_weights
+from crnas_d2.modeling.build import SUPERNETS, architecture_of, input_convention, stage_space_of
+from crnas_d2.modeling.classifier import ImageClassifier
+from crnas_d2.modeling.weights import check_backbone_weights, read_checkpoint
+from crnas_d2.search.journal import Journal
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
@@ -35,6 +40,7 @@ FREE_KEYS = (
     "CUDNN_BENCHMARK",
     "DATALOADER.NUM_WORKERS",
     "OUTPUT_DIR",
+    "SEARCH.GROUP_SIZE",
     "SEARCH.STEPS",
     "SOLVER.CHECKPOINT_PERIOD",
 )
@@ -105,11 +111,15 @@ def _our_backbones() -> str:
     return ", ".join(sorted(name for name, _ in BACKBONE_REGISTRY if "crnas" in name))
 
 
+def _classifies(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == ImageClassifier.__name__
+
+
 def _outline(cfg: CfgNode) -> nn.Module:
     """The backbone with shapes and no values: as quick to build as it is small."""
     try:
         with torch.device("meta"):
-            return build_backbone(cfg)
+            return ImageClassifier(cfg).backbone if _classifies(cfg) else build_backbone(cfg)
     except InputError:
         raise
     except (AssertionError, KeyError, TypeError, ValueError) as error:
@@ -119,25 +129,25 @@ def _outline(cfg: CfgNode) -> nn.Module:
         ) from error
 
 
-def check_weights(cfg: CfgNode, resume: bool, strict: bool) -> None:
-    """The checkpoint that a run starts from is there and fits our backbone.
+def check_weights(cfg: CfgNode, resume: bool) -> None:
+    """The checkpoint that a run starts from is there and holds the whole of our backbone.
 
     Args:
         resume: whether OUTPUT_DIR's last checkpoint comes before MODEL.WEIGHTS.
-        strict: whether MODEL.WEIGHTS has to hold the whole backbone, too; else it may hold parts of
-            it, as in detectron2.
 
     Raises:
-        InputError: no such file, or a checkpoint of another space.
+        InputError: no such file, a damaged one with none before it, or a checkpoint of another network,
+            space or input.
     """
-    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
     path, key = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
-    if resume and last.is_file():
-        path, key, strict = str(last.with_name(last.read_text().strip())), "--resume", True
+    if resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
+        (path, _), key = last_whole(cfg.OUTPUT_DIR), "--resume"
     if path and "://" not in path and not os.path.isfile(path):
         raise InputError(f"{key}: {path}: no such file")
-    if strict and path.endswith(".pth") and "crnas" in cfg.MODEL.BACKBONE.NAME:
-        check_backbone_weights(_outline(cfg), path, key)
+    if path and "crnas" in cfg.MODEL.BACKBONE.NAME:
+        check_backbone_weights(_outline(cfg), path, key, input_convention(cfg))
+    elif path.endswith(".pth") and "://" not in path:
+        read_checkpoint(path, key)
 
 
 # What train_net.py and search_net.py leave in their OUTPUT_DIR.
@@ -145,7 +155,7 @@ TRAINING = ("last_checkpoint",)
 SEARCH = (
     *("stage/last_checkpoint", "stage/journal.jsonl"),
     *("dilation*/last_checkpoint", "dilation*/journal.jsonl"),
-    "retrain/*/last_checkpoint",
+    *("retrain/*/last_checkpoint", "*/pretrain/last_checkpoint", "retrain/*/pretrain/last_checkpoint"),
 )
 
 
@@ -156,7 +166,7 @@ def check_output(folder: str, resume: bool, traces: Sequence[str]) -> None:
         traces: patterns of files that an earlier run leaves, ``TRAINING`` or ``SEARCH``.
 
     Raises:
-        InputError: the folder is a file, or holds such a file.
+        InputError: the folder is a file, holds such a file, or a journal that is none of its step.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
@@ -167,6 +177,19 @@ def check_output(folder: str, resume: bool, traces: Sequence[str]) -> None:
             f"OUTPUT_DIR: {folder}: holds {kept[0].relative_to(path)} of an earlier run; "
             "--resume goes on with it, or name another folder"
         )
+    for file in kept:
+        if file.name == "journal.jsonl":
+            _check_journal(file)
+
+
+def _check_journal(path: Path) -> None:
+    step = path.parent.name.split("_")[0]
+    for number, record in enumerate(Journal(path, writes=False).records, start=1):
+        if record["step"] != step:
+            raise InputError(
+                f"{path}:{number}: step {record['step']!r}: allowed is {step!r}; "
+                "mend or remove the line"
+            )
 
 
 def check_same_run(cfg: CfgNode) -> None:
@@ -201,9 +224,44 @@ def check_same_run(cfg: CfgNode) -> None:
             )
 
 
+def check_data(cfg: CfgNode, side: str) -> None:
+    """The data sets of DATASETS.TRAIN or TEST are there, and of the kind that the network takes.
+
+    Raises:
+        InputError: as check_dataset and check_imagenet, a classifier without labelled images or a
+            detector over them, another number of classes, or a crop larger than the image.
+    """
+    key, node = f"DATASETS.{side}", cfg.MODEL.CLASSIFIER
+    for name in cfg.DATASETS[side]:
+        labelled = is_image_folder(name)
+        if not labelled:
+            check_dataset(name, key)
+        if labelled != _classifies(cfg):
+            kind, allowed = (
+                ("labelled images", ImageClassifier.__name__) if labelled else ("boxes", "a detector")
+            )
+            raise InputError(
+                f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r}: {key} {name!r} is a set of "
+                f"{kind}; allowed is {allowed}"
+            )
+        if not labelled:
+            continue
+        classes = check_imagenet(name, key)
+        if len(classes) != node.NUM_CLASSES:
+            raise InputError(
+                f"MODEL.CLASSIFIER.NUM_CLASSES: {node.NUM_CLASSES}: {key} {name!r} has {len(classes)}"
+            )
+        crop, resize = cfg.INPUT.CLASSIFIER_CROP, cfg.INPUT.CLASSIFIER_TEST_RESIZE
+        if not 1 <= crop <= resize:
+            raise InputError(
+                f"INPUT.CLASSIFIER_CROP: {crop}: allowed are 1 to {resize}, which is "
+                "INPUT.CLASSIFIER_TEST_RESIZE"
+            )
+
+
 def processes(args: argparse.Namespace) -> int:
     """How many there are, or will be once --num-gpus has started them."""
-    return max(comm.get_world_size(), args.num_gpus * args.num_machines)
+    return max(comm.get_world_size(), (args.num_gpus or 1) * args.num_machines)
 
 
 def train_config(args: argparse.Namespace) -> CfgNode:
@@ -224,11 +282,11 @@ def train_config(args: argparse.Namespace) -> CfgNode:
     check_output(cfg.OUTPUT_DIR, args.resume or args.eval_only, TRAINING)
     if not args.eval_only:
         check_loading(cfg, processes(args))
-        for name in cfg.DATASETS.TRAIN:
-            check_dataset(name, "DATASETS.TRAIN")
-    check_weights(cfg, args.resume, strict=supernet or args.eval_only)
-    for name in () if supernet else cfg.DATASETS.TEST:
-        check_dataset(name, "DATASETS.TEST")
+        check_schedule(cfg)
+        check_data(cfg, "TRAIN")
+    check_weights(cfg, args.resume)
+    if not supernet:
+        check_data(cfg, "TEST")
     cfg.freeze()
     return cfg
 

@@ -1,9 +1,14 @@
-"""The scorer: a path's BatchNorm statistics are recomputed, then it detects on archval."""
+"""The scorer: the BatchNorm statistics of paths are recomputed, then they detect on archval.
+
+Candidates are scored in groups, batch by batch: what their paths have in common is computed once, in
+recalibration and in detection (crnas_d2/evaluation/sharing.py). The scores are those that each would
+get alone.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +17,9 @@ from torch import nn
 from crnas_d2.architecture import Architecture
 from crnas_d2.evaluation.batches import FixedBatches, gather_in_order
 from crnas_d2.evaluation.coco import CocoMetric
-from crnas_d2.evaluation.recalibration import recalibrated
-from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.evaluation.recalibration import BackboneNorms, PathOf, Statistics, statistics_of
+from crnas_d2.evaluation.sharing import MacCounter, Members, walk
+from crnas_d2.modeling.supernet import Step, find_supernet
 from crnas_d2.space import StageSpace
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
@@ -33,6 +39,11 @@ class ArchvalScorer:
         metric: of all detections together.
         category_ids: the JSON's category id of each class.
         seed: of the draws.
+        amp: precision of the forward passes; None: as the weights are.
+        channels_last: torch's memory format of weights and images.
+
+    Attributes:
+        macs: multiply-accumulates of the backbone so far, of this process.
     """
 
     def __init__(
@@ -43,49 +54,93 @@ class ArchvalScorer:
         metric: CocoMetric,
         category_ids: Sequence[int],
         seed: int,
+        amp: torch.dtype | None = None,
+        channels_last: bool = False,
     ) -> None:
         supernet = find_supernet(detector)
         if supernet is None:
             raise ValueError("the detector has no supernet, so it has no paths to score")
-        self._detector = detector.eval()
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._detector = detector.eval().to(memory_format=self._format)
+        self._amp = amp
         self._supernet = supernet
         self._archval = archval
         self._recalibration = recalibration
         self._metric = metric
         self._category_ids = list(category_ids)
         self._seed = seed
+        self._norms = BackboneNorms(detector.backbone, supernet)
+        self.macs = MacCounter()
 
+    @torch.no_grad()
     def __call__(self, group: Sequence[Architecture]) -> list[float]:
-        """The scores of the architectures, in 0..100, unrounded and finite."""
-        return [self._score(architecture) for architecture in group]
+        """The scores of the architectures, in 0..100, unrounded and finite.
 
-    def _completions(
-        self, architecture: Architecture
-    ) -> tuple[Callable[[int], Architecture], Callable[[int], Architecture]]:
+        Raises:
+            FloatingPointError: a score that is not finite.
+        """
+        completions = [self._completions(architecture) for architecture in group]
+        device = self._detector.device.type
+        with torch.autocast(device, dtype=self._amp, enabled=self._amp is not None):
+            statistics = statistics_of(
+                self._detector,
+                self._supernet,
+                self._norms,
+                self._recalibration,
+                [of_recalibration for of_recalibration, _ in completions],
+                self._run,
+            )
+            detections = self._detect([of_archval for _, of_archval in completions], statistics)
+        scores = [self._metric(found) for found in detections] if comm.is_main_process() else None
+        scores = comm.all_gather(scores)[0]
+        for architecture, score in zip(group, scores):
+            if not math.isfinite(score):
+                raise FloatingPointError(f"{architecture}: score {score} is not finite")
+        return scores
+
+    def _completions(self, architecture: Architecture) -> tuple[PathOf, PathOf]:
         """The path of a batch of recalibration, and that of a batch of archval."""
         space = self._supernet.space
         if isinstance(space, StageSpace) or architecture.is_complete:
+            self._supernet.check_path(architecture)
             return lambda _: architecture, lambda _: architecture
         return (
             lambda number: space.complete_evenly(architecture, self._seed, number),
             lambda number: space.complete(architecture, self._seed, number),
         )
 
-    @torch.no_grad()
-    def _score(self, architecture: Architecture) -> float:
+    def _run(self, step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
+        return self.macs.run(step, members, x.contiguous(memory_format=self._format))
+
+    def _detect(
+        self, paths: Sequence[PathOf], statistics: Sequence[Statistics]
+    ) -> list[list[dict[str, Any]]]:
+        """COCO results of each path over archval, in batch order, on every process."""
         mine = []
-        of_recalibration, of_archval = self._completions(architecture)
-        with recalibrated(self._detector, self._supernet, self._recalibration, of_recalibration):
-            for number, inputs in self._archval.mine():
-                with self._supernet.using_path(of_archval(number)):
-                    outputs = self._detector(inputs)
-                mine.append((number, self._as_coco(inputs, outputs)))
-        detections = [d for batch in gather_in_order(mine) for d in batch]
-        score = self._metric(detections) if comm.is_main_process() else math.nan
-        score = comm.all_gather(score)[0]
-        if not math.isfinite(score):
-            raise FloatingPointError(f"{architecture}: score {score} is not finite")
-        return score
+
+        def run(step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
+            # Whatever is shared has the same statistics for all members.
+            self._norms.use(self._norms.of(step), statistics[members[0]])
+            return self._run(step, members, x)
+
+        try:
+            for number, batch in self._archval.mine():
+                # Members preprocess the batch anew: the images are on the device before that.
+                inputs = [{**r, "image": r["image"].to(self._detector.device)} for r in batch]
+                found: list[list[dict[str, Any]]] = [[] for _ in paths]
+                x = self._detector.preprocess_image(inputs).tensor
+                taken = [path(number) for path in paths]
+                steps = [self._supernet.steps(architecture) for architecture in taken]
+                for member, features in walk(steps, x, run):
+                    self._norms.use(self._norms.above, statistics[member])
+                    with self._supernet.replaying(taken[member], features):
+                        outputs = self._detector(inputs)
+                    found[member] = self._as_coco(inputs, outputs)
+                mine.append((number, found))
+        finally:
+            self._norms.put_back()
+        per_batch = gather_in_order(mine)
+        return [[d for batch in per_batch for d in batch[member]] for member in range(len(paths))]
 
     def _as_coco(
         self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]

@@ -1,16 +1,18 @@
-"""BatchNorm statistics of a path, recomputed over fixed images; state is put back afterwards.
+"""BatchNorm statistics of paths, recomputed over fixed images; nothing of the network changes.
 
 In a supernet the running statistics of a layer mix all paths that led to it, so a path's own are
 recomputed before it is scored. Statistics are exact and pooled: each batch is normalised by its own
-mean and variance, as in training, and mean and variance of the whole population are set. They are
+mean and variance, as in training, and mean and variance of the whole population are taken. They are
 taken per batch and put together in batch order in float64: the same to the bit for any number of
-processes.
+processes. Paths of a group share what they have in common: statistics before the first step that
+differs do not depend on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,10 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.evaluation.batches import FixedBatches, gather_in_order
-from crnas_d2.modeling.supernet import Supernet
+from crnas_d2.evaluation.sharing import Members, walk
+from crnas_d2.modeling.supernet import Step, Supernet
 
 # Of one layer and one batch: number of values a channel; mean and biased variance, (C,) in float64.
 Moments = tuple[int, torch.Tensor, torch.Tensor]
+# Of one path, by the layer's name in the detector's backbone: mean and unbiased variance, (C,).
+Statistics = dict[str, tuple[torch.Tensor, torch.Tensor]]
+PathOf = Callable[[int], Architecture]  # the path that a batch takes, by the batch's number
 
 
 @contextmanager
@@ -53,7 +59,7 @@ def recording(norms: Mapping[str, _BatchNorm]) -> Iterator[dict[str, Moments]]:
             del norm.forward
 
 
-def pooled(moments: list[Moments]) -> tuple[torch.Tensor, torch.Tensor]:
+def pooled(moments: Sequence[Moments]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and unbiased variance over the batches together, each (C,) in float64."""
     total = sum(count for count, _, _ in moments)
     mean = sum(count * mean for count, mean, _ in moments) / total
@@ -61,40 +67,130 @@ def pooled(moments: list[Moments]) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, square / max(total - 1, 1)
 
 
-@contextmanager
-def recalibrated(
+class BackboneNorms:
+    """The BatchNorm layers of a detector's backbone, those of its supernet by step.
+
+    Args:
+        backbone: a detector's, the supernet itself or with a neck above it.
+        supernet: inside it.
+
+    Attributes:
+        every: all layers, by their names in the backbone.
+        above: those of the neck, if it has any.
+    """
+
+    def __init__(self, backbone: nn.Module, supernet: Supernet) -> None:
+        self.every = {n: m for n, m in backbone.named_modules() if isinstance(m, _BatchNorm)}
+        self._names = {id(norm): name for name, norm in self.every.items()}
+        inside = {id(module) for module in supernet.modules()}
+        self.above = {n: m for n, m in self.every.items() if id(m) not in inside}
+        self._of_steps: dict[str, dict[str, _BatchNorm]] = {}
+        self._before = {n: (m.running_mean, m.running_var) for n, m in self.every.items()}
+
+    def of(self, step: Step) -> dict[str, _BatchNorm]:
+        """The layers that a step runs through."""
+        if step.name not in self._of_steps:
+            found = [module for _, module in step.modules() if id(module) in self._names]
+            self._of_steps[step.name] = {self._names[id(norm)]: norm for norm in found}
+        return self._of_steps[step.name]
+
+    def use(self, norms: Mapping[str, _BatchNorm], statistics: Statistics) -> None:
+        """Let these layers normalise by the statistics, or by their own where there are none."""
+        for name, norm in norms.items():
+            norm.running_mean, norm.running_var = statistics.get(name, self._before[name])
+
+    def put_back(self) -> None:
+        """Let every layer normalise by its own running statistics again."""
+        self.use(self.every, {})
+
+
+def statistics_of(
     detector: nn.Module,
     supernet: Supernet,
+    norms: BackboneNorms,
     batches: FixedBatches,
-    path_of: Callable[[int], Architecture],
-) -> Iterator[None]:
-    """Inside, BatchNorm layers of the backbone that the paths reach have statistics of their own.
+    paths: Sequence[PathOf],
+    run: Callable[[Step, Members, torch.Tensor], torch.Tensor],
+) -> list[Statistics]:
+    """Statistics of each path's layers, on every process.
 
     Args:
         detector: in eval mode; detectron2's, with ``preprocess_image`` and ``backbone``.
+        norms: of its backbone.
         batches: images of archtrain.
-        path_of: the path that a batch takes; one path, or a completion of a partial code a batch.
+        paths: for each, the path that a batch takes: one path, or a completion of a partial code a
+            batch.
+        run: runs a step.
     """
-    norms = {n: m for n, m in detector.backbone.named_modules() if isinstance(m, _BatchNorm)}
     mine = []
-    with torch.no_grad(), recording(norms) as seen:
-        for number, inputs in batches.mine():
+    with torch.no_grad(), recording(norms.every) as seen:
+
+        def recorded(step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
             seen.clear()
-            with supernet.using_path(path_of(number)):
-                detector.backbone(detector.preprocess_image(inputs).tensor)
-            mine.append((number, {n: (c, m.cpu(), v.cpu()) for n, (c, m, v) in seen.items()}))
-    per_batch = gather_in_order(mine)
-    before = {}
-    for name, norm in norms.items():
-        moments = [batch[name] for batch in per_batch if name in batch]
-        if moments:
-            before[name] = (norm.running_mean.clone(), norm.running_var.clone())
-            mean, variance = pooled(moments)
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
+            y = run(step, members, x)
+            shares.append((members, _on_cpu(seen)))
+            return y
+
+        for number, inputs in batches.mine():
+            shares: list[tuple[Members, dict[str, Moments]]] = []
+            x = detector.preprocess_image(inputs).tensor
+            taken = [path(number) for path in paths]
+            steps = [supernet.steps(architecture) for architecture in taken]
+            for member, features in walk(steps, x, recorded):
+                if norms.above:
+                    seen.clear()
+                    with supernet.replaying(taken[member], features):
+                        detector.backbone(x)
+                    shares.append(((member,), _on_cpu(seen)))
+            mine.append((number, shares))
+    return _pooled_by_path(gather_in_order(mine), norms.every, len(paths))
+
+
+def _on_cpu(seen: Mapping[str, Moments]) -> dict[str, Moments]:
+    return {name: (count, mean.cpu(), variance.cpu()) for name, (count, mean, variance) in seen.items()}
+
+
+def _pooled_by_path(
+    per_batch: Sequence[list[tuple[Members, dict[str, Moments]]]],
+    norms: Mapping[str, _BatchNorm],
+    paths: int,
+) -> list[Statistics]:
+    moments: list[dict[str, list[Moments]]] = [{} for _ in range(paths)]
+    for shares in per_batch:
+        for members, of_step in shares:
+            for member in members:
+                for name, found in of_step.items():
+                    moments[member].setdefault(name, []).append(found)
+    known: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def once(name: str, found: list[Moments]) -> tuple[torch.Tensor, torch.Tensor]:
+        key = tuple(map(id, found))  # paths that share a step share its moments
+        if key not in known:
+            norm = norms[name]
+            mean, variance = pooled(found)
+            known[key] = mean.to(norm.running_mean), variance.to(norm.running_var)
+        return known[key]
+
+    return [{name: once(name, found) for name, found in path.items()} for path in moments]
+
+
+@contextmanager
+def recalibrated(
+    detector: nn.Module, supernet: Supernet, batches: FixedBatches, path_of: PathOf
+) -> Iterator[Any]:
+    """Inside, BatchNorm layers of the backbone that the one path reaches have statistics of its own.
+
+    Args:
+        detector, batches: as in ``statistics_of``.
+        path_of: the path that a batch takes.
+    """
+    norms = BackboneNorms(detector.backbone, supernet)
+    paths = [path_of]
+    (found,) = statistics_of(
+        detector, supernet, norms, batches, paths, run=lambda step, _, x: step(x)
+    )
+    norms.use(norms.every, found)
     try:
         yield
     finally:
-        for name, (mean, variance) in before.items():
-            norms[name].running_mean.copy_(mean)
-            norms[name].running_var.copy_(variance)
+        norms.put_back()

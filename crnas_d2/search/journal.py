@@ -72,12 +72,22 @@ class Journal:
 
         Raises:
             ValueError: a score that is not finite, or a second one; nothing is written.
+            OSError: naming the file; the lines before stay, and nothing of this one.
         """
         self._check(record)
         if self._writes:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
         self._remember(record)
+
+    def _append(self, line: bytes) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                written = file.write(line)
+                while written < len(line):  # a disk that is full takes a part first
+                    written += file.write(line[written:])
+                os.fsync(file.fileno())
+            except OSError as error:
+                file.truncate(before)
+                raise OSError(error.errno, error.strerror, str(self._path)) from error

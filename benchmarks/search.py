@@ -1,0 +1,192 @@
+#!/usr/bin/env python
+"""Our search against the plain loop: one candidate after another through detectron2's test loop.
+
+    python benchmarks/search.py --step stage [--images 16] [--weights supernet.pth] [--json PATH]
+
+The plain loop recomputes a candidate's BatchNorm statistics, sets the path, builds
+build_detection_test_loader and runs inference_on_dataset with COCOEvaluator. Both score the same
+candidates with the same weights on the same images. ratio_pinned: threads, batch size (1, which is
+the stock loader's), proposals and recalibration are equal, and so have the scores to be, to 1e-9.
+ratio: both with the number of threads that suits them better, ours with its own batch size.
+Times are wall seconds, so nothing else should run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from crnas_d2.analysis.costs import backbone_costs
+from crnas_d2.architecture import Architecture
+from crnas_d2.data.datasets import check_dataset, register_coco, use_own_data
+from crnas_d2.engine.scoring import Split, build_scorer
+from crnas_d2.engine.setup import read_config
+from crnas_d2.engine.trainer import SupernetTrainer
+from crnas_d2.evaluation.archval import ArchvalScorer
+from crnas_d2.evaluation.recalibration import recalibrated
+from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.search.greedy import greedy_search
+from crnas_d2.search.journal import Journal
+from crnas_d2.search.stage import stage_search
+from crnas_d2.space import StageSpace
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+
+
+class AlongPaths(nn.Module):
+    """A detector that takes the path of the batch that an image belongs to, as a candidate does."""
+
+    def __init__(self, scorer: ArchvalScorer, path_of: Any) -> None:
+        super().__init__()
+        self._detector, self._supernet = scorer._detector, scorer._supernet
+        self._path_of = path_of
+        self._number = {
+            record["image_id"]: number for number, batch in scorer._archval.mine() for record in batch
+        }
+
+    def forward(self, inputs: list[dict[str, Any]]) -> Any:
+        with self._supernet.using_path(self._path_of(self._number[inputs[0]["image_id"]])):
+            return self._detector(inputs)
+
+
+def plain_loop(
+    cfg: CfgNode, scorer: ArchvalScorer, name: str, candidates: Sequence[Architecture]
+) -> list[float]:
+    scores = []
+    for architecture in candidates:
+        of_recalibration, of_archval = scorer._completions(architecture)
+        with recalibrated(
+            scorer._detector, scorer._supernet, scorer._recalibration, of_recalibration
+        ), contextlib.redirect_stdout(io.StringIO()):
+            found = inference_on_dataset(
+                AlongPaths(scorer, of_archval).eval(),
+                build_detection_test_loader(cfg, name),
+                COCOEvaluator(name, output_dir=cfg.OUTPUT_DIR),
+            )
+        scores.append(found["bbox"]["AP"])
+    return scores
+
+
+def our_search(cfg: CfgNode, scorer: ArchvalScorer, folder: Path) -> list[tuple[Architecture, float]]:
+    """Every candidate in the order in which it was scored."""
+    seen = []
+
+    def score(group: Sequence[Architecture]) -> list[float]:
+        scores = scorer(group)
+        seen.extend(zip(group, scores))
+        return scores
+
+    space, costs, size = scorer._supernet.space, backbone_costs(cfg), cfg.SEARCH.GROUP_SIZE
+    with tempfile.TemporaryDirectory(dir=folder) as fresh:
+        journal = Journal(Path(fresh) / "journal.jsonl")
+        if isinstance(space, StageSpace):
+            stage_search(space, cfg.SEARCH.BUDGETS[0], score, costs, journal, group_size=size)
+        else:
+            greedy_search(space, score, costs, journal, cfg.SEARCH.TOP_K, group_size=size)
+    return seen
+
+
+def subset(name: str, images: int, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The first images of a data set, registered."""
+    content = check_dataset(name, "DATASETS.TRAIN")
+    kept = content["images"][:images]
+    ids = {image["id"] for image in kept}
+    annotations = [a for a in content["annotations"] if a["image_id"] in ids]
+    content = {**content, "images": kept, "annotations": annotations}
+    path = folder / "archval.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    register_coco(str(path), str(path), MetadataCatalog.get(name).image_root)
+    return str(path), content
+
+
+def timed(run: Any, *args: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    found = run(*args)
+    return time.perf_counter() - start, found
+
+
+def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dict[str, Any]:
+    """The two ratios; the plain loop's candidates are those that our search came upon."""
+    name, content = subset(cfg.DATASETS.TRAIN[0], images, folder)
+    split = Split(cfg.DATASETS.TRAIN[0], name, content)
+    stock, ours = {}, {}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for batch_size in (1, cfg.SEARCH.BATCH_SIZE):
+            run = cfg.clone()
+            run.SEARCH.BATCH_SIZE = batch_size
+            scorer = build_scorer(run, split, detector)
+            ours[threads, batch_size], seen = timed(our_search, run, scorer, folder)
+            shared = scorer.macs.shared / scorer.macs.alone
+            print(f"ours, {threads} threads, batch {batch_size}: {ours[threads, batch_size]:.1f} s")
+            if batch_size > 1:
+                continue
+            candidates = [architecture for architecture, _ in seen]
+            stock[threads], scores = timed(plain_loop, run, scorer, name, candidates)
+            print(f"plain, {threads} threads, batch 1: {stock[threads]:.1f} s")
+            worst = max(abs(score - plain) for (_, score), plain in zip(seen, scores))
+            if worst > 1e-9 or not any(scores):
+                raise SystemExit(f"scores differ by {worst}, the highest is {max(scores)}")
+    best, plain = min(ours, key=ours.get), min(stock, key=stock.get)
+    pinned = {threads: stock[threads] / ours[threads, 1] for threads in stock}
+    return {
+        "ratio": stock[plain] / ours[best],
+        "baseline": stock[plain],
+        "ours": ours[best],
+        "ratio_pinned": min(pinned.values()),
+        "ratio_pinned_by_threads": {str(threads): ratio for threads, ratio in pinned.items()},
+        "macs": shared,
+        "candidates": len(candidates),
+        "highest_score": max(scores),
+        "setting": f"{plain} threads, batch 1 against {best[0]} threads, batch {best[1]}, "
+        f"groups of {cfg.SEARCH.GROUP_SIZE}, {images} images, "
+        f"{cfg.SEARCH.RECALIBRATION_IMAGES} for recalibration, {cfg.MODEL.DEVICE}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", default="configs/BCCD/search.yaml")
+    parser.add_argument("--step", choices=("stage", "greedy"), default="stage")
+    parser.add_argument("--images", type=int, default=16, help="of archval")
+    parser.add_argument("--weights", help="of the supernet; else it is trained for --train-steps")
+    parser.add_argument("--train-steps", type=int, default=60)
+    parser.add_argument("--json", help="write the result there")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["SEARCH.RECALIBRATION_IMAGES", "16", "SOLVER.STEPS", "()"]
+        options += ["SOLVER.MAX_ITER", str(args.train_steps), "SOLVER.CHECKPOINT_PERIOD", "1000000"]
+        cfg = read_config(args.config_file, [*options, *args.opts, "OUTPUT_DIR", folder])
+        use_own_data(cfg)
+        cfg.MODEL.CRNAS.SUPERNET = "stage" if args.step == "stage" else "dilation"
+        trainer = SupernetTrainer(cfg)
+        if args.weights:
+            DetectionCheckpointer(trainer.model).load(args.weights)
+        else:
+            trainer.train()
+        for logger in ("detectron2", "fvcore"):
+            logging.getLogger(logger).setLevel(logging.WARNING)
+        assert find_supernet(trainer.model) is not None
+        result = {"step": args.step, **measure(cfg, trainer.model, Path(folder), args.images)}
+    for key, value in result.items():
+        print(f"{key}: {round(value, 4) if isinstance(value, float) else value}")
+    if args.json:
+        Path(args.json).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Several paths forwarded together: what they have in common is computed once.
+
+Paths are walked as a tree of steps (crnas_d2/modeling/supernet.py), depth first, one batch of images at
+a time, so that nothing is stored but the features along the branch at hand. Each step sees the very
+input that it would see if its path were forwarded alone, so results are equal to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import nn
+
+from crnas_d2.modeling.supernet import Step
+
+Members = tuple[int, ...]  # places, in the sequence of paths, of those that share a step
+Run = Callable[[Step, Members, torch.Tensor], torch.Tensor]
+
+
+def walk(
+    paths: Sequence[Sequence[Step]], x: torch.Tensor, run: Run
+) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    """Forward every path over the images; (place of the path, its features by stage name).
+
+    Args:
+        paths: the steps of each path.
+        x: images, (N, C, H, W).
+        run: called once for each step that one or several paths share, with their places.
+    """
+
+    def below(
+        members: Members, depth: int, x: torch.Tensor, features: dict[str, torch.Tensor]
+    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        shared: dict[str, list[int]] = {}
+        for member in members:
+            if depth == len(paths[member]):
+                yield member, features
+            else:
+                shared.setdefault(paths[member][depth].name, []).append(member)
+        for places in shared.values():
+            step = paths[places[0]][depth]
+            y = run(step, tuple(places), x)
+            completed = {step.output: y} if step.output else {}
+            yield from below(tuple(places), depth + 1, y, {**features, **completed})
+
+    yield from below(tuple(range(len(paths))), 0, x, {})
+
+
+class MacCounter:
+    """Multiply-accumulates of the backbone's convolutions, as run and as they would be one by one.
+
+    Attributes:
+        shared: what was run.
+        alone: what each path by itself would have taken.
+    """
+
+    def __init__(self) -> None:
+        self.shared = 0
+        self.alone = 0
+        self._known: dict[tuple[str, torch.Size], int] = {}
+
+    def run(self, step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
+        """Run a step that ``members`` share and count it."""
+        key = (step.name, x.shape)
+        if key in self._known:
+            y = step(x)
+        else:
+            y, self._known[key] = _counted(step, x)
+        self.shared += self._known[key]
+        self.alone += self._known[key] * len(members)
+        return y
+
+
+def _counted(step: Step, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    macs = 0
+
+    def count(conv: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal macs
+        macs += output.numel() * conv.in_channels // conv.groups * math.prod(conv.kernel_size)
+
+    convs = [module for _, module in step.modules() if isinstance(module, nn.Conv2d)]
+    handles = [conv.register_forward_hook(count) for conv in convs]
+    try:
+        return step(x), macs
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,82 @@
+"""search_net.py, one process of which fails.
+
+FAULT="1 training kill" python faulty_search.py --config-file ... KEY VALUE ...
+
+FAULT names the rank, the place (training: the third iteration; search: the second group of candidates)
+and what happens there:
+
+    raise, kill    the process dies
+    nan            the loss is not finite
+    full400        from then on no file may grow beyond 400 bytes
+    gone           the folder IMAGES is gone
+    sleep          it computes alone for a long time, while another one has a fault of its own:
+                   "0 training sleep,1 training kill"
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import search_net
+from crnas_d2.engine.chain import plan_search
+from crnas_d2.engine.launch import run
+from crnas_d2.engine.trainer import StepTrainer
+from crnas_d2.evaluation.archval import ArchvalScorer
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+
+step, score = StepTrainer.run_step, ArchvalScorer.__call__
+groups = 0
+
+
+def faults_at(place: str) -> list[str]:
+    faults = [fault.split() for fault in os.environ["FAULT"].split(",") if fault]
+    return [kind for rank, where, kind in faults if where == place and int(rank) == comm.get_rank()]
+
+
+def fail(kinds: list[str]) -> None:
+    if kinds:
+        print("fault", *kinds, flush=True)
+    if "raise" in kinds:
+        raise LookupError(f"rank {comm.get_rank()} has an error of its own")
+    if "kill" in kinds:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "sleep" in kinds:
+        time.sleep(600)
+    if "gone" in kinds:
+        os.rename(os.environ["IMAGES"], os.environ["IMAGES"] + ".gone")
+    for kind in kinds:
+        if kind.startswith("full"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(kind[4:]), resource.RLIM_INFINITY))
+
+
+def faulty_step(self: StepTrainer) -> None:
+    kinds = faults_at("training") if self.iter == 2 else []
+    fail(kinds)
+    if "nan" in kinds:
+        for parameter in self.model.roi_heads.parameters():
+            parameter.data.fill_(float("nan"))
+    step(self)
+
+
+def faulty_score(self: ArchvalScorer, group: Any) -> Any:
+    global groups
+    groups += 1
+    if groups == 2:
+        fail(faults_at("search"))
+    return score(self, group)
+
+
+# Not below __name__: processes that are started by --num-gpus import this file as well.
+StepTrainer.run_step, ArchvalScorer.__call__ = faulty_step, faulty_score
+
+if __name__ == "__main__":
+    run(search_net.main, plan_search, default_argument_parser())

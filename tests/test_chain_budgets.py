@@ -1,0 +1,126 @@
+"""search_net.py with several budgets, and with the alternative searches: what it scores and writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from detectors import ROOT, TINY, command_line, tiny_shapes
+
+from crnas_d2.analysis.costs import backbone_costs
+from crnas_d2.architecture import Architecture
+from crnas_d2.budget import Budget
+from crnas_d2.engine.setup import read_config
+from crnas_d2.modeling.build import stage_space_of
+from detectron2.config import CfgNode
+
+BASE = [*TINY, "SOLVER.MAX_ITER", 2, "SOLVER.WARMUP_ITERS", 0]
+HALF = ["MODEL.CRNAS.WIDTH_MULTIPLIER", 0.5]  # as the paper's supernets have
+
+
+def base() -> CfgNode:
+    return read_config("", BASE)
+
+
+def near(name: str, code: tuple[int, ...], tolerance: float) -> str:
+    """A budget of what a stage code costs in the base."""
+    costs = backbone_costs(base())(Architecture.undilated("resnet", code))
+    return f"{name}={costs[name] * 1.001:.4g}~{tolerance:g}%"
+
+
+def start(folder: Path, *options: Any) -> str:
+    """Run search_net.py as a person does; its output."""
+    flags = [option for option in options if str(option).startswith("--")]
+    options = (*tiny_shapes(folder / "data"), "SEARCH.FOUND_BASE", "base.yaml", *options[len(flags) :])
+    own = [*HALF, "OUTPUT_DIR", str(folder / "out"), *options]
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "search_net.py"), *flags),
+            *("--config-file", str(folder / "search.yaml"), *command_line(own)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("base.yaml", "search.yaml"):
+        (tmp_path / name).write_text(base().dump())
+    return tmp_path
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def found_code(path: Path) -> tuple[int, ...]:
+    return tuple(yaml.safe_load(path.read_text())["MODEL"]["CRNAS"]["STAGE_CODE"])
+
+
+def test_two_budgets_from_one_supernet(folder: Path) -> None:
+    """Blocks, and macs of the network that will be trained, which has twice the supernet's width."""
+    macs = near("macs", (1, 2, 1, 2), 10)
+    shown = start(folder, "SEARCH.BUDGETS", (5, macs))
+    out = folder / "out"
+    name = Budget.parse(macs).name
+    assert {path.name for path in out.iterdir()} >= {
+        *("stage", "dilation_N5", f"dilation_{name}", "found_N5.yaml", f"found_{name}.yaml")
+    }
+    assert shown.splitlines()[-1].endswith(f"{out}/found_N5.yaml, {out}/found_{name}.yaml")
+
+    costs, space = backbone_costs(base()), stage_space_of(base())
+    journal = records(out / "stage" / "journal.jsonl")
+    scored = {record["architecture"]: record for record in journal}
+    assert len(scored) == len(journal)  # codes that meet both budgets, too, are scored once
+    eligible = {entry: space.eligible(entry, costs) for entry in (5, macs)}
+    assert set(scored) == {str(code) for codes in eligible.values() for code in codes}
+    assert len(scored) < sum(map(len, eligible.values()))
+    for text, record in scored.items():
+        of_base = costs(Architecture.parse(text))
+        assert {key: record[key] for key in of_base} == of_base
+    for entry, codes in eligible.items():
+        best = max(codes, key=lambda code: (scored[str(code)]["score"], -costs(code)["macs"]))
+        code = found_code(out / f"found_{Budget.parse(entry).name}.yaml")
+        assert (
+            scored[str(Architecture.undilated("resnet", code))]["score"] == (scored[str(best)]["score"])
+        )
+        dilations = records(out / f"dilation_{Budget.parse(entry).name}" / "journal.jsonl")
+        assert len(dilations) == 3 + 9 * (sum(code) - 1)
+
+
+@pytest.mark.slow
+def test_evolution_and_random_search_under_a_budget_of_latency(folder: Path) -> None:
+    """Started, and once more resumed: nothing is measured or scored a second time."""
+    options = ["SEARCH.BUDGETS", ("latency=0.02~400%, blocks=6~30%",), "SEARCH.EVALUATIONS", 6]
+    options += ["SEARCH.STAGE_SEARCH", "evolution", "SEARCH.DILATION_SEARCH", "random"]
+    shown = start(folder, *options)
+    out = folder / "out"
+    assert shown.splitlines()[-1] == f"written: {out}/found.yaml"
+    measured = {record["architecture"]: record for record in records(out / "latency.jsonl")}
+    stages = records(out / "stage" / "journal.jsonl")
+    assert len(stages) == len({record["architecture"] for record in stages}) == 6
+    for record in stages:
+        assert record["latency"] == measured[record["architecture"]]["score"]
+        assert 0 < record["latency"] <= 0.1 and 4.2 <= record["blocks"] <= 7.8
+    dilations = records(out / "dilation" / "journal.jsonl")
+    code = found_code(out / "found.yaml")
+    assert len({record["architecture"] for record in dilations}) == 6
+    for record in dilations:
+        architecture = Architecture.parse(record["architecture"])
+        assert architecture.is_complete and architecture.stage_code == code
+
+    files = ["latency.jsonl", "found.yaml", "stage/journal.jsonl", "dilation/journal.jsonl"]
+    before = [(out / file).read_bytes() for file in files]
+    start(folder, "--resume", *options)
+    assert [(out / file).read_bytes() for file in files] == before
