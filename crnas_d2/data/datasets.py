@@ -128,6 +128,12 @@ def use_own_data(cfg: CfgNode, train: bool = True, test: bool = True) -> None:
         if used:
             content = read_coco_json(json_file, json_key)
             check_images(content, images, images_key)
+            plain = [a["id"] for a in content["annotations"] if not a.get("segmentation")]
+            if cfg.MODEL.MASK_ON and plain:
+                raise InputError(
+                    f"MODEL.MASK_ON: True: annotation {plain[0]!r} in {json_file} has no segmentation "
+                    f"({len(plain)} have none); allowed is False"
+                )
             ordered = sorted(content["categories"], key=lambda c: c["id"])  # as detectron2 does
             classes[split] = [category["name"] for category in ordered]
         register_coco(name, json_file, images)

@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 import numpy as np
 import torch
-from PIL.Image import DecompressionBombError
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from crnas_d2.data.imagenet import ClassificationMapper, is_image_folder
@@ -31,6 +31,7 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 
@@ -97,7 +98,7 @@ class NamingMapper:
             return self._mapper(record)
         except InputError:
             raise
-        except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise InputError(f"{record['file_name']}: cannot be read as an image: {why}") from error
 
@@ -176,8 +177,8 @@ def check_loading(cfg: CfgNode, processes: int) -> None:
     """What build_train_loader cannot work with in so many processes.
 
     Raises:
-        InputError: no training set, a sampler other than TrainingSampler, or a batch that the
-            processes and their passes cannot share.
+        InputError: no training set, a sampler other than TrainingSampler, a batch that the processes
+            and their passes cannot share, or keys of INPUT that go with no augmentation.
     """
     if not cfg.DATASETS.TRAIN:
         raise InputError(
@@ -189,14 +190,19 @@ def check_loading(cfg: CfgNode, processes: int) -> None:
             f"DATALOADER.SAMPLER_TRAIN: {cfg.DATALOADER.SAMPLER_TRAIN!r}: allowed is TrainingSampler"
         )
     batch_size, passes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
-    if passes < 1:
-        raise InputError(f"SOLVER.ACCUMULATE: {passes}: at least 1 is needed")
     if batch_size < 1 or batch_size % (processes * passes):
         times = f", times the {passes} parts of SOLVER.ACCUMULATE" if passes > 1 else ""
         raise InputError(
             f"SOLVER.IMS_PER_BATCH: {batch_size}: a multiple of the {processes} processes{times} "
             "is needed"
         )
+    try:
+        convert_PIL_to_numpy(Image.new("RGB", (1, 1)), cfg.INPUT.FORMAT)
+        DatasetMapper(cfg, is_train=True)
+    except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
+        raise InputError(
+            f"INPUT: images cannot be read and augmented as it says: {' '.join(str(error).split())}"
+        ) from error
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:

@@ -10,15 +10,19 @@ from __future__ import annotations
 import logging
 import math
 
+import torch
+
 from crnas_d2.errors import InputError
 from detectron2.config import CfgNode
+from detectron2.solver.build import build_lr_scheduler, maybe_add_gradient_clipping
 
 
 def check_schedule(cfg: CfgNode) -> None:
-    """Our keys are sound together.
+    """The keys of SOLVER are sound, ours together too.
 
     Raises:
-        InputError: a negative value, or steps without EPOCHS, out of order or not before its end.
+        InputError: a negative value, steps without EPOCHS, out of order or not before its end, or
+            values that torch's SGD or detectron2's schedules refuse.
     """
     epochs, steps = cfg.SOLVER.EPOCHS, tuple(cfg.SOLVER.STEP_EPOCHS)
     for key in ("EPOCHS", "LR_PER_IMAGE"):
@@ -38,6 +42,16 @@ def check_schedule(cfg: CfgNode) -> None:
             f"SOLVER.STEP_EPOCHS: {steps}: ascending numbers between 0 and SOLVER.EPOCHS {epochs} "
             "are needed"
         )
+    # What detectron2 makes of the other keys of SOLVER shows on one weight.
+    weight = torch.zeros(1, requires_grad=True)
+    solver = cfg.SOLVER
+    try:
+        sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
+            [weight], lr=solver.BASE_LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY
+        )
+        build_lr_scheduler(cfg, sgd)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(f"SOLVER: cannot be used: {' '.join(str(error).split())}") from error
 
 
 def resolve_schedule(cfg: CfgNode, images: int) -> CfgNode:

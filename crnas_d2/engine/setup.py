@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
 from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.schedule import check_schedule
+from crnas_d2.engine.scoring import AMP
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import SUPERNETS, architecture_of, input_convention, stage_space_of
 from crnas_d2.modeling.classifier import ImageClassifier
@@ -27,7 +29,7 @@ from crnas_d2.modeling.weights import check_backbone_weights, read_checkpoint
 from crnas_d2.search.journal import Journal
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
-from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -46,11 +48,27 @@ FREE_KEYS = (
 )
 
 
+# The smallest values that mean something.
+LEAST = {
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.MAX_SIZE_TRAIN": 1,
+    "INPUT.MAX_SIZE_TEST": 1,
+    "INPUT.MIN_SIZE_TRAIN": 1,
+    "INPUT.MIN_SIZE_TEST": 0,  # as it is
+    "MODEL.FPN.OUT_CHANNELS": 1,
+    "NUM_THREADS": 0,
+    "SEARCH.CACHE_GB": 0,
+    "SOLVER.ACCUMULATE": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.MAX_ITER": 1,
+}
+
+
 def read_config(config_file: str, opts: list[str]) -> CfgNode:
     """detectron2's config with our keys, from a file and KEY VALUE pairs; not frozen.
 
     Raises:
-        InputError: no such file, an unknown key, or a value of another type.
+        InputError: no such file, an unknown key, a value of another type or one that means nothing.
     """
     cfg = get_cfg()
     add_crnas_config(cfg)
@@ -65,9 +83,26 @@ def read_config(config_file: str, opts: list[str]) -> CfgNode:
         cfg.merge_from_list(opts)
     except (KeyError, ValueError, AssertionError) as error:
         raise InputError(f"KEY VALUE: {' '.join(opts)}: {_line(error)}") from error
+    _check_values(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg
+
+
+def _check_values(cfg: CfgNode) -> None:
+    for key, least in LEAST.items():
+        value = functools.reduce(getattr, key.split("."), cfg)
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if not values or min(values) < least:
+            raise InputError(f"{key}: {value}: at least {least} is needed")
+    if cfg.SEARCH.AMP not in AMP:
+        raise InputError(f"SEARCH.AMP: {cfg.SEARCH.AMP!r}: allowed are {', '.join(map(repr, AMP))}")
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        raise InputError(
+            f"MODEL.DEVICE: {cfg.MODEL.DEVICE!r}: cuda, or cpu, or another device of torch is needed"
+        ) from None
 
 
 def _line(error: Exception) -> str:
@@ -76,7 +111,7 @@ def _line(error: Exception) -> str:
 
 
 def check_network(cfg: CfgNode) -> None:
-    """The backbone exists, its codes and space are sound, and it can be built.
+    """The backbone exists, its codes and space are sound, and the network can be built.
 
     Raises:
         InputError: the key, its value and what is allowed.
@@ -94,6 +129,7 @@ def check_network(cfg: CfgNode) -> None:
             raise InputError(
                 f"MODEL.BACKBONE.NAME: {name!r}: has no {supernet} supernet; {_our_backbones()} have"
             )
+        _outline(cfg)
         return
     if supernet and cfg.TEST.PRECISE_BN.ENABLED:
         raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
@@ -116,16 +152,17 @@ def _classifies(cfg: CfgNode) -> bool:
 
 
 def _outline(cfg: CfgNode) -> nn.Module:
-    """The backbone with shapes and no values: as quick to build as it is small."""
+    """The network with shapes and no values: as quick to build as it is small."""
+    name = cfg.MODEL.META_ARCHITECTURE
     try:
         with torch.device("meta"):
-            return ImageClassifier(cfg).backbone if _classifies(cfg) else build_backbone(cfg)
+            return META_ARCH_REGISTRY.get(name)(cfg)
     except InputError:
         raise
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"MODEL.BACKBONE.NAME: {cfg.MODEL.BACKBONE.NAME!r}: cannot be built with these "
-            f"MODEL.CRNAS and MODEL.FPN: {type(error).__name__}: {_line(error)}"
+            f"MODEL.META_ARCHITECTURE: {name!r} over MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r}: "
+            f"cannot be built with these keys of MODEL: {type(error).__name__}: {_line(error)}"
         ) from error
 
 
@@ -145,7 +182,7 @@ def check_weights(cfg: CfgNode, resume: bool) -> None:
     if path and "://" not in path and not os.path.isfile(path):
         raise InputError(f"{key}: {path}: no such file")
     if path and "crnas" in cfg.MODEL.BACKBONE.NAME:
-        check_backbone_weights(_outline(cfg), path, key, input_convention(cfg))
+        check_backbone_weights(_outline(cfg).backbone, path, key, input_convention(cfg))
     elif path.endswith(".pth") and "://" not in path:
         read_checkpoint(path, key)
 
@@ -169,6 +206,8 @@ def check_output(folder: str, resume: bool, traces: Sequence[str]) -> None:
         InputError: the folder is a file, holds such a file, or a journal that is none of its step.
     """
     path = Path(folder)
+    if not folder:
+        raise InputError("OUTPUT_DIR: '': a folder is needed")
     if path.exists() and not path.is_dir():
         raise InputError(f"OUTPUT_DIR: {folder}: is not a folder")
     kept = [file for trace in traces for file in path.glob(trace)]
