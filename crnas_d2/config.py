@@ -129,7 +129,8 @@ def add_crnas_config(cfg: CN) -> None:
     # The config of the found network: full widths and its own schedule; found.yaml is based on it.
     _C.SEARCH.FOUND_BASE = ""
 
-    # A classification config, with which each supernet is trained first (paper, A.1); empty: none.
+    # A classification config, with which each supernet is trained first (paper, A.1), and with the step
+    # "retrain" the baseline and the found networks, too; empty: none. Relative to the search's config.
     _C.SEARCH.PRETRAIN = ""
 
     # ---- the run -----------------------------------------------------------------------------

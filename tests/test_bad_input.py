@@ -68,7 +68,7 @@ class Bench:
         while options and str(options[0]).startswith("--"):
             flag, *options = options
             flags.append(flag)
-            if flag in ("--config-file", "--num-gpus"):
+            if flag not in ("--resume", "--eval-only"):
                 value, *options = options
                 flags.append(str(value))
         if "--config-file" not in flags:  # what found.yaml would be based on
@@ -526,9 +526,7 @@ def test_own_training_data_alone_is_not_evaluated_on_other_data(bench: Bench) ->
 
 def test_a_found_base_of_another_family(bench: Bench) -> None:
     path = bench.folder / "basic.yaml"
-    backbone = "{BACKBONE: {NAME: build_crnas_fpn_backbone, FREEZE_AT: 0}"
-    levels = "FPN: {IN_FEATURES: [res2, res3, res4, res5]}"
-    path.write_text(f"MODEL: {backbone}, {levels}, WEIGHTS: '', CRNAS: {{FAMILY: resnet_basic}}}}\n")
+    path.write_text(read_config("", [*TINY, "MODEL.CRNAS.FAMILY", "resnet_basic"]).dump())
     error = bench.call(SEARCH, "SEARCH.FOUND_BASE", str(path))
     assert "has MODEL.CRNAS.FAMILY 'resnet_basic'" in error and "'resnet' is needed" in error
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectors import FAMILIES, ROOT, TINY, command_line
+from detectors import FAMILIES, HEADS, ROOT, TINY, command_line
 from image_folders import COLOURS, TINY_CLASSIFIER, make_image_folder, register, tiny_classifier
 
 from crnas_d2.data import loader
@@ -351,7 +351,7 @@ REFUSED = [
     (["DATASETS.TRAIN", ("bccd_train",)], ["MODEL.META_ARCHITECTURE: ", "boxes", "a detector"]),
     (["DATASETS.TEST", ("bccd_val",)], ["MODEL.META_ARCHITECTURE: ", "DATASETS.TEST", "bccd_val"]),
     (
-        ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
+        ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", *HEADS["FasterRCNN"]],
         ["MODEL.META_ARCHITECTURE: 'GeneralizedRCNN': ", "labelled images", "ImageClassifier"],
     ),
     (["DATASETS.TRAIN", ("nobody's",)], ["DATASETS.TRAIN: ", "nobody's", "not a registered"]),

@@ -15,7 +15,7 @@ from PIL import Image
 from crnas_d2.data.datasets import check_voc
 from crnas_d2.errors import InputError
 
-# As small as tests/test_paper_configs.py has networks, on pictures of 96 pixels.
+# A quarter of the width, on pictures of 96 pixels.
 SMALL = [
     *("MODEL.CRNAS.WIDTH_MULTIPLIER", 0.25),
     *("MODEL.FPN.OUT_CHANNELS", 16),

@@ -4,9 +4,10 @@
     python tools/convert_weights.py --config-file configs/ImageNet-Classification/CR_R_50.yaml \\
         --weights resnet50.pth --output CR_R_50.pth [KEY VALUE ...]
 
-The config says what network is wanted, MODEL.CRNAS.SUPERNET and any stage code included; blocks are
-matched by position (crnas_d2/modeling/convert.py), and the log says where each block came from. A
-supernet takes converted weights at full width only, MODEL.CRNAS.WIDTH_MULTIPLIER 1.
+The config says what network is wanted, and any stage code; for a supernet add MODEL.CRNAS.SUPERNET
+stage or dilation, to a config of configs/Search, too. Blocks are matched by position
+(crnas_d2/modeling/convert.py), and the log says where each block came from. A supernet takes converted
+weights at full width only, MODEL.CRNAS.WIDTH_MULTIPLIER 1.0.
 Taken are torchvision's state dicts of ResNet, ResNeXt and MobileNetV2 (.pth), detectron2's
 ImageNetPretrained (.pkl) and checkpoints of our own fixed networks (.pth). INPUT.FORMAT,
 MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and MODEL.CRNAS.STRIDE_IN_1X1 have to be what the weights were made

@@ -63,7 +63,6 @@ def outline(cfg: CfgNode) -> torch.nn.Module:
     Raises:
         InputError: a supernet, or a kind of detector that cannot be counted.
     """
-    check_network(cfg)
     supernet = cfg.MODEL.CRNAS.SUPERNET
     if supernet:
         raise InputError(f"MODEL.CRNAS.SUPERNET: {supernet!r}: allowed is a fixed network, ''")
@@ -72,6 +71,7 @@ def outline(cfg: CfgNode) -> torch.nn.Module:
         raise InputError(f"MODEL.META_ARCHITECTURE: {kind!r}: allowed are {META_ARCHITECTURES}")
     if kind == "GeneralizedRCNN" and heads not in ROI_HEADS:
         raise InputError(f"MODEL.ROI_HEADS.NAME: {heads!r}: allowed are {ROI_HEADS}")
+    check_network(cfg)
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):

@@ -199,10 +199,9 @@ def check_loading(cfg: CfgNode, processes: int) -> None:
     try:
         convert_PIL_to_numpy(Image.new("RGB", (1, 1)), cfg.INPUT.FORMAT)
         DatasetMapper(cfg, is_train=True)
-    except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
-        raise InputError(
-            f"INPUT: images cannot be read and augmented as it says: {' '.join(str(error).split())}"
-        ) from error
+    except (AssertionError, AttributeError, KeyError, NotImplementedError, ValueError) as error:
+        why = f"{type(error).__name__} {' '.join(str(error).split())}"
+        raise InputError(f"INPUT: images cannot be read and augmented as it says: {why}") from error
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:

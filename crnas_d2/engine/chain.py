@@ -332,7 +332,13 @@ def _step_config(
     cfg.defrost()
     cfg.MODEL.CRNAS.SUPERNET = supernet
     if supernet == "dilation" and "stage" in cfg.SEARCH.STEPS:
-        cfg.MODEL.WEIGHTS = ""  # they are of the first supernet
+        if cfg.MODEL.WEIGHTS:
+            logging.getLogger(__name__).warning(
+                "MODEL.WEIGHTS %s were for the stage supernet; the dilation supernet starts from "
+                "random weights. To give it some, too, search in two runs (docs/PAPER.md)",
+                cfg.MODEL.WEIGHTS,
+            )
+        cfg.MODEL.WEIGHTS = ""
     if architecture is not None:
         cfg.MODEL.CRNAS.STAGE_CODE = list(architecture.stage_code)
         cfg.MODEL.CRNAS.DILATION_CODE = []

@@ -69,7 +69,8 @@ def pretrained(cfg: CfgNode, path: str, resume: bool) -> CfgNode:
     with_weights.freeze()
     if resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
         return with_weights  # the detector is under way, so the classifier is done
-    check_same_run(run)
+    if resume:
+        check_same_run(run)
     comm.synchronize()  # every process has looked before the first one writes
     if comm.is_main_process():
         Path(run.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)

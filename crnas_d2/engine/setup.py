@@ -55,7 +55,9 @@ LEAST = {
     "INPUT.MAX_SIZE_TEST": 1,
     "INPUT.MIN_SIZE_TRAIN": 1,
     "INPUT.MIN_SIZE_TEST": 0,  # as it is
+    "MODEL.CLASSIFIER.NUM_CLASSES": 1,
     "MODEL.FPN.OUT_CHANNELS": 1,
+    "MODEL.PIXEL_STD": 1e-6,  # it divides
     "NUM_THREADS": 0,
     "SEARCH.CACHE_GB": 0,
     "SOLVER.ACCUMULATE": 1,
@@ -84,6 +86,7 @@ def read_config(config_file: str, opts: list[str]) -> CfgNode:
     except (KeyError, ValueError, AssertionError) as error:
         raise InputError(f"KEY VALUE: {' '.join(opts)}: {_line(error)}") from error
     _check_values(cfg)
+    _let_iterations_win(cfg, opts[::2])
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg
@@ -103,6 +106,14 @@ def _check_values(cfg: CfgNode) -> None:
         raise InputError(
             f"MODEL.DEVICE: {cfg.MODEL.DEVICE!r}: cuda, or cpu, or another device of torch is needed"
         ) from None
+
+
+def _let_iterations_win(cfg: CfgNode, given: list[str]) -> None:
+    """KEY VALUE pairs come after the file: detectron2's own keys there replace a schedule in epochs."""
+    if {"SOLVER.MAX_ITER", "SOLVER.STEPS"} & set(given) and "SOLVER.EPOCHS" not in given:
+        cfg.SOLVER.EPOCHS, cfg.SOLVER.STEP_EPOCHS = 0, ()
+    if "SOLVER.BASE_LR" in given and "SOLVER.LR_PER_IMAGE" not in given:
+        cfg.SOLVER.LR_PER_IMAGE = 0.0
 
 
 def _line(error: Exception) -> str:
@@ -129,7 +140,6 @@ def check_network(cfg: CfgNode) -> None:
             raise InputError(
                 f"MODEL.BACKBONE.NAME: {name!r}: has no {supernet} supernet; {_our_backbones()} have"
             )
-        _outline(cfg)
         return
     if supernet and cfg.TEST.PRECISE_BN.ENABLED:
         raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
@@ -161,8 +171,8 @@ def _outline(cfg: CfgNode) -> nn.Module:
         raise
     except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"MODEL.META_ARCHITECTURE: {name!r} over MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r}: "
-            f"cannot be built with these keys of MODEL: {type(error).__name__}: {_line(error)}"
+            f"MODEL.META_ARCHITECTURE: {name!r}: cannot be built over {cfg.MODEL.BACKBONE.NAME!r} with "
+            f"these keys of MODEL: {type(error).__name__} {_line(error)}"
         ) from error
 
 
@@ -310,7 +320,6 @@ def train_config(args: argparse.Namespace) -> CfgNode:
         InputError: anything that cannot be used.
     """
     cfg = read_config(args.config_file, args.opts)
-    check_network(cfg)
     supernet = bool(cfg.MODEL.CRNAS.SUPERNET)
     if supernet and args.eval_only:
         raise InputError(
@@ -323,6 +332,7 @@ def train_config(args: argparse.Namespace) -> CfgNode:
         check_loading(cfg, processes(args))
         check_schedule(cfg)
         check_data(cfg, "TRAIN")
+    check_network(cfg)
     check_weights(cfg, args.resume)
     if not supernet:
         check_data(cfg, "TEST")

@@ -131,5 +131,5 @@ def _misfit(where: str, layer: str, own: torch.Tensor | None, held: torch.Tensor
     shape_here, shape_there = ("none" if t is None else tuple(t.shape) for t in (own, held))
     return InputError(
         f"{where}: {layer} has shape {shape_here} in this config, {shape_there} in the source; allowed "
-        "are equal blocks, groups and widths (a supernet's with MODEL.CRNAS.WIDTH_MULTIPLIER 1)"
+        "are equal blocks, groups and widths (a supernet's with MODEL.CRNAS.WIDTH_MULTIPLIER 1.0)"
     )

@@ -89,7 +89,7 @@ def read_checkpoint(path: str, key: str) -> dict[str, Any]:
 def _shapes(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
     """Shapes of what is below the prefix; frozen norms do not count batches, so nobody has to."""
     return {
-        name[len(prefix) :]: tuple(value.shape)
+        name[len(prefix) :]: tuple(getattr(value, "shape", ()))
         for name, value in state.items()
         if name.startswith(prefix) and not name.endswith("num_batches_tracked")
     }
