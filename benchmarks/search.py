@@ -20,7 +20,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.evaluation.recalibration import recalibrated
 from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.search.candidates import Done, Group, ScoreAll
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
 from crnas_d2.search.stage import stage_search
@@ -54,7 +55,7 @@ class AlongPaths(nn.Module):
         self._detector, self._supernet = scorer._detector, scorer._supernet
         self._path_of = path_of
         self._number = {
-            record["image_id"]: number for number, batch in scorer._archval.mine() for record in batch
+            record["image_id"]: number for number, batch in scorer.archval.mine() for record in batch
         }
 
     def forward(self, inputs: list[dict[str, Any]]) -> Any:
@@ -68,9 +69,10 @@ def plain_loop(
     scores = []
     for architecture in candidates:
         of_recalibration, of_archval = scorer._completions(architecture)
-        with recalibrated(
-            scorer._detector, scorer._supernet, scorer._recalibration, of_recalibration
-        ), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            recalibrated(scorer._detector, scorer._supernet, scorer._recalibration, of_recalibration),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             found = inference_on_dataset(
                 AlongPaths(scorer, of_archval).eval(),
                 build_detection_test_loader(cfg, name),
@@ -84,18 +86,21 @@ def our_search(cfg: CfgNode, scorer: ArchvalScorer, folder: Path) -> list[tuple[
     """Every candidate in the order in which it was scored."""
     seen = []
 
-    def score(group: Sequence[Architecture]) -> list[float]:
-        scores = scorer(group)
-        seen.extend(zip(group, scores))
-        return scores
+    def score(groups: Iterable[Group], done: Done) -> None:
+        def noted(group: Group, scores: list[float]) -> None:
+            seen.extend(zip(group, scores))
+            done(group, scores)
+
+        scorer(groups, noted)
 
     space, costs, size = scorer._supernet.space, backbone_costs(cfg), cfg.SEARCH.GROUP_SIZE
     with tempfile.TemporaryDirectory(dir=folder) as fresh:
         journal = Journal(Path(fresh) / "journal.jsonl")
+        compare = ScoreAll(space.step, score, costs, journal, group_size=size)
         if isinstance(space, StageSpace):
-            stage_search(space, cfg.SEARCH.BUDGETS[0], score, costs, journal, group_size=size)
+            stage_search(space, cfg.SEARCH.BUDGETS[0], compare, costs)
         else:
-            greedy_search(space, score, costs, journal, cfg.SEARCH.TOP_K, group_size=size)
+            greedy_search(space, compare, cfg.SEARCH.TOP_K)
     return seen
 
 

@@ -9,8 +9,8 @@ and what happens there:
     nan            the loss is not finite
     full400        from then on no file may grow beyond 400 bytes
     gone           the folder IMAGES is gone
-    sleep          it computes alone for a long time, while another one has a fault of its own:
-                   "0 training sleep,1 training kill"
+    sleep, alone   it computes alone for a long time (and says so in the file ASLEEP); the other one
+                   dies as soon as it does: "0 training sleep,1 training alone"
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from crnas_d2.evaluation.archval import ArchvalScorer
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
-step, score = StepTrainer.run_step, ArchvalScorer.__call__
+step, detect = StepTrainer.run_step, ArchvalScorer._detect
 groups = 0
 
 
@@ -47,10 +47,13 @@ def fail(kinds: list[str]) -> None:
         print("fault", *kinds, flush=True)
     if "raise" in kinds:
         raise LookupError(f"rank {comm.get_rank()} has an error of its own")
-    if "kill" in kinds:
-        os.kill(os.getpid(), signal.SIGKILL)
     if "sleep" in kinds:
+        Path(os.environ["ASLEEP"]).touch()
         time.sleep(600)
+    while "alone" in kinds and not os.path.exists(os.environ["ASLEEP"]):
+        time.sleep(0.01)
+    if "kill" in kinds or "alone" in kinds:
+        os.kill(os.getpid(), signal.SIGKILL)
     if "gone" in kinds:
         os.rename(os.environ["IMAGES"], os.environ["IMAGES"] + ".gone")
     for kind in kinds:
@@ -67,16 +70,16 @@ def faulty_step(self: StepTrainer) -> None:
     step(self)
 
 
-def faulty_score(self: ArchvalScorer, group: Any) -> Any:
+def faulty_detect(self: ArchvalScorer, *args: Any) -> Any:
     global groups
     groups += 1
     if groups == 2:
         fail(faults_at("search"))
-    return score(self, group)
+    return detect(self, *args)
 
 
 # Not below __name__: processes that are started by --num-gpus import this file as well.
-StepTrainer.run_step, ArchvalScorer.__call__ = faulty_step, faulty_score
+StepTrainer.run_step, ArchvalScorer._detect = faulty_step, faulty_detect
 
 if __name__ == "__main__":
     run(search_net.main, plan_search, default_argument_parser())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from crnas_d2.budget import Budget
 from crnas_d2.engine.setup import read_config
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import stage_space_of
+from crnas_d2.search.candidates import Done, Group, ScoreAll
 from crnas_d2.search.journal import Journal
 from crnas_d2.search.stage import stage_search
 from crnas_d2.space import FAMILY_DEPTHS, StageSpace, block_costs
@@ -134,8 +136,9 @@ def test_the_journal_has_the_measured_latency(path: Path) -> None:
     timer, text = Timer(0.009), "blocks=8, latency=0.06~5%"
     costs = costs_of(timer, path, text)
 
-    def score(group: list[Architecture]) -> list[float]:
-        return [float(architecture.blocks) for architecture in group]
+    def score(groups: Iterable[Group], done: Done) -> None:
+        for group in groups:
+            done(group, [float(architecture.blocks) for architecture in group])
 
     def with_macs(architecture: Architecture) -> Any:
         found = costs(architecture)
@@ -143,7 +146,7 @@ def test_the_journal_has_the_measured_latency(path: Path) -> None:
         return found
 
     journal = Journal(path.with_name("journal.jsonl"))
-    found = stage_search(SPACE, text, score, with_macs, journal)
+    found = stage_search(SPACE, text, ScoreAll("stage", score, with_macs, journal), with_macs)
     assert found
     for record in journal.records:
         assert record["latency"] == timer.seconds(Architecture.parse(record["architecture"]))

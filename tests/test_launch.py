@@ -233,7 +233,8 @@ def test_nobody_waits_for_one_that_computes_alone(bench: Path, tmp_path: Path) -
     """As tasks of srun, which looks after nobody: rank 0 is in no operation with the others."""
     task = {"SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "2", "SLURM_STEP_ID": "0"}
     task |= {"SLURM_JOB_ID": str(os.getpid()), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    fault = "0 training sleep,1 training kill"
+    task["ASLEEP"] = str(tmp_path / "asleep")
+    fault = "0 training sleep,1 training alone"
     first = {**task, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     second = {**task, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
     out = tmp_path / "out"

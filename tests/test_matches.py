@@ -10,7 +10,7 @@ import pytest
 from test_metric import BACKENDS, IMAGES, METRICS, TASKS, plain_stats, random_data
 
 from crnas_d2.evaluation.coco import CocoMetric
-from crnas_d2.evaluation.matches import Matches, match
+from crnas_d2.evaluation.matches import Matches, bootstrap, match
 
 NEAR = {"rtol": 0, "atol": 1e-9}
 
@@ -178,3 +178,10 @@ def test_refused_weights_and_images() -> None:
         matches.scores(np.full((1, IMAGES), np.inf))
     with pytest.raises(ValueError, match=r"not in the ground truth: \[999\]"):
         match(metric, detections, [999])
+
+
+def test_a_bootstrap_draws_as_many_images() -> None:
+    weights = bootstrap(64, 200, seed=1)
+    assert weights.shape == (200, 64) and (weights.sum(1) == 64).all() and weights.max() > 2
+    np.testing.assert_array_equal(weights, bootstrap(64, 200, seed=1))
+    assert not np.array_equal(weights, bootstrap(64, 200, seed=2))

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import statistics
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def plain_score(cfg: CfgNode, split: Split, detector: nn.Module) -> float:
 def test_a_score_is_the_plain_loops(tmp_path: Path) -> None:
     """Without recalibration, whole codes: set the path, then detectron2's own evaluation."""
     cfg, split, detector = trained(tmp_path, "stage", "SEARCH.RECALIBRATION_IMAGES", 0)
-    score = build_scorer(cfg, split, detector)
+    score = build_scorer(cfg, split, detector).scores
     supernet = find_supernet(detector)
     paths = [supernet.space.sample(0, i) for i in range(3)]
     scores = score(paths)
@@ -153,8 +154,8 @@ def test_a_group_scores_what_each_candidate_would_alone(
     before = {k: v.clone() for k, v in detector.state_dict().items()}
     together, alone = (build_scorer(cfg, split, detector) for _ in range(2))
     for group in groups:
-        found = together(group)
-        assert found == [score for architecture in group for score in alone([architecture])]
+        found = together.scores(group)
+        assert found == [alone.scores([architecture])[0] for architecture in group]
         assert len(set(found)) > 1
     after = detector.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -164,15 +165,15 @@ def test_a_group_scores_what_each_candidate_would_alone(
 
 def test_multiply_accumulates_are_those_of_the_architectures(tmp_path: Path) -> None:
     cfg, split, detector = trained(tmp_path, "stage")
-    score = build_scorer(cfg, split, detector)
+    scorer = build_scorer(cfg, split, detector)
     codes = list(find_supernet(detector).space.codes())[:3]
-    score(codes)
+    scorer.scores(codes)
     images = len(split.archval_content["images"]) + cfg.SEARCH.RECALIBRATION_IMAGES
     costs = backbone_costs(cfg)
     height, width = input_size(cfg)
     pixels = 96 * 96 / (height * width)  # the pictures are square
     expected = sum(costs(code)["macs"] for code in codes) * images * pixels
-    assert score.macs.alone == pytest.approx(expected, rel=1e-9)
+    assert scorer.macs.alone == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -187,10 +188,10 @@ def test_faster_arithmetic_scores_about_the_same(
     """By the mean certainty of the detections: so few iterations make no AP to speak of."""
 
     def certainties() -> list[float]:
-        score = build_scorer(cfg, split, detector)
-        score._metric = lambda found: 100 * statistics.mean(d["score"] for d in found)
-        score._metric.task = "bbox"
-        return score(paths)
+        scorer = build_scorer(cfg, split, detector)
+        scorer._metric = lambda found: 100 * statistics.mean(d["score"] for d in found)
+        scorer._metric.task = "bbox"
+        return scorer.scores(paths)
 
     cfg, split, detector = trained(tmp_path, kind, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
     paths = [find_supernet(detector).space.sample(0, i) for i in range(3)]
@@ -201,20 +202,57 @@ def test_faster_arithmetic_scores_about_the_same(
     assert found != exact
 
 
+def test_the_metric_runs_beside_the_next_group(tmp_path: Path) -> None:
+    """The first group's waits until the second one detects; scores come in order all the same."""
+    cfg, split, detector = trained(tmp_path, "stage")
+    scorer = build_scorer(cfg, split, detector)
+    codes = list(find_supernet(detector).space.codes())[:3]
+    expected = [scorer.scores([code]) for code in codes]
+    metric, detect, second = scorer._metric, scorer._detect, threading.Event()
+    found, begun = [], []
+
+    def waiting(detections: Any) -> float:
+        assert second.wait(60)
+        return metric(detections)
+
+    def noted(group: Any, *args: Any) -> Any:
+        begun.append(group)
+        if len(begun) == 2:
+            second.set()
+        return detect(group, *args)
+
+    waiting.task = metric.task  # type: ignore[attr-defined]
+    scorer._metric, scorer._detect = waiting, noted
+    scorer([[code] for code in codes], lambda group, scores: found.append((group, scores)))
+    assert found == [([code], score) for code, score in zip(codes, expected)]
+
+
+def test_a_metric_that_fails_ends_the_search(tmp_path: Path) -> None:
+    cfg, split, detector = trained(tmp_path, "stage", "SOLVER.MAX_ITER", 1)
+    scorer = build_scorer(cfg, split, detector)
+    scorer._metric = lambda _: float("nan")
+    scorer._metric.task = "bbox"
+    done: list[Any] = []
+    codes = list(find_supernet(detector).space.codes())[:3]
+    with pytest.raises(FloatingPointError, match=f"{codes[0]}: score nan is not finite"):
+        scorer([[code] for code in codes], lambda *args: done.append(args))
+    assert done == []
+
+
 def test_recalibration_changes_the_score_and_nothing_else(tmp_path: Path) -> None:
     cfg, split, detector = trained(tmp_path, "stage")
     before = {k: v.clone() for k, v in detector.state_dict().items()}
     path = find_supernet(detector).space.sample(0, 0)
-    with_it = build_scorer(cfg, split, detector)([path])
+    with_it = build_scorer(cfg, split, detector).scores([path])
     cfg.SEARCH.RECALIBRATION_IMAGES = 0
-    assert build_scorer(cfg, split, detector)([path]) != with_it
+    assert build_scorer(cfg, split, detector).scores([path]) != with_it
     assert all(torch.equal(before[key], value) for key, value in detector.state_dict().items())
 
 
 def test_partial_codes_meet_the_same_draws(tmp_path: Path) -> None:
     """The same partial code scores the same; a later step of the search draws anew."""
     cfg, split, detector = trained(tmp_path, "dilation")
-    score = build_scorer(cfg, split, detector)
+    score = build_scorer(cfg, split, detector).scores
     space = find_supernet(detector).space
     first = score([space.root])
     assert score([space.root]) == first
@@ -234,6 +272,15 @@ def test_partial_codes_meet_the_same_draws(tmp_path: Path) -> None:
             patch.setattr(type(space), name, noting(name))
         score([space.root.extended([2])])
     assert drawn == [(n, 1, batch) for n in ("complete_evenly", "complete") for batch in range(2)]
+
+
+def test_partial_codes_of_different_lengths_are_no_group(tmp_path: Path) -> None:
+    """Their random completions could meet, with statistics that differ."""
+    cfg, split, detector = trained(tmp_path, "dilation", "SOLVER.MAX_ITER", 1)
+    space = find_supernet(detector).space
+    group = [space.root.extended([2]), space.root.extended([2, 1])]
+    with pytest.raises(ValueError, match="same length"):
+        build_scorer(cfg, split, detector).scores(group)
 
 
 def test_segmentation_goes_by_the_masks_area() -> None:
@@ -306,6 +353,19 @@ def test_what_does_not_fit_is_read_again(images: int, kept: int) -> None:
         assert [[r["image_id"] for r in batch] for _, batch in batches.mine()] == IN_THREES
     in_order = [i for batch in IN_THREES for i in batch]
     assert mapped == 2 * in_order[kept:]
+
+
+@pytest.mark.parametrize("kept", [0, 3, 7])
+def test_some_batches(kept: int) -> None:
+    """Those asked for, in order, and no other image is read."""
+    mapped: list[int] = []
+    batches = FixedBatches(SEVEN, mapping(mapped), batch_size=3, cache_bytes=kept * 30)
+    assert batches.image_ids == IN_THREES
+    for numbers in ([2, 0], [1], []):
+        mapped.clear()
+        found = [(n, [r["image_id"] for r in batch]) for n, batch in batches.mine(numbers)]
+        assert found == [(n, IN_THREES[n]) for n in sorted(numbers)]
+        assert mapped == [i for n in sorted(numbers) for i in IN_THREES[n] if 3 * n >= kept]
 
 
 def test_an_image_that_cannot_be_read_again_is_an_error() -> None:

@@ -8,7 +8,7 @@ import math
 import os
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,17 @@ import pytest
 
 from crnas_d2.architecture import FAMILY_STAGES, Architecture
 from crnas_d2.errors import InputError
-from crnas_d2.search.candidates import Candidate, grouped, ranked, score_all
+from crnas_d2.search.candidates import (
+    Candidate,
+    Done,
+    Group,
+    Score,
+    ScoreAll,
+    grouped,
+    ranked,
+)
 from crnas_d2.search.evolution import GENERATION, PARENTS, evolution
-from crnas_d2.search.greedy import greedy_search
+from crnas_d2.search.greedy import TOP_K, greedy_search
 from crnas_d2.search.journal import Journal
 from crnas_d2.search.random_search import random_search
 from crnas_d2.search.stage import stage_search
@@ -53,14 +61,42 @@ class Scorer:
         self._score = score
         self._fails_at = fails_at
 
-    def __call__(self, group: Sequence[Architecture]) -> list[float]:
-        scores = []
-        for architecture in group:
-            if len(self.calls) == self._fails_at:
-                raise KeyboardInterrupt
-            self.calls.append(architecture)
-            scores.append(self._score(architecture))
-        return scores
+    def __call__(self, groups: Iterable[Group], done: Done) -> None:
+        for group in groups:
+            scores = []
+            for architecture in group:
+                if len(self.calls) == self._fails_at:
+                    raise KeyboardInterrupt
+                self.calls.append(architecture)
+                scores.append(self._score(architecture))
+            done(group, scores)
+
+
+def stages(
+    space: StageSpace, budget: Any, score: Score, journal: Journal, **options: Any
+) -> list[Candidate]:
+    compare = ScoreAll("stage", score, costs, journal, **options)
+    return stage_search(space, budget, compare, costs)
+
+
+def greedy(
+    space: DilationSpace, score: Score, journal: Journal, top_k: int = TOP_K, **options: Any
+) -> list[Candidate]:
+    return greedy_search(space, ScoreAll("dilation", score, costs, journal, **options), top_k)
+
+
+def alternative(
+    search: Callable[..., list[Candidate]],
+    space: Space,
+    budget: Any,
+    score: Score,
+    journal: Journal,
+    evaluations: int,
+    seed: int,
+    **options: Any,
+) -> list[Candidate]:
+    compare = ScoreAll(space.step, score, costs, journal, **options)
+    return search(space, budget, compare, costs, evaluations, seed)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -115,7 +151,7 @@ def test_stage_search_visits_exactly_the_eligible_codes(
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # a slow disk
     scorer = Scorer()
     space = StageSpace(family, RESNET_DEPTHS)
-    found = stage_search(space, budget, scorer, costs, Journal(tmp_path / "journal.jsonl"))
+    found = stages(space, budget, scorer, Journal(tmp_path / "journal.jsonl"))
     assert len(scorer.calls) == len(set(scorer.calls)) == count
     t1, t2, t3, t4 = RESNET_DEPTHS
     assert {code.stage_code for code in scorer.calls} == {
@@ -130,7 +166,7 @@ def test_stage_search_visits_exactly_the_eligible_codes(
 def test_stage_search_with_equal_scores_takes_the_cheapest(tmp_path: Path) -> None:
     space = StageSpace("resnet", RESNET_DEPTHS)
     journal = Journal(tmp_path / "journal.jsonl")
-    found = stage_search(space, 8, Scorer(lambda _: 40.0), costs, journal)
+    found = stages(space, 8, Scorer(lambda _: 40.0), journal)
     codes = space.eligible(8)
     assert found[0].architecture == min(codes, key=lambda a: (costs(a)["macs"], str(a)))
 
@@ -139,7 +175,7 @@ def test_one_journal_serves_several_budgets(tmp_path: Path) -> None:
     space = StageSpace("resnet", RESNET_DEPTHS)
     scorer, journal = Scorer(), Journal(tmp_path / "journal.jsonl")
     for budget in (7, 8, 7):
-        found = stage_search(space, budget, scorer, costs, journal)
+        found = stages(space, budget, scorer, journal)
         assert {sum(c.architecture.stage_code) for c in found} == {budget}
     assert len(scorer.calls) == len(set(scorer.calls)) == 4 + 9
 
@@ -167,12 +203,12 @@ def test_the_size_of_a_group_changes_nothing_but_when_lines_are_written(
     def search(name: str, size: int) -> list[Candidate]:
         journal = Journal(tmp_path / f"{name}.jsonl")
         if kind == "stage":
-            return stage_search(SMALL_SPACE, 8, Scorer(), costs, journal, group_size=size)
+            return stages(SMALL_SPACE, 8, Scorer(), journal, group_size=size)
         if kind in ALTERNATIVES:
             search = ALTERNATIVES[kind]
-            return search(STAGES, 16, Scorer(), costs, journal, 30, seed=0, group_size=size)
+            return alternative(search, STAGES, 16, Scorer(), journal, 30, seed=0, group_size=size)
         space = DilationSpace("resnet", (1, 1, 2, 1))
-        return greedy_search(space, Scorer(), costs, journal, group_size=size)
+        return greedy(space, Scorer(), journal, group_size=size)
 
     assert search("one", 1) == search("four", 4) == search("all", 1000)
     for name in ("four", "all"):
@@ -183,11 +219,12 @@ def test_a_group_is_journalled_when_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     on_disk = []
 
-    def score(group: Sequence[Architecture]) -> list[float]:
-        on_disk.append((len(group), len(lines(path)) if path.exists() else 0))
-        return [arbitrary(architecture) for architecture in group]
+    def score(groups: Iterable[Group], done: Done) -> None:
+        for group in groups:
+            on_disk.append((len(group), len(lines(path)) if path.exists() else 0))
+            done(group, [arbitrary(architecture) for architecture in group])
 
-    stage_search(SMALL_SPACE, 8, score, costs, Journal(path), group_size=4)
+    stages(SMALL_SPACE, 8, score, Journal(path), group_size=4)
     before = 0
     for size, held in on_disk:
         assert held == before
@@ -222,7 +259,7 @@ def test_greedy_search_finds_the_optimum_of_a_separable_score(
             return sum(row[digit] for row, digit in zip(table, partial.dilation_code))
 
         scorer = Scorer(separable)
-        found = greedy_search(space, scorer, costs, Journal(tmp_path / f"{seed}.jsonl"))
+        found = greedy(space, scorer, Journal(tmp_path / f"{seed}.jsonl"))
         best = found[0]
         assert best.architecture.dilation_code == tuple(row.index(max(row)) for row in table)
         assert best.architecture in space and best.architecture.is_complete
@@ -239,7 +276,7 @@ def test_greedy_search_finds_the_optimum_of_a_separable_score(
 def test_greedy_search_keeps_the_best_k(tmp_path: Path, top_k: int, evaluations: int) -> None:
     scorer = Scorer()
     space = DilationSpace("resnet", (1, 3, 2, 2))
-    greedy_search(space, scorer, costs, Journal(tmp_path / "journal.jsonl"), top_k)
+    greedy(space, scorer, Journal(tmp_path / "journal.jsonl"), top_k)
     assert len(scorer.calls) == evaluations
     for length in range(2, 9):
         before = [a for a in scorer.calls if len(a.dilation_code) == length - 1]
@@ -256,8 +293,8 @@ def test_greedy_search_gets_past_a_trap_that_the_best_prefix_falls_into(tmp_path
         return {0: 2.0, 1: 1.0, 2: 0.0}[code[0]] + 10.0 * (code[:2] == (1, 2))
 
     space = DilationSpace("resnet", (1, 1, 1, 1))
-    three = greedy_search(space, Scorer(trap), costs, Journal(tmp_path / "3.jsonl"), 3)
-    one = greedy_search(space, Scorer(trap), costs, Journal(tmp_path / "1.jsonl"), 1)
+    three = greedy(space, Scorer(trap), Journal(tmp_path / "3.jsonl"), 3)
+    one = greedy(space, Scorer(trap), Journal(tmp_path / "1.jsonl"), 1)
     assert three[0].architecture.dilation_code[:2] == (1, 2)
     assert one[0].architecture.dilation_code[0] == 0
 
@@ -265,7 +302,7 @@ def test_greedy_search_gets_past_a_trap_that_the_best_prefix_falls_into(tmp_path
 def test_greedy_search_with_equal_scores_has_one_answer(tmp_path: Path) -> None:
     space = DilationSpace("resnet", (1, 3, 2, 2))
     journal = Journal(tmp_path / "journal.jsonl")
-    found = greedy_search(space, Scorer(lambda _: 40.0), costs, journal)
+    found = greedy(space, Scorer(lambda _: 40.0), journal)
     assert not any(found[0].architecture.dilation_code)
 
 
@@ -309,7 +346,7 @@ def test_different_eligible_candidates_as_many_as_asked_for(
 ) -> None:
     space, entry = PROBLEMS[problem]
     scorer, search = Scorer(), ALTERNATIVES[name]
-    found = search(space, entry, scorer, costs, Journal(tmp_path / "j.jsonl"), 50, seed=2)
+    found = alternative(search, space, entry, scorer, Journal(tmp_path / "j.jsonl"), 50, seed=2)
     assert len(scorer.calls) == len(set(scorer.calls)) == 50
     assert all(a in space and a.is_complete for a in scorer.calls)
     if isinstance(space, StageSpace):
@@ -328,7 +365,7 @@ def test_the_course_is_a_function_of_the_seed(
     def calls(seed: int, file: str) -> list[Architecture]:
         scorer = Scorer()
         random.seed(file)  # a global state that nobody may look at
-        ALTERNATIVES[name](space, entry, scorer, costs, Journal(tmp_path / file), 50, seed=seed)
+        alternative(ALTERNATIVES[name], space, entry, scorer, Journal(tmp_path / file), 50, seed=seed)
         return scorer.calls
 
     assert calls(0, "a") == calls(0, "b")
@@ -343,7 +380,7 @@ def test_evolution_is_no_worse_than_random_search(tmp_path: Path, no_disk: None,
     for seed in range(6):
         for name, search in ALTERNATIVES.items():
             scorer, path = Scorer(separable(space, seed)), tmp_path / f"{name}-{seed}.jsonl"
-            found = search(space, entry, scorer, costs, Journal(path), 120, seed=seed)
+            found = alternative(search, space, entry, scorer, Journal(path), 120, seed=seed)
             assert len(scorer.calls) == 120
             scores[name].append(found[0].score)
     assert sum(scores["evolution"]) > sum(scores["random"])
@@ -356,7 +393,7 @@ def test_evolution_finds_the_best_of_a_small_space(tmp_path: Path, no_disk: None
     """Of 729 codes, with 120 evaluations of a separable score."""
     space = DilationSpace("resnet", (1, 1, 2, 2))
     score, journal = separable(space, seed), Journal(tmp_path / "j.jsonl")
-    found = evolution(space, 6, Scorer(score), costs, journal, 120, seed=seed)
+    found = alternative(evolution, space, 6, Scorer(score), journal, 120, seed=seed)
     best = max((space.with_code(code) for code in itertools.product(*space.alternatives)), key=score)
     assert found[0].architecture == best
 
@@ -376,7 +413,7 @@ def test_a_small_space_is_gone_through(
     tmp_path: Path, no_disk: None, name: str, space: Space, entry: float, count: int
 ) -> None:
     scorer = Scorer()
-    found = ALTERNATIVES[name](space, entry, scorer, costs, Journal(tmp_path / "j"), 1000, seed=0)
+    found = alternative(ALTERNATIVES[name], space, entry, scorer, Journal(tmp_path / "j"), 1000, seed=0)
     assert len(scorer.calls) == len(set(scorer.calls)) == len(found) == count
     assert found[0].score == max(map(arbitrary, scorer.calls))
 
@@ -388,7 +425,7 @@ def test_more_evaluations_of_a_random_search_are_more_of_the_same(
     calls = []
     for evaluations in (10, 30):
         scorer, journal = Scorer(), Journal(tmp_path / f"{evaluations}.jsonl")
-        random_search(space, "blocks=33", scorer, costs, journal, evaluations, seed=0)
+        alternative(random_search, space, "blocks=33", scorer, journal, evaluations, seed=0)
         calls.append(set(scorer.calls))
     assert calls[0] < calls[1]
 
@@ -397,7 +434,7 @@ def test_random_search_draws_uniformly(tmp_path: Path, no_disk: None) -> None:
     """Nine codes, 900 seeds: 100 draws of each, with a standard deviation of 9.4."""
     journal, drawn = Journal(tmp_path / "j.jsonl"), []
     for seed in range(900):
-        (candidate,) = random_search(SMALL_SPACE, 8, Scorer(), costs, journal, 1, seed=seed)
+        (candidate,) = alternative(random_search, SMALL_SPACE, 8, Scorer(), journal, 1, seed=seed)
         drawn.append(candidate.architecture)
     counts = [drawn.count(architecture) for architecture in set(drawn)]
     assert len(counts) == 9
@@ -408,7 +445,7 @@ def test_several_budgets_score_every_candidate_once(tmp_path: Path, no_disk: Non
     path, scorer = tmp_path / "j.jsonl", Scorer()
     for entry in ("blocks=16~20%", "macs=40~20%"):  # with many codes in common
         journal = Journal(path)
-        found = evolution(STAGES, entry, scorer, costs, journal, 60, seed=0)
+        found = alternative(evolution, STAGES, entry, scorer, journal, 60, seed=0)
         assert len(found) == 60
     assert len(scorer.calls) == len(set(scorer.calls)) == len(lines(path))
 
@@ -421,7 +458,7 @@ def test_a_budget_that_no_code_drawn_meets(
 
     def call(entry: float | str) -> str:
         with pytest.raises(InputError) as caught:
-            ALTERNATIVES[name](STAGES, entry, scorer, costs, Journal(path), 10, seed=0)
+            alternative(ALTERNATIVES[name], STAGES, entry, scorer, Journal(path), 10, seed=0)
         assert str(caught.value).startswith(f"SEARCH.BUDGETS: {entry}: none of ")
         return str(caught.value)
 
@@ -436,7 +473,7 @@ def test_a_budget_that_no_code_drawn_meets(
 def test_evolution_breeds_from_the_best(tmp_path: Path, no_disk: None) -> None:
     """All entries of a child are those of the best before it, but for one if it is a mutant."""
     scorer = Scorer(separable(DIGITS, 0))
-    evolution(DIGITS, 16, scorer, costs, Journal(tmp_path / "j.jsonl"), 2 * GENERATION, seed=0)
+    alternative(evolution, DIGITS, 16, scorer, Journal(tmp_path / "j.jsonl"), 2 * GENERATION, seed=0)
     first, second = scorer.calls[:GENERATION], scorer.calls[GENERATION:]
     parents = sorted(first, key=separable(DIGITS, 0), reverse=True)[:PARENTS]
     columns = [set(values) for values in zip(*(a.dilation_code for a in parents))]
@@ -472,7 +509,7 @@ def test_scores_survive_the_file_to_the_bit(tmp_path: Path) -> None:
 def test_what_a_line_says(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     code = Architecture.undilated("resnet", (1, 1, 2, 2))
-    score_all([code], step="stage", score=Scorer(), costs=costs, journal=Journal(path))
+    ScoreAll("stage", Scorer(), costs, Journal(path))([code], 1)
     (line,) = lines(path)
     assert line.pop("seconds") >= 0
     assert line == {
@@ -503,7 +540,7 @@ def test_a_line_is_on_disk_before_the_next_score(
         return arbitrary(architecture)
 
     scorer = Scorer(looks)
-    stage_search(StageSpace("resnet", RESNET_DEPTHS), 8, scorer, costs, Journal(path))
+    stages(StageSpace("resnet", RESNET_DEPTHS), 8, scorer, Journal(path))
     assert len(scorer.calls) == 9
     assert synced[-1] == path.read_bytes() and len(lines(path)) == 9
 
@@ -594,7 +631,7 @@ def test_a_score_that_is_not_finite_is_refused(tmp_path: Path, writes: bool, sco
     journal = Journal(path, writes=writes)
     code = Architecture.undilated("resnet", (1, 1, 2, 2))
     with pytest.raises(ValueError, match=str(score)) as caught:
-        score_all([code], step="stage", score=Scorer(lambda _: score), costs=costs, journal=journal)
+        ScoreAll("stage", Scorer(lambda _: score), costs, journal)([code], 1)
     assert str(code) in str(caught.value)
     assert journal.records == [] and journal.score("stage", str(code)) is None
     assert not path.exists()
@@ -604,11 +641,11 @@ def test_another_process_remembers_but_never_writes(tmp_path: Path) -> None:
     path = tmp_path / "stage" / "journal.jsonl"
     reader = Journal(path, writes=False)
     space = StageSpace("resnet", RESNET_DEPTHS)
-    found = stage_search(space, 8, Scorer(), costs, reader)
+    found = stages(space, 8, Scorer(), reader)
     assert not path.parent.exists()
     assert len(reader.records) == 9
     scorer = Scorer()
-    assert stage_search(space, 8, scorer, costs, reader) == found
+    assert stages(space, 8, scorer, reader) == found
     assert scorer.calls == []
 
 
@@ -616,11 +653,11 @@ def test_all_processes_hold_the_same_after_a_resume(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     space = StageSpace("resnet", RESNET_DEPTHS)
     with pytest.raises(KeyboardInterrupt):
-        stage_search(space, 8, Scorer(fails_at=4), costs, Journal(path))
+        stages(space, 8, Scorer(fails_at=4), Journal(path))
     reader = Journal(path, writes=False)
     mine, writers = Scorer(), Scorer()
-    found = stage_search(space, 8, mine, costs, reader)
-    assert stage_search(space, 8, writers, costs, Journal(path)) == found
+    found = stages(space, 8, mine, reader)
+    assert stages(space, 8, writers, Journal(path)) == found
     assert mine.calls == writers.calls and len(mine.calls) == 5
 
 
@@ -654,26 +691,26 @@ SMALL_SPACE = StageSpace("resnet_basic", RESNET_DEPTHS).only_eligible([8])
 
 
 def nine_stage_codes(scorer: Scorer, journal: Journal) -> list[Candidate]:
-    return stage_search(SMALL_SPACE, 8, scorer, costs, journal)
+    return stages(SMALL_SPACE, 8, scorer, journal)
 
 
 def five_blocks(scorer: Scorer, journal: Journal) -> list[Candidate]:
-    return greedy_search(DilationSpace("resnet", (1, 1, 2, 1)), scorer, costs, journal)
+    return greedy(DilationSpace("resnet", (1, 1, 2, 1)), scorer, journal)
 
 
 def evolved_stage_codes(scorer: Scorer, journal: Journal) -> list[Candidate]:
     space = StageSpace("resnet", RESNET_DEPTHS)
-    return evolution(space, "macs=40~10%", scorer, costs, journal, evaluations=45, seed=1)
+    return alternative(evolution, space, "macs=40~10%", scorer, journal, evaluations=45, seed=1)
 
 
 def evolved_digits(scorer: Scorer, journal: Journal) -> list[Candidate]:
     space = DilationSpace("resnet", (1, 3, 2, 2))
-    return evolution(space, 8, scorer, costs, journal, evaluations=45, seed=1)
+    return alternative(evolution, space, 8, scorer, journal, evaluations=45, seed=1)
 
 
 def drawn_stage_codes(scorer: Scorer, journal: Journal) -> list[Candidate]:
     space = StageSpace("resnet", RESNET_DEPTHS)
-    return random_search(space, "macs=40~10%", scorer, costs, journal, evaluations=12, seed=1)
+    return alternative(random_search, space, "macs=40~10%", scorer, journal, evaluations=12, seed=1)
 
 
 SEARCHES = pytest.mark.parametrize(
@@ -732,6 +769,6 @@ def test_progress_sees_every_candidate(tmp_path: Path) -> None:
         return architectures
 
     space, scorer = DilationSpace("resnet", (1, 1, 2, 1)), Scorer()
-    greedy_search(space, scorer, costs, Journal(tmp_path / "j.jsonl"), progress=progress)
+    greedy(space, scorer, Journal(tmp_path / "j.jsonl"), progress=progress)
     assert [a for step in seen for a in step] == scorer.calls
     assert [len(step) for step in seen] == [3, 9, 9, 9, 9]

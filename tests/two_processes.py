@@ -58,7 +58,7 @@ def scores(trainer: SupernetTrainer, cfg) -> dict:
     trainer.resume_or_load(resume=False)
     content = read_coco_json(cfg.DATASETS.TEST_JSON, "")
     split = Split(cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0], content)
-    score = build_scorer(cfg, split, trainer.model)
+    scorer = build_scorer(cfg, split, trainer.model)
     space = find_supernet(trainer.model).space
     paths = [space.sample(0, i) for i in range(3)]
     if cfg.MODEL.CRNAS.SUPERNET == "dilation":
@@ -70,7 +70,7 @@ def scores(trainer: SupernetTrainer, cfg) -> dict:
         forwards += 1
 
     trainer.model.backbone.register_forward_hook(count)
-    found = score(paths)
+    found = scorer.scores(paths)
     return {"scores": found, "forwards": comm.all_gather(forwards)}
 
 

@@ -3,7 +3,7 @@ found.yaml, and retraining if asked. Every step resumes where it was left.
 
     OUTPUT_DIR/splits/archtrain.json archval.json
     OUTPUT_DIR/stage/pretrain/           checkpoints of the classifier, with SEARCH.PRETRAIN
-    OUTPUT_DIR/stage/                    checkpoints, journal.jsonl
+    OUTPUT_DIR/stage/                    checkpoints, journal.jsonl; of a race also race.jsonl, matches/
     OUTPUT_DIR/latency.jsonl             what was measured for budgets of latency
     OUTPUT_DIR/dilation/                 as stage/; dilation_N16/ where there are several budgets
     OUTPUT_DIR/found.yaml                found_N16.yaml where there are several budgets
@@ -18,7 +18,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from crnas_d2.data.datasets import check_dataset, register_coco, use_own_data
 from crnas_d2.data.loader import check_loading
 from crnas_d2.data.splits import split, write_split
 from crnas_d2.engine.found import found_config, write_found
-from crnas_d2.engine.hooks import Search, SearchHook, greedy
+from crnas_d2.engine.hooks import Search, SearchHook
 from crnas_d2.engine.pretrain import pretrain_config, pretrained
 from crnas_d2.engine.retrain import retrain, retrain_config
 from crnas_d2.engine.schedule import check_schedule
@@ -49,8 +49,9 @@ from crnas_d2.engine.setup import (
 from crnas_d2.engine.trainer import SupernetTrainer, seed_of
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import architecture_of, stage_space_of
-from crnas_d2.search.candidates import Candidate
+from crnas_d2.search.candidates import Candidate, Compare
 from crnas_d2.search.evolution import evolution
+from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
 from crnas_d2.search.random_search import eligible_draws, random_search
 from crnas_d2.search.stage import stage_search
@@ -61,7 +62,10 @@ from detectron2.utils import comm
 
 STEPS = ("stage", "dilation", "retrain")
 # Searches that take SEARCH.EVALUATIONS, in place of the paper's.
-ALTERNATIVES: dict[str, Search] = {"evolution": evolution, "random": random_search}
+ALTERNATIVES: dict[str, Callable[..., list[Candidate]]] = {
+    "evolution": evolution,
+    "random": random_search,
+}
 CHOICES = {
     "SAMPLING": ("uniform", "eligible"),
     "STAGE_SEARCH": ("exhaustive", *ALTERNATIVES),
@@ -188,6 +192,11 @@ def _check_search_keys(cfg: CfgNode) -> tuple[Budget, ...]:
     for key, least in LEAST.items():
         if node[key] < least:
             raise InputError(f"SEARCH.{key}: {node[key]}: at least {least} is needed")
+    if node.RACE_CONFIDENCE and not 0.5 < node.RACE_CONFIDENCE < 1:
+        raise InputError(
+            f"SEARCH.RACE_CONFIDENCE: {node.RACE_CONFIDENCE}: allowed are 0 (no race), and above 0.5 "
+            "and below 1"
+        )
     budgets = tuple(map(Budget.parse, node.BUDGETS))
     if not budgets or len({budget.name for budget in budgets}) != len(budgets):
         raise InputError(
@@ -360,6 +369,16 @@ def _alternative(cfg: CfgNode, name: str) -> Search | None:
     return functools.partial(ALTERNATIVES[name], evaluations=cfg.SEARCH.EVALUATIONS, seed=seed_of(cfg))
 
 
+def _comparison(cfg: CfgNode) -> dict[str, Any]:
+    """SearchHook's arguments that both steps have in common."""
+    return {
+        "folder": Path(cfg.OUTPUT_DIR),
+        "group_size": cfg.SEARCH.GROUP_SIZE,
+        "race_confidence": cfg.SEARCH.RACE_CONFIDENCE,
+        "seed": seed_of(cfg),
+    }
+
+
 def _stage_costs(plan: Plan, space: StageSpace) -> Costs:
     """Of the network that will be trained; its latency, too, where a budget limits that."""
     costs = backbone_costs(plan.network)
@@ -392,8 +411,7 @@ def _stage_step(plan: Plan, parts: Split, resume: bool) -> dict[Budget, list[Can
         budgets=plan.budgets,
         search=_alternative(cfg, cfg.SEARCH.STAGE_SEARCH) or stage_search,
         costs=costs,
-        journal=Path(cfg.OUTPUT_DIR) / "journal.jsonl",
-        group_size=cfg.SEARCH.GROUP_SIZE,
+        **_comparison(cfg),
     )
     trainer.register_hooks([search])
     trainer.resume_or_load(resume=resume)
@@ -412,15 +430,17 @@ def _dilation_step(
     cfg = _step_config(plan, parts, "dilation", folder, architecture)
     cfg = pretrained(cfg, plan.pretrain, resume)
     trainer = SupernetTrainer(cfg)
-    alternative = _alternative(cfg, cfg.SEARCH.DILATION_SEARCH)
+
+    def greedy(space: DilationSpace, _: Budget, compare: Compare, __: Costs) -> list[Candidate]:
+        return greedy_search(space, compare, cfg.SEARCH.TOP_K)  # every dilation code meets the budget
+
     search = SearchHook(
         functools.partial(build_scorer, cfg, parts),
         space=DilationSpace(architecture.family, architecture.stage_code),
         budgets=[budget],
-        search=alternative or functools.partial(greedy, top_k=cfg.SEARCH.TOP_K),
+        search=_alternative(cfg, cfg.SEARCH.DILATION_SEARCH) or greedy,
         costs=backbone_costs(plan.network),
-        journal=Path(cfg.OUTPUT_DIR) / "journal.jsonl",
-        group_size=cfg.SEARCH.GROUP_SIZE,
+        **_comparison(cfg),
     )
     trainer.register_hooks([search])
     trainer.resume_or_load(resume=resume)

@@ -56,8 +56,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write the file that names the newest checkpoint."""
-        name = last_filename_basename.encode()
-        _write(os.path.join(self.save_dir, "last_checkpoint"), lambda file: file.write(name))
+        write_bytes(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename.encode())
 
     def get_checkpoint_file(self) -> str:
         """The checkpoint to go on from; the log says which newer ones are damaged.
@@ -123,6 +122,15 @@ def _damage(path: Path) -> str:
     except Exception as error:  # a broken archive may raise any
         return f"{path.stat().st_size} bytes, {error}" if path.is_file() else str(error)
     return f"{part} has changed" if part else ""
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        OSError: naming the file.
+    """
+    _write(path, lambda file: file.write(content))
 
 
 def _write(path: str, write: Callable[[IO[bytes]], object]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -14,12 +14,13 @@ from tqdm import tqdm
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs, Entry
 from crnas_d2.engine.gradients import broadcast_model
+from crnas_d2.engine.looks import ArchvalLooks
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.modeling.supernet import Supernet
-from crnas_d2.search.candidates import Candidate, Score
-from crnas_d2.search.greedy import greedy_search
+from crnas_d2.search.candidates import Candidate, Compare, Progress, ScoreAll
 from crnas_d2.search.journal import Journal
-from crnas_d2.space import DilationSpace, Space, StageSpace
+from crnas_d2.search.race import Race
+from crnas_d2.space import Space, StageSpace
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -33,6 +34,13 @@ def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
         dynamic_ncols=True,
         **kwargs,
     )
+
+
+def search_bar(desc: str, candidates: Sequence[Architecture]) -> tqdm:
+    """The bar of candidates that are compared; how far a greedy search has come stands there, too."""
+    if candidates and not candidates[0].is_complete:
+        desc += f", block {len(candidates[0].dilation_code)} of {candidates[0].blocks}"
+    return progress_bar(candidates, desc=desc, unit="code")
 
 
 class PathSampler(HookBase):
@@ -77,32 +85,8 @@ class ProgressBar(HookBase):
         self._bar.close()
 
 
-# A search as stage_search: of (space, budget, score, costs, journal, progress, group_size).
-Search = Callable[..., list[Candidate]]
-
-
-def greedy(
-    space: DilationSpace,
-    budget: Budget,
-    score: Score,
-    costs: Costs,
-    journal: Journal,
-    *,
-    top_k: int,
-    progress: Callable[..., Any],
-    group_size: int,
-) -> list[Candidate]:
-    """greedy_search (paper, Algorithm 1) as such a search: every dilation code meets the budget.
-
-    Args:
-        progress: as progress_bar.
-    """
-
-    def of_block(extended: Sequence[Architecture]) -> Iterable[Architecture]:
-        block = f"block {len(extended[0].dilation_code)} of {extended[0].blocks}"
-        return progress(extended, desc=f"{space.step} search {budget}, {block}")
-
-    return greedy_search(space, score, costs, journal, top_k, of_block, group_size)
+# A search as stage_search: of (space, budget, compare, costs).
+Search = Callable[[Any, Budget, Compare, Costs], list[Candidate]]
 
 
 class SearchHook(HookBase):
@@ -114,8 +98,10 @@ class SearchHook(HookBase):
         budgets: at least one.
         search: what is called.
         costs: of an architecture.
-        journal: the file that remembers scored candidates.
+        folder: of journal.jsonl, which remembers scored candidates, and of what a race writes.
         group_size: candidates scored together.
+        race_confidence: as Race's; 0: no race, every candidate is scored on all of archval.
+        seed: of a race.
 
     Attributes:
         results: candidates by budget, best first; empty until the search has run.
@@ -129,38 +115,62 @@ class SearchHook(HookBase):
         budgets: Sequence[Budget],
         search: Search,
         costs: Costs,
-        journal: Path,
+        folder: Path,
         group_size: int,
+        race_confidence: float,
+        seed: int,
     ) -> None:
         self._build_scorer = build_scorer
         self._space = space
         self._budgets = budgets
         self._search = search
         self._costs = costs
-        self._path = journal
+        self._folder = folder
         self._group_size = group_size
+        self._race_confidence = race_confidence
+        self._seed = seed
         self.results: dict[Budget, list[Candidate]] = {}
+
+    def _journal(self, name: str) -> Journal:
+        return Journal(self._folder / name, writes=comm.is_main_process())
+
+    def _comparisons(self, scorer: ArchvalScorer) -> Callable[[Budget], Compare]:
+        """How candidates are compared for a budget."""
+        journal, step = self._journal("journal.jsonl"), self._space.step
+        verdicts = self._journal("race.jsonl")
+        comm.synchronize()  # everybody has read the journals before rank 0 writes to them
+
+        def bar(budget: Budget) -> Progress:
+            return functools.partial(search_bar, f"{step} search {budget}")
+
+        def score_all(budget: Budget) -> Compare:
+            return ScoreAll(step, scorer, self._costs, journal, bar(budget), self._group_size)
+
+        looks = ArchvalLooks(scorer, self._folder / "matches", self._seed)
+
+        def race(budget: Budget) -> Compare:
+            return Race(
+                step,
+                budget.name,
+                looks,
+                self._costs,
+                journal,
+                verdicts,
+                confidence=self._race_confidence,
+                progress=bar(budget),
+                group_size=self._group_size,
+            )
+
+        return race if self._race_confidence else score_all
 
     def after_train(self) -> None:
         if self.trainer.iter < self.trainer.max_iter:
             return  # training was cut short
         broadcast_model(self.trainer.model)
-        journal = Journal(self._path, writes=comm.is_main_process())
-        comm.synchronize()  # everybody has read the journal before rank 0 writes to it
         scorer = self._build_scorer(self.trainer.model)
+        comparison = self._comparisons(scorer)
         for budget in self._budgets:
-            bar = functools.partial(
-                progress_bar, desc=f"{self._space.step} search {budget}", unit="code"
-            )
-            self.results[budget] = self._search(
-                self._space,
-                budget,
-                scorer,
-                self._costs,
-                journal,
-                progress=bar,
-                group_size=self._group_size,
-            )
+            self.results[budget] = self._search(self._space, budget, comparison(budget), self._costs)
         if scorer.macs.alone:
             logging.getLogger(__name__).info(
                 "backbone of this process: %.3g multiply-accumulates, %.3f of those one by one",

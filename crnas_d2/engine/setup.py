@@ -200,8 +200,8 @@ def check_weights(cfg: CfgNode, resume: bool) -> None:
 # What train_net.py and search_net.py leave in their OUTPUT_DIR.
 TRAINING = ("last_checkpoint",)
 SEARCH = (
-    *("stage/last_checkpoint", "stage/journal.jsonl"),
-    *("dilation*/last_checkpoint", "dilation*/journal.jsonl"),
+    *("stage/last_checkpoint", "stage/journal.jsonl", "stage/race.jsonl"),
+    *("dilation*/last_checkpoint", "dilation*/journal.jsonl", "dilation*/race.jsonl"),
     *("retrain/*/last_checkpoint", "*/pretrain/last_checkpoint", "retrain/*/pretrain/last_checkpoint"),
 )
 
@@ -227,14 +227,14 @@ def check_output(folder: str, resume: bool, traces: Sequence[str]) -> None:
             "--resume goes on with it, or name another folder"
         )
     for file in kept:
-        if file.name == "journal.jsonl":
+        if file.name in ("journal.jsonl", "race.jsonl"):
             _check_journal(file)
 
 
 def _check_journal(path: Path) -> None:
     step = path.parent.name.split("_")[0]
     for number, record in enumerate(Journal(path, writes=False).records, start=1):
-        if record["step"] != step:
+        if str(record["step"]).split()[:1] != [step]:
             raise InputError(
                 f"{path}:{number}: step {record['step']!r}: allowed is {step!r}; "
                 "mend or remove the line"

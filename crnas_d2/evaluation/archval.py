@@ -8,8 +8,9 @@ get alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Callable
 
 import torch
 from torch import nn
@@ -17,12 +18,16 @@ from torch import nn
 from crnas_d2.architecture import Architecture
 from crnas_d2.evaluation.batches import FixedBatches, gather_in_order
 from crnas_d2.evaluation.coco import CocoMetric
+from crnas_d2.evaluation.matches import Matches, match
 from crnas_d2.evaluation.recalibration import BackboneNorms, PathOf, Statistics, statistics_of
 from crnas_d2.evaluation.sharing import MacCounter, Members, walk
 from crnas_d2.modeling.supernet import Step, find_supernet
 from crnas_d2.space import StageSpace
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
+
+Group = Sequence[Architecture]
+Done = Callable[[Group, list[float]], None]
 
 
 class ArchvalScorer:
@@ -43,6 +48,7 @@ class ArchvalScorer:
         channels_last: torch's memory format of weights and images.
 
     Attributes:
+        archval: as given.
         macs: multiply-accumulates of the backbone so far, of this process.
     """
 
@@ -64,39 +70,96 @@ class ArchvalScorer:
         self._detector = detector.eval().to(memory_format=self._format)
         self._amp = amp
         self._supernet = supernet
-        self._archval = archval
+        self.archval = archval
         self._recalibration = recalibration
         self._metric = metric
         self._category_ids = list(category_ids)
         self._seed = seed
         self._norms = BackboneNorms(detector.backbone, supernet)
+        self._remembered: dict[Architecture, Statistics] = {}
         self.macs = MacCounter()
 
-    @torch.no_grad()
-    def __call__(self, group: Sequence[Architecture]) -> list[float]:
-        """The scores of the architectures, in 0..100, unrounded and finite.
+    def __call__(self, groups: Iterable[Group], done: Done) -> None:
+        """Scores the architectures of one group after another: 0..100, unrounded and finite.
+
+        Detections meet on rank 0, whose metric runs in a thread beside the next group's forward passes.
+
+        Args:
+            done: called with each group and its scores, in order, on every process; on rank 0 in that
+                thread, as soon as they are known.
 
         Raises:
             FloatingPointError: a score that is not finite.
         """
-        completions = [self._completions(architecture) for architecture in group]
-        device = self._detector.device.type
-        with torch.autocast(device, dtype=self._amp, enabled=self._amp is not None):
-            statistics = statistics_of(
-                self._detector,
-                self._supernet,
-                self._norms,
-                self._recalibration,
-                [of_recalibration for of_recalibration, _ in completions],
-                self._run,
-            )
-            detections = self._detect([of_archval for _, of_archval in completions], statistics)
-        scores = [self._metric(found) for found in detections] if comm.is_main_process() else None
-        scores = comm.all_gather(scores)[0]
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            last: tuple[Sequence[Architecture], Future[list[float]] | None] | None = None
+            for group in groups:
+                found = self._detect(group, self._statistics(group))
+                if last is not None:
+                    self._tell(*last, done)
+                main = comm.is_main_process()
+                last = group, beside.submit(self._measure, group, found, done) if main else None
+            if last is not None:
+                self._tell(*last, done)
+
+    def scores(self, group: Group) -> list[float]:
+        """Those of one group."""
+        found: list[float] = []
+        self([group], lambda _, scores: found.extend(scores))
+        return found
+
+    def _measure(
+        self,
+        group: Group,
+        found: Sequence[list[dict[str, Any]]],
+        done: Done,
+    ) -> list[float]:
+        scores = [self._metric(detections) for detections in found]
         for architecture, score in zip(group, scores):
             if not math.isfinite(score):
                 raise FloatingPointError(f"{architecture}: score {score} is not finite")
+        done(group, scores)
         return scores
+
+    def _tell(
+        self,
+        group: Group,
+        measured: Future[list[float]] | None,
+        done: Done,
+    ) -> None:
+        """Let every process have the scores that rank 0 has measured."""
+        scores = comm.all_gather(measured.result() if measured else None)[0]
+        if measured is None:
+            done(group, scores)
+
+    def matches(self, group: Group, batches: Sequence[int]) -> list[Matches]:
+        """What the architectures hit on some of archval's batches; on rank 0, empty on the others.
+
+        The BatchNorm statistics of an architecture are remembered, since it comes again.
+        """
+        new = [architecture for architecture in group if architecture not in self._remembered]
+        if new:
+            self._remembered.update(zip(new, self._statistics(new)))
+        found = self._detect(group, [self._remembered[a] for a in group], batches)
+        if not comm.is_main_process():
+            return []
+        images = [image for number in batches for image in self.archval.image_ids[number]]
+        return [match(self._metric, detections, images) for detections in found]
+
+    def _autocast(self) -> torch.autocast:
+        device = self._detector.device.type
+        return torch.autocast(device, dtype=self._amp, enabled=self._amp is not None)
+
+    def _statistics(self, group: Group) -> list[Statistics]:
+        partial = {len(a.dilation_code) for a in group if not a.is_complete}
+        if partial and len({len(a.dilation_code) for a in group}) > 1:
+            # Their draws could meet where their statistics are not the same.
+            raise ValueError("partial dilation codes of one group need to have the same length")
+        paths = [self._completions(architecture)[0] for architecture in group]
+        with self._autocast():
+            return statistics_of(
+                self._detector, self._supernet, self._norms, self._recalibration, paths, self._run
+            )
 
     def _completions(self, architecture: Architecture) -> tuple[PathOf, PathOf]:
         """The path of a batch of recalibration, and that of a batch of archval."""
@@ -112,10 +175,20 @@ class ArchvalScorer:
     def _run(self, step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
         return self.macs.run(step, members, x.contiguous(memory_format=self._format))
 
+    @torch.no_grad()
     def _detect(
-        self, paths: Sequence[PathOf], statistics: Sequence[Statistics]
+        self,
+        group: Group,
+        statistics: Sequence[Statistics],
+        batches: Container[int] | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """COCO results of each path over archval, in batch order, on every process."""
+        """COCO results of each architecture over archval, in batch order, on every process.
+
+        Args:
+            statistics: of each.
+            batches: numbers of those that are looked at; by default all.
+        """
+        paths = [self._completions(architecture)[1] for architecture in group]
         mine = []
 
         def run(step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
@@ -124,19 +197,20 @@ class ArchvalScorer:
             return self._run(step, members, x)
 
         try:
-            for number, batch in self._archval.mine():
-                # Members preprocess the batch anew: the images are on the device before that.
-                inputs = [{**r, "image": r["image"].to(self._detector.device)} for r in batch]
-                found: list[list[dict[str, Any]]] = [[] for _ in paths]
-                x = self._detector.preprocess_image(inputs).tensor
-                taken = [path(number) for path in paths]
-                steps = [self._supernet.steps(architecture) for architecture in taken]
-                for member, features in walk(steps, x, run):
-                    self._norms.use(self._norms.above, statistics[member])
-                    with self._supernet.replaying(taken[member], features):
-                        outputs = self._detector(inputs)
-                    found[member] = self._as_coco(inputs, outputs)
-                mine.append((number, found))
+            with self._autocast():
+                for number, batch in self.archval.mine(batches):
+                    # Members preprocess the batch anew: the images are on the device before that.
+                    inputs = [{**r, "image": r["image"].to(self._detector.device)} for r in batch]
+                    found: list[list[dict[str, Any]]] = [[] for _ in paths]
+                    x = self._detector.preprocess_image(inputs).tensor
+                    taken = [path(number) for path in paths]
+                    steps = [self._supernet.steps(architecture) for architecture in taken]
+                    for member, features in walk(steps, x, run):
+                        self._norms.use(self._norms.above, statistics[member])
+                        with self._supernet.replaying(taken[member], features):
+                            outputs = self._detector(inputs)
+                        found[member] = self._as_coco(inputs, outputs)
+                    mine.append((number, found))
         finally:
             self._norms.put_back()
         per_batch = gather_in_order(mine)

@@ -8,8 +8,8 @@ as they fit; the others are read again each time, in a thread, while the batch b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Container, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable, TypeVar
 
 from detectron2.utils import comm
@@ -26,6 +26,9 @@ class FixedBatches:
         mapper: from such a dict to a detector's input, with the ``image`` as a tensor.
         batch_size: images in a batch; the last one may have fewer.
         cache_bytes: of this process for images; from the first batch that does not fit, none is kept.
+
+    Attributes:
+        image_ids: of each batch, those of other processes, too.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class FixedBatches:
     ) -> None:
         order = sorted(dicts, key=lambda d: (d["height"], d["width"], str(d["image_id"])))
         chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        self.count = len(chunks)
+        self.image_ids = [[record["image_id"] for record in chunk] for chunk in chunks]
         self._mapper = mapper
         self._chunks = [
             (number, chunk)
@@ -55,16 +58,32 @@ class FixedBatches:
     def _read(self, chunk: Sequence[dict[str, Any]]) -> Inputs:
         return [self._mapper(record) for record in chunk]
 
-    def mine(self) -> Iterator[tuple[int, Inputs]]:
-        """(batch number, inputs) of this process's share."""
+    def mine(self, numbers: Container[int] | None = None) -> Iterator[tuple[int, Inputs]]:
+        """(batch number, inputs) of this process's share.
+
+        Args:
+            numbers: of the batches that are wanted; by default all.
+        """
         kept = len(self._kept)
+        wanted = [
+            place
+            for place, (number, _) in enumerate(self._chunks)
+            if numbers is None or number in numbers
+        ]
+        to_read = [place for place in wanted if place >= kept]
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = [reader.submit(self._read, chunk) for _, chunk in self._chunks[kept : kept + 1]]
-            for (number, _), inputs in zip(self._chunks, self._kept):
-                yield number, inputs
-            for place in range(kept, len(self._chunks)):
-                inputs = ahead.pop().result()
-                ahead = [reader.submit(self._read, c) for _, c in self._chunks[place + 1 : place + 2]]
+
+            def start() -> list[Future[Inputs]]:
+                return [reader.submit(self._read, self._chunks[place][1]) for place in to_read[:1]]
+
+            ahead = start()
+            for place in wanted:
+                if place < kept:
+                    inputs = self._kept[place]
+                else:
+                    inputs = ahead.pop().result()
+                    del to_read[0]
+                    ahead = start()
                 yield self._chunks[place][0], inputs
 
 

@@ -216,3 +216,8 @@ def average_precision(
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     reached = np.searchsorted(PARAMS.recThrs, found / total[:, None], side="right")  # recalls
     return (np.diff(reached, axis=1, prepend=0) * best).sum(1) / len(PARAMS.recThrs)
+
+
+def bootstrap(images: int, times: int, seed: int) -> np.ndarray:
+    """Weights (times, images) for ``Matches.scores``: a row draws as many images with replacement."""
+    return np.random.default_rng(seed).multinomial(images, [1 / images] * images, times).astype(float)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Costs
 from crnas_d2.search.journal import Journal
 
-# Scores of a group of candidates, in their order: AP in 0..100, the same on every process.
-Score = Callable[[Sequence[Architecture]], Sequence[float]]
+Group = Sequence[Architecture]
+Done = Callable[[Group, list[float]], None]
+# Scores one group after another: AP in 0..100, the same on every process. It calls Done with each group
+# and its scores, in order and perhaps in another thread, while it goes on with the next group.
+Score = Callable[[Iterable[Group], Done], None]
+# Finds the best of the candidates, of which a search goes on with so many: those that are told apart on
+# all of archval, best first. A search calls it once, or for one generation or block after another.
+Compare = Callable[[Sequence[Architecture], int], list["Candidate"]]
 # Wraps what is iterated to show a progress bar, as tqdm does.
 Progress = Callable[[Sequence[Architecture]], Iterable[Architecture]]
 
@@ -49,41 +55,65 @@ def grouped(architectures: Sequence[Architecture], size: int) -> list[list[Archi
     return groups
 
 
-def score_all(
-    architectures: Sequence[Architecture],
-    *,
-    step: str,
-    score: Score,
-    costs: Costs,
-    journal: Journal,
-    progress: Progress = iter,
-    group_size: int = 1,
-) -> list[Candidate]:
-    """Score what the journal does not hold yet, journalling each group before the next begins."""
+class ScoreAll:
+    """Scores every candidate on all of archval, as the paper does.
 
-    def is_new(architecture: Architecture) -> bool:
-        return journal.score(step, str(architecture)) is None
+    Args:
+        step: the space's, which stands in every line of the journal.
+        score: of groups.
+        costs: of an architecture.
+        journal: what stands in it is not scored again; each group is written as soon as it is scored.
+        progress: wraps each call's architectures.
+        group_size: candidates scored, and journalled, together, at most.
+    """
 
-    groups = grouped(list(filter(is_new, architectures)), group_size)
-    group_of = {architecture: group for group in groups for architecture in group}
-    candidates = []
-    for architecture in progress(architectures):
-        if is_new(architecture):
-            group = group_of[architecture]
-            start = time.perf_counter()
-            scores = score(group)
-            seconds = (time.perf_counter() - start) / len(group)
-            for member, found in zip(group, scores):
-                journal.add(
-                    {
-                        "step": step,
-                        "architecture": str(member),
-                        "score": found,
-                        **costs(member),
-                        "seconds": round(seconds, 3),
-                    }
-                )
-        known = journal.score(step, str(architecture))
-        assert known is not None  # the group has just been journalled
-        candidates.append(Candidate(architecture, known, costs(architecture)))
-    return candidates
+    def __init__(
+        self,
+        step: str,
+        score: Score,
+        costs: Costs,
+        journal: Journal,
+        progress: Progress = iter,
+        group_size: int = 1,
+    ) -> None:
+        self._step = step
+        self._score = score
+        self._costs = costs
+        self._journal = journal
+        self._progress = progress
+        self._group_size = group_size
+        self._started: list[float] = []  # when each group that is under way was handed out
+
+    def __call__(self, architectures: Sequence[Architecture], keep: int) -> list[Candidate]:
+        """All of them, best first, however few the search goes on with."""
+        self._score(self._new_groups(architectures), self._add)
+        return ranked(map(self._known, architectures))
+
+    def _new_groups(self, architectures: Sequence[Architecture]) -> Iterator[Group]:
+        def is_new(architecture: Architecture) -> bool:
+            return self._journal.score(self._step, str(architecture)) is None
+
+        groups = grouped(list(filter(is_new, architectures)), self._group_size)
+        first = {group[0]: group for group in groups}
+        for architecture in self._progress(architectures):
+            if architecture in first:
+                self._started.append(time.perf_counter())
+                yield first[architecture]
+
+    def _add(self, group: Group, scores: list[float]) -> None:
+        seconds = (time.perf_counter() - self._started.pop(0)) / len(group)
+        for member, found in zip(group, scores):
+            self._journal.add(
+                {
+                    "step": self._step,
+                    "architecture": str(member),
+                    "score": found,
+                    **self._costs(member),
+                    "seconds": round(seconds, 3),
+                }
+            )
+
+    def _known(self, architecture: Architecture) -> Candidate:
+        score = self._journal.score(self._step, str(architecture))
+        assert score is not None  # it has just been journalled
+        return Candidate(architecture, score, self._costs(architecture))

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs, Entry
-from crnas_d2.search.candidates import Candidate, Progress, Score, ranked, score_all
-from crnas_d2.search.journal import Journal
+from crnas_d2.search.candidates import Candidate, Compare, ranked
 from crnas_d2.search.random_search import eligible_draws
 from crnas_d2.seeding import derive_seed
 from crnas_d2.space import Space
@@ -25,22 +24,13 @@ TRIES = 200  # for one child that is new and meets the budget; then a random can
 
 
 def evolution(
-    space: Space,
-    budget: Entry,
-    score: Score,
-    costs: Costs,
-    journal: Journal,
-    evaluations: int,
-    seed: int,
-    progress: Progress = iter,
-    group_size: int = 1,
+    space: Space, budget: Entry, compare: Compare, costs: Costs, evaluations: int, seed: int
 ) -> list[Candidate]:
-    """All candidates that were scored, best first.
+    """The candidates, best first.
 
     Args:
         evaluations: candidates to score, at least 1; fewer if no more meet the budget.
         seed: of all draws; the first generation is that of a random search with this seed.
-        group_size: candidates scored, and journalled, together.
 
     Raises:
         InputError: no code meets the budget.
@@ -50,20 +40,13 @@ def evolution(
     newcomers = eligible_draws(space, budget, costs, seed)
     generation = list(itertools.islice(newcomers, min(GENERATION, evaluations)))
     found: list[Candidate] = []
+    seen: set[Architecture] = set()
     while generation:
-        found += score_all(
-            sorted(generation, key=space.code_of),  # neighbours share most
-            step=space.step,
-            score=score,
-            costs=costs,
-            journal=journal,
-            group_size=group_size,
-            progress=progress,
-        )
+        found += compare(sorted(generation, key=space.code_of), PARENTS)  # neighbours share most
         best = [space.code_of(candidate.architecture) for candidate in ranked(found)[:PARENTS]]
-        seen = {candidate.architecture for candidate in found}
+        seen.update(generation)
         generation = []
-        for number in range(min(GENERATION, evaluations - len(found))):
+        for number in range(min(GENERATION, evaluations - len(seen))):
             bred = _mutants(space, best, rng) if number % 2 else _crossings(space, best, rng)
             within = (a for a in bred if a not in seen and space.meets(a, budget, costs))
             new = (a for a in newcomers if a not in seen)

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs, Entry
-from crnas_d2.search.candidates import Candidate, Progress, Score, ranked, score_all
-from crnas_d2.search.journal import Journal
+from crnas_d2.search.candidates import Candidate, Compare
 from crnas_d2.seeding import derive_seed
 from crnas_d2.space import Space
 
@@ -59,35 +58,16 @@ def eligible_draws(space: Space, budget: Entry, costs: Costs, seed: int) -> Iter
 
 
 def random_search(
-    space: Space,
-    budget: Entry,
-    score: Score,
-    costs: Costs,
-    journal: Journal,
-    evaluations: int,
-    seed: int,
-    progress: Progress = iter,
-    group_size: int = 1,
+    space: Space, budget: Entry, compare: Compare, costs: Costs, evaluations: int, seed: int
 ) -> list[Candidate]:
     """The drawn candidates, best first.
 
     Args:
         evaluations: candidates to score, at least 1; fewer if no more meet the budget.
         seed: of the draws; more evaluations with the same seed score the same candidates and others.
-        group_size: candidates scored, and journalled, together.
 
     Raises:
         InputError: no code meets the budget.
     """
     drawn = itertools.islice(eligible_draws(space, budget, costs, seed), evaluations)
-    return ranked(
-        score_all(
-            sorted(drawn, key=space.code_of),  # neighbours share most
-            step=space.step,
-            score=score,
-            costs=costs,
-            journal=journal,
-            group_size=group_size,
-            progress=progress,
-        )
-    )
+    return compare(sorted(drawn, key=space.code_of), 1)  # neighbours share most

@@ -1,0 +1,85 @@
+"""What candidates of a race have seen of archval: their matches, kept on disk by rank 0.
+
+OUTPUT_DIR/stage/matches/0/resnet_3-4-6-3_000-0000-000000-000.npz    one file a portion and candidate
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from crnas_d2.architecture import Architecture
+from crnas_d2.engine.checkpoint import write_bytes
+from crnas_d2.errors import InputError
+from crnas_d2.evaluation.archval import ArchvalScorer
+from crnas_d2.evaluation.matches import Matches, bootstrap
+from crnas_d2.search.race import portions
+from crnas_d2.seeding import derive_seed
+from detectron2.utils import comm
+
+BOOTSTRAPS = 200
+
+
+class ArchvalLooks:
+    """Race's looks: portions are batches of archval in random order.
+
+    Args:
+        scorer: detects.
+        folder: of the matches.
+        seed: of the order, and of the bootstraps.
+    """
+
+    def __init__(self, scorer: ArchvalScorer, folder: Path, seed: int) -> None:
+        self._scorer = scorer
+        self._folder = folder
+        self._seed = seed
+        ids = scorer.archval.image_ids
+        order = random.Random(derive_seed(seed, "portions")).sample(range(len(ids)), len(ids))
+        ends = portions(len(ids))
+        self._batches = [order[start:end] for start, end in zip([0, *ends], ends)]
+        counts = [sum(len(ids[number]) for number in batches) for batches in self._batches]
+        self.images = list(itertools.accumulate(counts))
+
+    def missing(self, architectures: Sequence[Architecture], portion: int) -> list[Architecture]:
+        """Those whose matches are not on disk."""
+        missing = [a for a in architectures if not self._path(a, portion).is_file()]
+        return comm.all_gather(missing)[0]
+
+    def look(self, group: Sequence[Architecture], portion: int) -> None:
+        """Detect on the portion, and write the matches through to disk."""
+        for architecture, found in zip(group, self._scorer.matches(group, self._batches[portion])):
+            path = self._path(architecture, portion)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(str(path), found.to_bytes())
+
+    def scores(self, architecture: Architecture, portion: int) -> list[float]:
+        """The metric over the images seen up to the portion, then over bootstraps of them.
+
+        Raises:
+            InputError: a file of matches is damaged.
+        """
+        scores = None
+        if comm.is_main_process():
+            seen = [self._read(architecture, number) for number in range(portion + 1)]
+            images = self.images[portion]
+            weights = np.ones((1, images))
+            if images < self.images[-1]:
+                draws = bootstrap(images, BOOTSTRAPS, derive_seed(self._seed, "bootstrap", portion))
+                weights = np.concatenate([weights, draws])
+            scores = functools.reduce(Matches.joined, seen).scores(weights).tolist()
+        return comm.all_gather(scores)[0]
+
+    def _path(self, architecture: Architecture, portion: int) -> Path:
+        return self._folder / str(portion) / (str(architecture).replace("/", "_") + ".npz")
+
+    def _read(self, architecture: Architecture, portion: int) -> Matches:
+        path = self._path(architecture, portion)
+        try:
+            return Matches.from_bytes(path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; remove it, then it is made again") from error

@@ -1,0 +1,282 @@
+"""Races, on scores that are means over images, and over a real archval."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_scoring import trained
+
+from crnas_d2.architecture import Architecture
+from crnas_d2.engine.looks import ArchvalLooks
+from crnas_d2.engine.scoring import build_scorer
+from crnas_d2.errors import InputError
+from crnas_d2.evaluation.matches import bootstrap
+from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.search.candidates import ScoreAll
+from crnas_d2.search.greedy import greedy_search
+from crnas_d2.search.journal import Journal
+from crnas_d2.search.race import Race, fraction_below, portions
+from crnas_d2.space import RESNET_DEPTHS, DilationSpace, StageSpace, block_costs
+
+CODES = StageSpace("resnet", RESNET_DEPTHS).eligible(16)
+
+
+def costs(architecture: Architecture) -> dict[str, float]:
+    return {**block_costs(architecture), "macs": 1.0}
+
+
+class Means:
+    """A candidate's score is the weighted mean of its images' values; remembers who looked at what.
+
+    Attributes:
+        calls: (architecture, portion), in the order in which they looked.
+    """
+
+    def __init__(self, values: dict[Architecture, np.ndarray], fails_at: int | None = None) -> None:
+        self.values = values
+        self.images = [8, 16, 32, 64]
+        self.calls: list[tuple[Architecture, int]] = []
+        self.fails_at = fails_at
+
+    def missing(self, architectures: Sequence[Architecture], portion: int) -> list[Architecture]:
+        return [a for a in architectures if (a, portion) not in self.calls]
+
+    def look(self, group: Sequence[Architecture], portion: int) -> None:
+        if len(self.calls) == self.fails_at:
+            raise KeyboardInterrupt
+        self.calls += [(architecture, portion) for architecture in group]
+
+    def scores(self, architecture: Architecture, portion: int) -> list[float]:
+        assert all((architecture, seen) in self.calls for seen in range(portion + 1))
+        images = self.images[portion]
+        weights = np.concatenate([np.ones((1, images)), bootstrap(images, 200, seed=portion)])
+        return self.weighted(architecture, weights).tolist()
+
+    def weighted(self, architecture: Architecture, weights: np.ndarray) -> np.ndarray:
+        return weights @ self.values[architecture][: weights.shape[1]] / weights.sum(1)
+
+    @property
+    def looked_at(self) -> int:
+        """Image evaluations."""
+        sizes = np.diff([0, *self.images])
+        return int(sum(sizes[portion] for _, portion in self.calls))
+
+
+def values_of(
+    codes: Sequence[Architecture], spread: float, seed: int
+) -> dict[Architecture, np.ndarray]:
+    """Images differ by much, candidates by ``spread`` on all of them, and by chance on each."""
+    rng = np.random.default_rng(seed)
+    images = rng.uniform(20, 60, 64)
+    return {code: images + rng.normal() * spread + rng.normal(size=64) for code in codes}
+
+
+def race(
+    tmp_path: Path, looks: Means, codes: Sequence[Architecture], keep: int = 1, name: str = "N16"
+) -> list:
+    compare = Race(
+        *("stage", name, looks, costs),
+        journal=Journal(tmp_path / "journal.jsonl"),
+        verdicts=Journal(tmp_path / "race.jsonl"),
+        confidence=0.95,
+    )
+    return compare(codes, keep)
+
+
+@pytest.fixture(autouse=True)
+def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_wins_and_few_see_all(tmp_path: Path, seed: int) -> None:
+    looks = Means(values_of(CODES, spread=3, seed=seed))
+    found = race(tmp_path, looks, CODES)
+    means = {code: float(np.mean(values)) for code, values in looks.values.items()}
+    assert found[0].architecture == max(CODES, key=means.__getitem__)
+    assert looks.looked_at < 0.35 * 64 * len(CODES)
+    assert {c.architecture: c.score for c in found} == pytest.approx(
+        {c.architecture: means[c.architecture] for c in found}, rel=1e-12
+    )
+
+
+def test_who_was_dropped_and_why(tmp_path: Path) -> None:
+    looks = Means(values_of(CODES, spread=3, seed=0))
+    found = race(tmp_path, looks, CODES)
+    dropped, finished = records(tmp_path / "race.jsonl"), records(tmp_path / "journal.jsonl")
+    assert sorted(r["architecture"] for r in dropped + finished) == sorted(map(str, CODES))
+    assert {r["architecture"] for r in finished} == {str(c.architecture) for c in found}
+    assert all(r["step"] == "stage" and r["blocks"] == 16 for r in finished)
+    for record in dropped:
+        assert record["step"] == "stage race N16" and record["images"] in looks.images[:-1]
+        assert record["score"] < record["leader_score"] and record["leader_ahead"] >= 0.95
+        code, leader = (Architecture.parse(record[key]) for key in ("architecture", "leader"))
+        for key, who in (("score", code), ("leader_score", leader)):
+            assert record[key] == pytest.approx(looks.values[who][: record["images"]].mean(), rel=1e-12)
+        portion = looks.images.index(record["images"])
+        assert (code, portion) in looks.calls and (code, portion + 1) not in looks.calls
+    assert len({record["images"] for record in dropped}) > 1
+
+
+def test_equal_candidates_all_stay(tmp_path: Path) -> None:
+    looks = Means({code: np.arange(64.0) for code in CODES[:9]})
+    assert len(race(tmp_path, looks, CODES[:9])) == 9
+    assert records(tmp_path / "race.jsonl") == []
+
+
+def test_at_least_as_many_stay_as_the_search_keeps(tmp_path: Path) -> None:
+    """Three that nobody can reach: with room for five the others stay in, until they lose by places."""
+    values = {code: np.full(64, 10.0) for code in CODES[:9]}
+    for i, code in enumerate(CODES[:3]):
+        values[code] = np.full(64, 50.0 + i)
+    for keep, left in ((1, 1), (2, 2), (3, 3), (5, 9)):
+        folder = tmp_path / str(keep)
+        folder.mkdir()
+        found = race(folder, Means(values), CODES[:9], keep)
+        assert len(found) == left
+        assert [c.architecture for c in found[:3]] == CODES[2::-1][:left]
+
+
+def test_no_object_on_the_first_images_drops_nobody(tmp_path: Path) -> None:
+    values = values_of(CODES, spread=30, seed=0)
+    for array in values.values():
+        array[:8] = np.nan
+
+    class Blind(Means):
+        def weighted(self, architecture: Architecture, weights: np.ndarray) -> np.ndarray:
+            """The mean over the images but the first eight; nan where that is none."""
+            with np.errstate(invalid="ignore"):
+                seen = self.values[architecture][8 : weights.shape[1]]
+                return weights[:, 8:] @ seen / weights[:, 8:].sum(1)
+
+    race(tmp_path, Blind(values), CODES)
+    assert 8 not in {r["images"] for r in records(tmp_path / "race.jsonl")} != set()
+
+
+def test_stopped_anywhere_and_resumed(tmp_path: Path) -> None:
+    values = values_of(CODES, spread=3, seed=1)
+    whole = Means(values)
+    expected = race(tmp_path, whole, CODES)
+    for k in random.Random(0).sample(range(len(whole.calls)), 12):
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        looks = Means(values, fails_at=k)
+        with pytest.raises(KeyboardInterrupt):
+            race(folder, looks, CODES)
+        looks.fails_at = None
+        assert race(folder, looks, CODES) == expected
+        assert looks.calls == whole.calls
+        for name in ("journal.jsonl", "race.jsonl"):
+            assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_races_for_two_budgets_share_what_was_seen(tmp_path: Path) -> None:
+    looks = Means(values_of(CODES, spread=3, seed=0))
+    first = race(tmp_path, looks, CODES, name="N16")
+    assert race(tmp_path, looks, CODES[::2], name="macs=1") is not None
+    assert len(looks.calls) == len(set(looks.calls))
+    again = race(tmp_path, looks, CODES, name="N16")
+    assert again == first
+
+
+def test_greedy_search_by_races(tmp_path: Path) -> None:
+    space = DilationSpace("resnet", (1, 1, 2, 1))
+    worth = np.random.default_rng(0).normal(size=(5, 3)) * 5
+    images = np.random.default_rng(1).uniform(20, 60, 64)
+
+    class Sums(Means):
+        def weighted(self, architecture: Architecture, weights: np.ndarray) -> np.ndarray:
+            total = sum(worth[i, digit] for i, digit in enumerate(architecture.dilation_code))
+            return weights @ (images[: weights.shape[1]] + total) / weights.sum(1)
+
+    looks = Sums({})
+    compare = Race(
+        *("dilation", "N5", looks, costs),
+        journal=Journal(tmp_path / "journal.jsonl"),
+        verdicts=Journal(tmp_path / "race.jsonl"),
+        confidence=0.95,
+    )
+    found = greedy_search(space, compare)
+    assert found[0].architecture.dilation_code == tuple(worth.argmax(1))
+    assert looks.looked_at < 0.7 * 64 * (3 + 4 * 9)
+
+
+def test_the_fraction_of_bootstraps() -> None:
+    assert fraction_below([1, 3, math.nan, 2], [2, 2, math.nan, 2]) == 1 / 3
+    assert fraction_below([math.nan], [math.nan]) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "ends"), [(1, [1]), (2, [1, 2]), (9, [2, 3, 5, 9]), (80, [10, 20, 40, 80])]
+)
+def test_portions(count: int, ends: list[int]) -> None:
+    assert portions(count) == ends
+
+
+# ---- over a real archval -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["stage", "dilation"])
+def test_who_sees_all_of_archval_has_the_score_of_the_whole_search(kind: str, tmp_path: Path) -> None:
+    """Partial codes, too; from what is on disk after the first time, and nothing else."""
+    cfg, split, detector = trained(tmp_path, kind, "SEARCH.BATCH_SIZE", 1)
+    space = find_supernet(detector).space
+    if isinstance(space, StageSpace):
+        codes = list(space.codes())[:6]
+    else:
+        codes = [
+            longer for partial in space.extensions(space.root) for longer in space.extensions(partial)
+        ]
+    scorer = build_scorer(cfg, split, detector)
+    whole = ScoreAll(kind, scorer, costs, Journal(tmp_path / "whole.jsonl"))(codes, 1)
+    assert whole[0].score > 0
+
+    def raced(name: str, keep: int) -> list:
+        compare = Race(
+            *(kind, name, ArchvalLooks(scorer, tmp_path / "matches", seed=0), costs),
+            journal=Journal(tmp_path / f"{name}.jsonl"),
+            verdicts=Journal(tmp_path / f"{name}-race.jsonl"),
+            confidence=0.51,
+            group_size=4,
+        )
+        return compare(codes, keep)
+
+    everyone = raced("everyone", len(codes))
+    assert [c.architecture for c in everyone] == [c.architecture for c in whole]
+    assert [c.score for c in everyone] == pytest.approx([c.score for c in whole], abs=1e-9)
+    files = sorted((tmp_path / "matches").rglob("*.npz"))
+    assert len(files) == 3 * len(codes)  # portions of 1, 1 and 2 of four images
+    before = scorer.macs.shared
+    few = raced("few", 1)
+    assert scorer.macs.shared == before
+    assert 1 <= len(few) < len(codes) and all(candidate in everyone for candidate in few)
+
+    files[0].write_bytes(files[0].read_bytes()[:-9])
+    with pytest.raises(InputError, match=rf"{files[0].name}.*remove it"):
+        raced("again", len(codes))
+    files[0].unlink()
+    assert raced("mended", len(codes)) == everyone
+
+
+def test_portions_are_of_images_in_random_order(tmp_path: Path) -> None:
+    class Archval:
+        image_ids = [[2 * i, 2 * i + 1] for i in range(36)] + [[72]]
+
+    class Scorer:
+        archval = Archval()
+
+    looks = ArchvalLooks(Scorer(), tmp_path, seed=0)  # type: ignore[arg-type]
+    numbers = [number for batches in looks._batches for number in batches]
+    assert sorted(numbers) == list(range(37)) != numbers
+    assert looks.images[-1] == 73 and looks.images[0] in (9, 10)
