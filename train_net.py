@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 
+from crnas_d2.engine.checkpoint import SafeCheckpointer
 from crnas_d2.engine.launch import run
 from crnas_d2.engine.setup import start_run, train_config
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
-from detectron2.checkpoint import DetectionCheckpointer
+from crnas_d2.modeling.build import input_convention
 from detectron2.engine import default_argument_parser
 
 
@@ -23,7 +24,7 @@ def main(args: argparse.Namespace) -> None:
     start_run(cfg, args)
     if args.eval_only:
         model = DetectionTrainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        SafeCheckpointer(model, cfg.OUTPUT_DIR, input_convention(cfg)).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         DetectionTrainer.test(cfg, model)

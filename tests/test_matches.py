@@ -180,8 +180,19 @@ def test_refused_weights_and_images() -> None:
         match(metric, detections, [999])
 
 
-def test_a_bootstrap_draws_as_many_images() -> None:
-    weights = bootstrap(64, 200, seed=1)
-    assert weights.shape == (200, 64) and (weights.sum(1) == 64).all() and weights.max() > 2
-    np.testing.assert_array_equal(weights, bootstrap(64, 200, seed=1))
-    assert not np.array_equal(weights, bootstrap(64, 200, seed=2))
+def test_a_bootstrap_completes_the_data_set() -> None:
+    weights = bootstrap(20, 64, 500, seed=1)
+    assert weights.shape == (500, 20) and (weights.sum(1) == 64).all() and weights.min() == 1
+    np.testing.assert_array_equal(weights, bootstrap(20, 64, 500, seed=1))
+    assert not np.array_equal(weights, bootstrap(20, 64, 500, seed=2))
+    assert (bootstrap(64, 64, 3, seed=0) == 1).all()
+
+
+@pytest.mark.parametrize(("seen", "images"), [(10, 60), (40, 60), (58, 60)])
+def test_a_bootstrap_spreads_as_the_unseen_images_do(seen: int, images: int) -> None:
+    """The mean over a finite population, given a sample: variance * (1/seen - 1/images)."""
+    values = np.random.default_rng(0).normal(size=seen)
+    means = bootstrap(seen, images, 20_000, seed=0) @ values / images
+    expected = values.var() * (1 / seen - 1 / images) * seen / (seen + 1)
+    assert means.mean() == pytest.approx(values.mean(), abs=4 * (expected / 20_000) ** 0.5)
+    assert means.var() == pytest.approx(expected, rel=0.05)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from crnas_d2.modeling.supernet import find_supernet
 from crnas_d2.search.candidates import ScoreAll
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
-from crnas_d2.search.race import Race, fraction_below, portions
+from crnas_d2.search.race import Race, fractions_behind, portions
 from crnas_d2.space import RESNET_DEPTHS, DilationSpace, StageSpace, block_costs
 
 CODES = StageSpace("resnet", RESNET_DEPTHS).eligible(16)
@@ -56,7 +55,7 @@ class Means:
     def scores(self, architecture: Architecture, portion: int) -> list[float]:
         assert all((architecture, seen) in self.calls for seen in range(portion + 1))
         images = self.images[portion]
-        weights = np.concatenate([np.ones((1, images)), bootstrap(images, 200, seed=portion)])
+        weights = np.concatenate([np.ones((1, images)), bootstrap(images, 64, 200, seed=portion)])
         return self.weighted(architecture, weights).tolist()
 
     def weighted(self, architecture: Architecture, weights: np.ndarray) -> np.ndarray:
@@ -120,7 +119,8 @@ def test_who_was_dropped_and_why(tmp_path: Path) -> None:
     assert all(r["step"] == "stage" and r["blocks"] == 16 for r in finished)
     for record in dropped:
         assert record["step"] == "stage race N16" and record["images"] in looks.images[:-1]
-        assert record["score"] < record["leader_score"] and record["leader_ahead"] >= 0.95
+        assert record["score"] < record["leader_score"] and record["behind"] >= 0.95
+        assert len(found) <= record["racing"] <= len(CODES)
         code, leader = (Architecture.parse(record[key]) for key in ("architecture", "leader"))
         for key, who in (("score", code), ("leader_score", leader)):
             assert record[key] == pytest.approx(looks.values[who][: record["images"]].mean(), rel=1e-12)
@@ -212,13 +212,16 @@ def test_greedy_search_by_races(tmp_path: Path) -> None:
     assert looks.looked_at < 0.7 * 64 * (3 + 4 * 9)
 
 
-def test_the_fraction_of_bootstraps() -> None:
-    assert fraction_below([1, 3, math.nan, 2], [2, 2, math.nan, 2]) == 1 / 3
-    assert fraction_below([math.nan], [math.nan]) == 0
+def test_who_is_behind_in_what_fraction_of_the_bootstraps() -> None:
+    scores = [[0, 5, 5, 1, 9], [0, 4, 5, 2, 8], [0, 3, 6, 3, 7]]
+    assert fractions_behind(scores, 1) == [0.5, 1.0, 0.5]
+    assert fractions_behind(scores, 2) == [0.25, 0.0, 0.5]
+    assert fractions_behind(scores, 3) == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
-    ("count", "ends"), [(1, [1]), (2, [1, 2]), (9, [2, 3, 5, 9]), (80, [10, 20, 40, 80])]
+    ("count", "ends"),
+    [(1, [1]), (2, [1, 2]), (8, [1, 2, 3, 4, 6, 8]), (100, [17, 24, 35, 50, 70, 100])],
 )
 def test_portions(count: int, ends: list[int]) -> None:
     assert portions(count) == ends
@@ -256,7 +259,7 @@ def test_who_sees_all_of_archval_has_the_score_of_the_whole_search(kind: str, tm
     assert [c.architecture for c in everyone] == [c.architecture for c in whole]
     assert [c.score for c in everyone] == pytest.approx([c.score for c in whole], abs=1e-9)
     files = sorted((tmp_path / "matches").rglob("*.npz"))
-    assert len(files) == 3 * len(codes)  # portions of 1, 1 and 2 of four images
+    assert len(files) == 4 * len(codes)  # portions of one image each
     before = scorer.macs.shared
     few = raced("few", 1)
     assert scorer.macs.shared == before
@@ -279,4 +282,4 @@ def test_portions_are_of_images_in_random_order(tmp_path: Path) -> None:
     looks = ArchvalLooks(Scorer(), tmp_path, seed=0)  # type: ignore[arg-type]
     numbers = [number for batches in looks._batches for number in batches]
     assert sorted(numbers) == list(range(37)) != numbers
-    assert looks.images[-1] == 73 and looks.images[0] in (9, 10)
+    assert looks.images[-1] == 73 and looks.images[0] in (11, 12)

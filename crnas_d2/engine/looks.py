@@ -69,7 +69,8 @@ class ArchvalLooks:
             images = self.images[portion]
             weights = np.ones((1, images))
             if images < self.images[-1]:
-                draws = bootstrap(images, BOOTSTRAPS, derive_seed(self._seed, "bootstrap", portion))
+                seed = derive_seed(self._seed, "bootstrap", portion)
+                draws = bootstrap(images, self.images[-1], BOOTSTRAPS, seed)
                 weights = np.concatenate([weights, draws])
             scores = functools.reduce(Matches.joined, seen).scores(weights).tolist()
         return comm.all_gather(scores)[0]

@@ -211,9 +211,13 @@ class DetectionTrainer(DefaultTrainer):
             ) from error
 
     def after_train(self) -> None:
-        """Not after an error: what hooks do here needs processes that may be gone."""
+        """After an error the bar alone: what other hooks do here needs processes that may be gone."""
         if self.iter >= self.max_iter:
             super().after_train()
+            return
+        for hook in self._hooks:
+            if isinstance(hook, ProgressBar):
+                hook.after_train()
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

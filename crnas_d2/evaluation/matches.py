@@ -67,25 +67,29 @@ class Matches:
             raise ValueError(f"weights of {weights.shape}; (B, {len(self.image_ids)}) are needed")
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError("weights are finite and not negative")
+        there = weights.any(0)[self.image]  # the others would only add zeros
         found = np.empty(len(weights))
         rows = max(1, AT_ONCE // max(1, len(self.image)))
         for first in range(0, len(weights), rows):
-            found[first : first + rows] = self._scores(weights[first : first + rows])
+            found[first : first + rows] = self._scores(weights[first : first + rows], there)
         return found
 
-    def _scores(self, weights: np.ndarray) -> np.ndarray:
+    def _scores(self, weights: np.ndarray, there: np.ndarray) -> np.ndarray:
         totals = weights @ self.objects  # (B, C)
         precisions = np.zeros(totals.shape)
         for number in range(len(self.category_ids)):
-            first, end = (np.searchsorted(self.category, number, side) for side in ("left", "right"))
-            mine = slice(first, end)
+            mine = np.flatnonzero(there & (self.category == number))
             of_detections = weights[:, self.image[mine]]
             total = np.where(totals[:, number] > 0, totals[:, number], 1)  # else left out below
+            detected: dict[bytes, np.ndarray] = {}  # mostly the same at all thresholds
             for hit, counted in zip(self.hit[:, mine], self.counted[:, mine]):
-                precisions[:, number] += average_precision(of_detections, hit, counted, total)
-        there = totals > 0  # COCOeval leaves the other categories out of its mean
+                key = counted.tobytes()
+                if key not in detected:
+                    detected[key] = np.cumsum(of_detections * counted, axis=1)
+                precisions[:, number] += average_precision(of_detections, hit, detected[key], total)
+        counts = totals > 0  # COCOeval leaves the other categories out of its mean
         with np.errstate(invalid="ignore"):
-            mean = (precisions * there).sum(1) / there.sum(1)
+            mean = (precisions * counts).sum(1) / counts.sum(1)
         return 100.0 * mean / len(self.hit)
 
     def joined(self, other: Matches) -> Matches:
@@ -198,7 +202,7 @@ def _in_order(matches: Matches) -> Matches:
 
 
 def average_precision(
-    weights: np.ndarray, hit: np.ndarray, counted: np.ndarray, total: np.ndarray
+    weights: np.ndarray, hit: np.ndarray, detected: np.ndarray, total: np.ndarray
 ) -> np.ndarray:
     """COCOeval's AP of one category at one IoU threshold: (B,) in 0..1.
 
@@ -207,17 +211,29 @@ def average_precision(
 
     Args:
         weights: (B, N), of the detections, best score first.
-        hit, counted: (N,).
+        hit: (N,).
+        detected: (B, N), the weight of the detections that count, up to each.
         total: (B,), the weight of all objects, above 0.
     """
     at = np.flatnonzero(hit)
     found = np.cumsum(weights[:, at], axis=1)
-    precision = found / (np.cumsum(weights * counted, axis=1)[:, at] + np.spacing(1))
+    precision = found / (detected[:, at] + np.spacing(1))
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     reached = np.searchsorted(PARAMS.recThrs, found / total[:, None], side="right")  # recalls
     return (np.diff(reached, axis=1, prepend=0) * best).sum(1) / len(PARAMS.recThrs)
 
 
-def bootstrap(images: int, times: int, seed: int) -> np.ndarray:
-    """Weights (times, images) for ``Matches.scores``: a row draws as many images with replacement."""
-    return np.random.default_rng(seed).multinomial(images, [1 / images] * images, times).astype(float)
+def bootstrap(seen: int, images: int, times: int, seed: int) -> np.ndarray:
+    """Weights (times, seen) for ``Matches.scores``: each row completes a data set seen in part.
+
+    Every image seen counts once, and the others are drawn from an urn that holds those seen and is
+    given a second copy of whatever is drawn (Lo, A Bayesian bootstrap for a finite population, Annals
+    of Statistics 16(4), 1988): the more is seen, the less is left to chance.
+
+    Args:
+        seen: of ``images``, at least 1.
+        images: of the whole data set.
+    """
+    rng = np.random.default_rng(seed)
+    draws = [rng.multinomial(images - seen, share) for share in rng.dirichlet(np.ones(seen), times)]
+    return 1.0 + np.array(draws)

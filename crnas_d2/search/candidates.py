@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from crnas_d2.architecture import Architecture
@@ -55,6 +56,17 @@ def grouped(architectures: Sequence[Architecture], size: int) -> list[list[Archi
     return groups
 
 
+def in_turn(groups: Iterable[Group], shown: Iterable[Architecture]) -> Generator[Group, None, None]:
+    """Each group when its first member's turn has come in what is shown by a progress bar.
+
+    To be closed after use: an error would leave the bar open, to be printed below the error.
+    """
+    first = {group[0]: group for group in groups}
+    for architecture in shown:
+        if architecture in first:
+            yield first[architecture]
+
+
 class ScoreAll:
     """Scores every candidate on all of archval, as the paper does.
 
@@ -86,19 +98,18 @@ class ScoreAll:
 
     def __call__(self, architectures: Sequence[Architecture], keep: int) -> list[Candidate]:
         """All of them, best first, however few the search goes on with."""
-        self._score(self._new_groups(architectures), self._add)
-        return ranked(map(self._known, architectures))
 
-    def _new_groups(self, architectures: Sequence[Architecture]) -> Iterator[Group]:
         def is_new(architecture: Architecture) -> bool:
             return self._journal.score(self._step, str(architecture)) is None
 
         groups = grouped(list(filter(is_new, architectures)), self._group_size)
-        first = {group[0]: group for group in groups}
-        for architecture in self._progress(architectures):
-            if architecture in first:
-                self._started.append(time.perf_counter())
-                yield first[architecture]
+        with closing(in_turn(groups, self._progress(architectures))) as handed_out:
+            self._score(map(self._note_start, handed_out), self._add)
+        return ranked(map(self._known, architectures))
+
+    def _note_start(self, group: Group) -> Group:
+        self._started.append(time.perf_counter())
+        return group
 
     def _add(self, group: Group, scores: list[float]) -> None:
         seconds = (time.perf_counter() - self._started.pop(0)) / len(group)

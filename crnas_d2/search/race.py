@@ -1,22 +1,26 @@
 """Racing: candidates see archval in growing portions, and those that fall behind see no more of it.
 
-After each portion the leader is compared with every other candidate by a paired bootstrap: the images
-seen so far are drawn with replacement, again and again, and a candidate that scores below the leader in
-most of the draws is dropped. An option: the paper scores every candidate on all of archval.
+After each portion archval is completed again and again by a bootstrap of the images seen so far, the
+same for all candidates. A candidate that hardly ever comes among the leading quarter of those in the
+race is dropped; compared with the best one alone, it would be for that one's luck on a few images. An
+option: the paper scores every candidate on all of archval.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Protocol
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Costs
-from crnas_d2.search.candidates import Candidate, Progress, grouped, ranked
+from crnas_d2.search.candidates import Candidate, Progress, grouped, in_turn, ranked
 from crnas_d2.search.journal import Journal
 
-PORTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of archval, seen so far
+# Chosen, with SEARCH.RACE_CONFIDENCE 0.94, on replays of the BCCD search (docs/BENCHMARKS.md).
+PORTIONS = (0.17, 0.24, 0.35, 0.5, 0.7, 1.0)  # of archval, seen so far: each 1.4 times the one before
+LEADING = 0.25  # of those in the race
 
 
 class Looks(Protocol):
@@ -37,7 +41,7 @@ class Looks(Protocol):
     def scores(self, architecture: Architecture, portion: int) -> list[float]:
         """The score on the images seen up to the portion, 0..100, nan if they have no object.
 
-        Unless they are all, it is followed by the scores on bootstraps of them, the same for everybody.
+        Unless they are all, the scores on bootstraps of archval follow, the same for everybody.
         """
 
 
@@ -51,8 +55,9 @@ class Race:
         costs: of an architecture.
         journal: of those that saw all of archval, with their scores.
         verdicts: of those that were dropped: the images seen, the score on them, the leader and its
-            score, and the fraction of bootstraps in which the leader was ahead.
-        confidence: that fraction, from which on a candidate is dropped; above 0.5, at most 1.
+            score, how many were in the race, and the fraction of bootstraps in which this one was not
+            among the leading ones.
+        confidence: that fraction, from which on a candidate is dropped; above 0.5, below 1.
         progress: wraps what looks at a portion.
         group_size: candidates that look together, at most.
     """
@@ -80,10 +85,7 @@ class Race:
         self._group_size = group_size
 
     def __call__(self, architectures: Sequence[Architecture], keep: int) -> list[Candidate]:
-        """Those that saw all of archval, best first; at least ``keep`` if there are as many.
-
-        A candidate is compared with the one that is ``keep``-th best so far, the leader if that is 1.
-        """
+        """Those that saw all of archval, best first; at least ``keep`` are always leading."""
         running = list(architectures)
         for portion in range(len(self._looks.images)):
             self._let_look(running, portion)
@@ -93,10 +95,9 @@ class Race:
     def _let_look(self, running: Sequence[Architecture], portion: int) -> None:
         missing = self._looks.missing(running, portion)
         groups = grouped(missing, self._group_size)
-        first = {group[0]: group for group in groups}
-        for architecture in self._progress(missing):
-            if architecture in first:
-                self._looks.look(first[architecture], portion)
+        with closing(in_turn(groups, self._progress(missing))) as handed_out:
+            for group in handed_out:
+                self._looks.look(group, portion)
 
     def _drop(self, running: Sequence[Architecture], portion: int, keep: int) -> list[Architecture]:
         """Those that go on, in the order given: after the last portion all."""
@@ -106,28 +107,23 @@ class Race:
         if math.isnan(found[running[0]][0]):
             return list(running)  # no object on the images so far
 
-        def place(architecture: Architecture) -> tuple[float, float, str]:
-            score = found[architecture][0]
-            return -score, self._costs(architecture)["macs"], str(architecture)
-
-        leader = sorted(running, key=place)[keep - 1]
+        leading = max(keep, math.ceil(LEADING * len(running)))
         kept = []
-        for architecture in running:
-            ahead = fraction_below(found[architecture][1:], found[leader][1:])
-            if ahead < self._confidence:
+        for architecture, behind in zip(running, fractions_behind(list(found.values()), leading)):
+            if behind < self._confidence:
                 kept.append(architecture)
             else:
-                self._say(architecture, portion, leader, found, ahead)
+                self._say(architecture, portion, found, behind)
         return kept
 
     def _say(
         self,
         architecture: Architecture,
         portion: int,
-        leader: Architecture,
         found: dict[Architecture, list[float]],
-        ahead: float,
+        behind: float,
     ) -> None:
+        leader = max(found, key=lambda a: (found[a][0], str(a)))
         step = f"{self._step} race {self._name}"
         if self._verdicts.score(step, str(architecture)) is None:
             self._verdicts.add(
@@ -138,7 +134,8 @@ class Race:
                     "images": self._looks.images[portion],
                     "leader": str(leader),
                     "leader_score": found[leader][0],
-                    "leader_ahead": ahead,
+                    "racing": len(found),
+                    "behind": behind,
                 }
             )
 
@@ -152,15 +149,17 @@ class Race:
         return Candidate(architecture, score, costs)
 
 
-def fraction_below(scores: Sequence[float], leader: Sequence[float]) -> float:
-    """In what fraction of the bootstraps a candidate scores below the leader.
+def fractions_behind(scores: Sequence[Sequence[float]], leading: int) -> list[float]:
+    """In what fraction of the bootstraps each candidate is not among the ``leading`` best.
 
-    Those without any object, whose score is nan for both, do not count; none left: 0.
+    Args:
+        scores: of each candidate, the one over the images seen, then over the bootstraps.
     """
-    below = [ours < theirs for ours, theirs in zip(scores, leader) if not math.isnan(theirs)]
-    return sum(below) / len(below) if below else 0.0
+    bootstraps = list(zip(*(found[1:] for found in scores)))
+    least = [sorted(drawn)[-leading] for drawn in bootstraps]
+    return [sum(score < low for score, low in zip(found[1:], least)) / len(least) for found in scores]
 
 
 def portions(count: int) -> list[int]:
     """Where the portions of ``count`` batches end, ascending; few batches have fewer portions."""
-    return sorted({math.ceil(count * fraction) for fraction in PORTIONS})
+    return sorted({max(1, round(count * fraction)) for fraction in PORTIONS})

@@ -1,0 +1,177 @@
+#!/usr/bin/env python
+"""Bytes of gradients that a training step of the stage supernet sends, against DistributedDataParallel.
+
+    python benchmarks/comm.py [--config-file configs/Shapes/search.yaml] [--steps 5] [--json PATH]
+
+Two processes on the CPU (gloo) train the same model on the same batches and paths: once with our
+trainer, once wrapped in DistributedDataParallel with find_unused_parameters. Counted is what a process
+hands over to be averaged, per step; DDP's in its communication hook. ratio: ours over the path's
+parameters, which are those of the subnet as a network of its own. What SyncBN and the logging exchange
+is the same in both, and is printed apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from crnas_d2.data.datasets import use_own_data
+from crnas_d2.data.shapes import make_shapes
+from crnas_d2.engine import trainer as trainer_module
+from crnas_d2.engine.launch import join
+from crnas_d2.engine.places import Place, local_places
+from crnas_d2.engine.setup import read_config
+from crnas_d2.engine.trainer import SupernetTrainer
+from crnas_d2.modeling.supernet import find_supernet
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.events import EventStorage
+
+
+class Counter:
+    """Bytes that this process hands over, by purpose, while inside."""
+
+    def __init__(self) -> None:
+        self.bytes: dict[str, int] = defaultdict(int)
+        self._purpose = "statistics and logging"
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        names = ("all_reduce", "all_gather", "gather", "broadcast", "all_gather_into_tensor")
+        kept = {name: getattr(dist, name) for name in names}
+        average = trainer_module.average
+
+        def counted(name: str) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                tensor = args[0] if name in ("all_reduce", "broadcast", "gather") else args[1]
+                self.bytes[self._purpose] += tensor.nbytes
+                return kept[name](*args, **kwargs)
+
+            return call
+
+        def averaging(tensors: Any) -> None:
+            self._purpose = "gradients"
+            average(tensors)
+            self._purpose = "statistics and logging"
+
+        for name in names:
+            setattr(dist, name, counted(name))
+        trainer_module.average = averaging
+        try:
+            yield
+        finally:
+            trainer_module.average = average
+            for name in names:
+                setattr(dist, name, kept[name])
+
+
+def path_bytes(cfg: CfgNode, stage_code: tuple[int, ...]) -> int:
+    """Of the trainable parameters of a subnet as a network of its own."""
+    alone = cfg.clone()
+    alone.MODEL.CRNAS.SUPERNET = ""
+    alone.MODEL.CRNAS.STAGE_CODE = list(stage_code)
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get(alone.MODEL.META_ARCHITECTURE)(alone)
+    return sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+
+def with_ddp(trainer: SupernetTrainer, steps: int) -> list[int]:
+    """Bytes of the buckets of each backward pass."""
+    sent = [0] * steps
+
+    def hook(group: Any, bucket: dist.GradBucket) -> Any:
+        sent[trainer.iter] += bucket.buffer().nbytes
+        return allreduce_hook(group, bucket)
+
+    model = DistributedDataParallel(
+        trainer.model, find_unused_parameters=True, broadcast_buffers=False
+    )
+    model.register_comm_hook(None, hook)
+    with EventStorage(0):
+        for trainer.iter, data in zip(range(steps), trainer.data_loader):  # noqa: B020
+            trainer._hooks[0].before_step()  # draws the path
+            trainer.optimizer.zero_grad(set_to_none=True)
+            sum(model(data).values()).backward()
+    return sent
+
+
+def measure(rank: int, places: list[Place], cfg: CfgNode, steps: int, out: str) -> None:
+    """In one of the processes; rank 0 writes what came out."""
+    join(places[rank], "cpu")
+    torch.set_num_threads(1)
+    trainer = SupernetTrainer(cfg)
+    supernet = find_supernet(trainer.model)
+    rows = []
+    with EventStorage(0) as trainer.storage:
+        for trainer.iter in range(steps):
+            trainer._hooks[0].before_step()
+            counter = Counter()
+            with counter.counting():
+                trainer.run_step()
+            rows.append(
+                {
+                    "path": path_bytes(cfg, supernet.path.stage_code),
+                    "ours": counter.bytes["gradients"],
+                    "others": counter.bytes["statistics and logging"],
+                }
+            )
+    for row, sent in zip(rows, with_ddp(trainer, steps)):
+        row["ddp"] = sent
+    if rank == 0:
+        Path(out).write_text(json.dumps(rows), encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", default="configs/Shapes/search.yaml")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--json", help="write the result there")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make_shapes(Path(folder) / "data", 16, 2, size=(96, 96))
+        data = [
+            *("DATASETS.TRAIN_JSON", f"{folder}/data/train.json"),
+            *("DATASETS.TRAIN_IMAGES", f"{folder}/data/images"),
+            *("OUTPUT_DIR", folder, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"),
+        ]
+        cfg = read_config(args.config_file, [*args.opts, *data])
+        use_own_data(cfg, test=False)
+        cfg.MODEL.CRNAS.SUPERNET = "stage"
+        two = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
+        out = f"{folder}/rows.json"
+        mp.spawn(measure, (local_places(two), cfg, args.steps, out), nprocs=2)
+        rows = json.loads(Path(out).read_text(encoding="utf-8"))
+    total = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    result = {
+        "ratio": max(row["ours"] / row["path"] for row in rows),
+        "baseline": total["ddp"],
+        "ours": total["ours"],
+        "path": total["path"],
+        "ratio_ddp": min(row["ddp"] / row["path"] for row in rows),
+        "others": total["others"],
+        "setting": f"{args.config_file}, {args.steps} steps, 2 processes, "
+        f"batch {cfg.SOLVER.IMS_PER_BATCH}, bytes a step of one process",
+    }
+    for key, value in result.items():
+        print(f"{key}: {value if isinstance(value, str) else round(value, 4)}")
+    if args.json:
+        Path(args.json).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

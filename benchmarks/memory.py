@@ -1,0 +1,121 @@
+#!/usr/bin/env python
+"""Peak memory of training the stage supernet, against its largest subnet trained alone.
+
+    python benchmarks/memory.py [--config-file configs/BCCD/search.yaml] [--json PATH]
+
+Each trains in a process of its own on the same generated pictures, with optimizer and momentum; the
+baseline is detectron2's DefaultTrainer. The supernet first goes once through every branch, so that
+all have their momentum, and then takes its largest path. Counted is what training adds to a process
+that has built nothing yet: on a GPU what torch allocates at its peak, on the CPU the process's peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from crnas_d2.architecture import Architecture
+from crnas_d2.data.datasets import use_own_data
+from crnas_d2.data.shapes import make_shapes
+from crnas_d2.engine.setup import read_config
+from crnas_d2.engine.trainer import SupernetTrainer
+from crnas_d2.modeling.build import stage_space_of
+from crnas_d2.modeling.supernet import find_supernet
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+from detectron2.utils.events import EventStorage
+
+LARGEST = 3  # steps on the largest path, after all branches had one
+
+
+def in_use(cfg: CfgNode) -> int:
+    """Bytes: on a GPU what torch has allocated, on the CPU the resident set."""
+    if torch.device(cfg.MODEL.DEVICE).type == "cuda":
+        return torch.cuda.memory_allocated()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak(cfg: CfgNode) -> int:
+    if torch.device(cfg.MODEL.DEVICE).type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def paths(cfg: CfgNode) -> list[Architecture]:
+    """Every branch once, then the largest path."""
+    space = stage_space_of(cfg)
+    most = max(map(len, space.depths))
+    codes = [[depths[min(i, len(depths) - 1)] for depths in space.depths] for i in range(most)]
+    return [Architecture.undilated(space.family, code) for code in [*codes, *[codes[-1]] * LARGEST]]
+
+
+def train(cfg: CfgNode, kind: str) -> None:
+    """In a process of its own: print the bytes."""
+    taken = paths(cfg)
+    if kind == "supernet":
+        cfg.MODEL.CRNAS.SUPERNET = "stage"
+    else:
+        cfg.MODEL.CRNAS.STAGE_CODE = list(taken[-1].stage_code)
+    if cfg.NUM_THREADS:
+        torch.set_num_threads(cfg.NUM_THREADS)
+    before = in_use(cfg)
+    trainer = SupernetTrainer(cfg) if kind == "supernet" else DefaultTrainer(cfg)
+    supernet = find_supernet(trainer.model)
+    with EventStorage(0) as trainer.storage:
+        for trainer.iter, path in enumerate(taken):
+            if supernet is not None:
+                supernet.set_path(path)
+            trainer.run_step()
+    parameters = sum(p.nbytes for p in trainer.model.parameters())
+    print(json.dumps({"peak": peak(cfg) - before, "parameters": parameters}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", default="configs/BCCD/search.yaml")
+    parser.add_argument("--json", help="write the result there")
+    parser.add_argument("--train", choices=("supernet", "alone"), help=argparse.SUPPRESS)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
+    args = parser.parse_args()
+    if args.train:
+        cfg = read_config(args.config_file, args.opts)
+        use_own_data(cfg, test=False)
+        train(cfg, args.train)
+        return
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_shapes(Path(folder) / "data", 16, 2, size=(240, 320))
+        data = [
+            *("DATASETS.TRAIN_JSON", f"{folder}/data/train.json"),
+            *("DATASETS.TRAIN_IMAGES", f"{folder}/data/images", "OUTPUT_DIR", folder),
+        ]
+        for kind in ("alone", "supernet"):
+            command = [sys.executable, __file__, "--config-file", args.config_file, "--train", kind]
+            done = subprocess.run(
+                [*command, *args.opts, *data], stdout=subprocess.PIPE, text=True, check=True
+            )
+            found[kind] = json.loads(done.stdout.splitlines()[-1])
+        cfg = read_config(args.config_file, args.opts)
+    result = {
+        "ratio": found["supernet"]["peak"] / found["alone"]["peak"],
+        "baseline": found["alone"]["peak"],
+        "ours": found["supernet"]["peak"],
+        "parameters": {kind: each["parameters"] for kind, each in found.items()},
+        "setting": f"{args.config_file}, {paths(cfg)[-1]}, batch {cfg.SOLVER.IMS_PER_BATCH} of "
+        f"240x320, {cfg.MODEL.DEVICE}, bytes",
+    }
+    for key, value in result.items():
+        print(f"{key}: {round(value, 4) if isinstance(value, float) else value}")
+    if args.json:
+        Path(args.json).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
