@@ -124,3 +124,26 @@ def test_evolution_and_random_search_under_a_budget_of_latency(folder: Path) -> 
     before = [(out / file).read_bytes() for file in files]
     start(folder, "--resume", *options)
     assert [(out / file).read_bytes() for file in files] == before
+
+
+@pytest.mark.slow
+def test_a_race_in_one_process_and_in_two(folder: Path) -> None:
+    """From one checkpoint, to the byte; resumed once more, nothing is written."""
+    options = ["SEARCH.RACE_CONFIDENCE", 0.6, "SEARCH.BATCH_SIZE", 1, "SEARCH.STEPS", ("stage",)]
+    options += ["SEARCH.BUDGETS", (5, 6), "SOLVER.MAX_ITER", 60, "SOLVER.BASE_LR", 0.02]
+    out = folder / "out"
+    shown = start(folder, *options)
+    assert "race: dropped " in shown
+    names = ["found_N5.yaml", "found_N6.yaml", "stage/journal.jsonl", "stage/race.jsonl"]
+    names += [str(path.relative_to(out)) for path in sorted((out / "stage" / "matches").rglob("*.npz"))]
+    before = {name: (out / name).read_bytes() for name in names}
+    dropped, finished = records(out / "stage/race.jsonl"), records(out / "stage/journal.jsonl")
+    assert {record["step"] for record in dropped} <= {"stage race N5", "stage race N6"}
+    assert len(dropped) + len(finished) == 4 + 6 and len(finished) < 10
+    for name in names:
+        (out / name).unlink()
+    start(folder, "--resume", "--num-gpus=2", *options)
+    assert {name: (out / name).read_bytes() for name in names} == before
+    written = {name: (out / name).stat().st_mtime_ns for name in names[2:]}
+    start(folder, "--resume", *options)
+    assert {name: (out / name).stat().st_mtime_ns for name in names[2:]} == written

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
@@ -176,6 +177,16 @@ class SearchHook(HookBase):
                 "backbone of this process: %.3g multiply-accumulates, %.3f of those one by one",
                 scorer.macs.shared,
                 scorer.macs.shared / scorer.macs.alone,
+            )
+        if self._race_confidence and comm.is_main_process():
+            dropped = Counter(record["images"] for record in self._journal("race.jsonl").records)
+            logging.getLogger(__name__).info(
+                "race: dropped %s; %d saw all of archval (%s)",
+                ", ".join(
+                    f"{count} after {images} images" for images, count in sorted(dropped.items())
+                ),
+                len(self._journal("journal.jsonl").records),
+                self._folder / "race.jsonl",
             )
         for budget, candidates in self.results.items():
             best = candidates[0]
