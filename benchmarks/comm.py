@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ def with_ddp(trainer: SupernetTrainer, steps: int) -> list[int]:
     """Bytes of the buckets of each backward pass."""
     sent = [0] * steps
 
-    def hook(group: Any, bucket: dist.GradBucket) -> Any:
+    def hook(group, bucket):  # torch looks at annotations, and they would be text here
         sent[trainer.iter] += bucket.buffer().nbytes
         return allreduce_hook(group, bucket)
 
@@ -111,6 +112,8 @@ def measure(rank: int, places: list[Place], cfg: CfgNode, steps: int, out: str) 
     """In one of the processes; rank 0 writes what came out."""
     join(places[rank], "cpu")
     torch.set_num_threads(1)
+    use_own_data(cfg, test=False)  # registered in each process
+    logging.getLogger("detectron2").setLevel(logging.INFO)  # else it prints the whole model
     trainer = SupernetTrainer(cfg)
     supernet = find_supernet(trainer.model)
     rows = []

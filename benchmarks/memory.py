@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import resource
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def train(cfg: CfgNode, kind: str) -> None:
     if cfg.NUM_THREADS:
         torch.set_num_threads(cfg.NUM_THREADS)
     before = in_use(cfg)
+    logging.getLogger("detectron2").setLevel(logging.INFO)  # else it prints the whole model
     trainer = SupernetTrainer(cfg) if kind == "supernet" else DefaultTrainer(cfg)
     supernet = find_supernet(trainer.model)
     with EventStorage(0) as trainer.storage:

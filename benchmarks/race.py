@@ -1,13 +1,14 @@
 #!/usr/bin/env python
 """Races replayed over bootstrap archvals of a finished stage search, against scoring every candidate.
 
-    python benchmarks/race.py --weights output/bccd/search/stage/model_final.pth [--json PATH]
+    python benchmarks/race.py --weights output/bccd/stage/model_final.pth --matches output/bccd/replay
 
-Every eligible candidate is scored once on archval, and its matches are kept in --matches, so that a
-second replay takes no detector. Each replay draws an archval of as many images with replacement, races
-over it as SEARCH.RACE_CONFIDENCE would have it, and compares the winner with that of the whole search
-on the same archval. ratio: image evaluations of the race over those of the whole search. shortfall: how
-much lower the race's winner scores there.
+Every eligible candidate is scored once on archval, and its matches are kept in the folder --matches,
+which is good for these weights and this config alone; a second call takes them from there. Each replay
+draws an archval of as many images with replacement, races over it as SEARCH.RACE_CONFIDENCE would have
+it, in portions of images in random order, and compares the winner with that of the whole search on the
+same archval. ratio: image evaluations of the race over those of the whole search. shortfall: how much
+lower the race's winner scores there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,13 +28,14 @@ from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
 from crnas_d2.data.datasets import check_dataset, register_coco, use_own_data
 from crnas_d2.data.splits import split, write_split
+from crnas_d2.engine.checkpoint import write_bytes
 from crnas_d2.engine.looks import BOOTSTRAPS
 from crnas_d2.engine.scoring import Split, build_scorer
 from crnas_d2.engine.setup import read_config
 from crnas_d2.engine.trainer import seed_of
 from crnas_d2.evaluation.matches import Matches, bootstrap
 from crnas_d2.modeling.build import stage_space_of
-from crnas_d2.search.candidates import grouped, ranked
+from crnas_d2.search.candidates import grouped
 from crnas_d2.search.journal import Journal
 from crnas_d2.search.race import Race, portions
 from detectron2.checkpoint import DetectionCheckpointer
@@ -85,12 +88,14 @@ class Replay:
         return int(sum(sizes[portion] for _, portion in self._seen))
 
 
-def matches_of(cfg: CfgNode, weights: str, folder: Path) -> dict[Architecture, Matches]:
+def matches_of(cfg: CfgNode, weights: str | None, folder: Path) -> dict[Architecture, Matches]:
     """Of every eligible candidate, made where the folder does not hold them."""
     space = stage_space_of(cfg)
     codes = space.eligible(cfg.SEARCH.BUDGETS[0], backbone_costs(cfg))
     paths = {code: folder / (str(code).replace("/", "_") + ".npz") for code in codes}
     new = [code for code in codes if not paths[code].is_file()]
+    if new and not weights:
+        raise SystemExit(f"--weights: needed, since {folder} does not hold {new[0]}")
     if new:
         content = check_dataset(cfg.DATASETS.TRAIN[0], "DATASETS.TRAIN")
         parts = split(content, cfg.SEARCH.ARCHVAL_SIZE, cfg.SEARCH.SPLIT_FIELD, seed_of(cfg))
@@ -101,7 +106,7 @@ def matches_of(cfg: CfgNode, weights: str, folder: Path) -> dict[Architecture, M
         every = range(len(scorer.archval.image_ids))
         for group in grouped(new, cfg.SEARCH.GROUP_SIZE):
             for code, found in zip(group, scorer.matches(group, every)):
-                paths[code].write_bytes(found.to_bytes())
+                write_bytes(str(paths[code]), found.to_bytes())
             print(f"scored {group[0]} and {len(group) - 1} more")
     return {code: Matches.from_bytes(path.read_bytes()) for code, path in paths.items()}
 
@@ -115,24 +120,15 @@ def scorer_of(cfg: CfgNode, weights: str, parts: tuple[Any, Any], splits: Path) 
     return build_scorer(cfg, Split("archtrain", "archval", parts[1]), detector)
 
 
-def replay(
-    found: dict[Architecture, Matches], cfg: CfgNode, number: int, folder: Path
-) -> tuple[float, float]:
+def replay(found: dict[Architecture, Matches], cfg: CfgNode, number: int) -> tuple[float, float]:
     """(part of the image evaluations, how much the race's winner is below the best one)."""
     images = len(next(iter(found.values())).image_ids)
     drawn = np.random.default_rng(number).integers(0, images, images)
     looks, codes = Replay(found, drawn, cfg.SEARCH.BATCH_SIZE, 1000 * number), list(found)
-    with tempfile.TemporaryDirectory(dir=folder) as fresh:
-        compare = Race(
-            "stage",
-            "replay",
-            looks,
-            backbone_costs(cfg),
-            Journal(Path(fresh) / "journal.jsonl", writes=False),
-            Journal(Path(fresh) / "race.jsonl", writes=False),
-            confidence=cfg.SEARCH.RACE_CONFIDENCE,
-        )
-        winner = ranked(compare(codes, 1))[0]
+    journal, verdicts = (Journal(os.devnull, writes=False) for _ in range(2))
+    confidence = cfg.SEARCH.RACE_CONFIDENCE
+    compare = Race("stage", "replay", looks, backbone_costs(cfg), journal, verdicts, confidence)
+    winner = compare(codes, 1)[0]
     last = len(looks.images) - 1
     best = max(looks.scores(code, last)[0] for code in codes)
     return looks.evaluations / (images * len(codes)), best - winner.score
@@ -141,20 +137,21 @@ def replay(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", default="configs/BCCD/search.yaml")
-    parser.add_argument("--weights", default="", help="the trained stage supernet")
-    parser.add_argument("--matches", default="output/bccd/matches", help="folder where they are kept")
+    parser.add_argument(
+        "--weights", help="of the stage supernet; only for what --matches does not hold"
+    )
+    parser.add_argument("--matches", required=True, help="folder where they are kept")
     parser.add_argument("--replays", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="number of the first replay")
     parser.add_argument("--json", help="write the result there")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
-    cfg = read_config(args.config_file, ["SEARCH.RACE_CONFIDENCE", "0.94", *args.opts])
+    cfg = read_config(args.config_file, ["SEARCH.RACE_CONFIDENCE", "0.96", *args.opts])
     use_own_data(cfg)
     cfg.MODEL.CRNAS.SUPERNET = "stage"
     found = matches_of(cfg, args.weights, Path(args.matches))
     numbers = itertools.count(args.first)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = np.array([replay(found, cfg, next(numbers), Path(folder)) for _ in range(args.replays)])
+    rows = np.array([replay(found, cfg, next(numbers)) for _ in range(args.replays)])
     evaluations, shortfall = rows.T
     result = {
         "ratio": float(evaluations.mean()),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import tempfile
 import time
@@ -66,6 +67,7 @@ def main() -> None:
         ]
         cfg = read_config(args.config_file, [*args.opts, *data])
         use_own_data(cfg)
+        logging.getLogger("detectron2").setLevel(logging.INFO)  # else it prints the whole model
         alone = DefaultTrainer(cfg.clone())
         cfg.MODEL.CRNAS.SUPERNET = "stage"
         supernet = OnePath(cfg)

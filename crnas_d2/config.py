@@ -122,7 +122,7 @@ def add_crnas_config(cfg: CN) -> None:
     # journalled together. No score depends on it.
     _C.SEARCH.GROUP_SIZE = 32
     # Above 0: candidates race over growing portions of archval, and one that is not among the leading
-    # quarter in this fraction of bootstraps is dropped (crnas_d2/search/race.py; 0.94 was measured).
+    # quarter in this fraction of bootstraps is dropped (crnas_d2/search/race.py; 0.96 was measured).
     # 0: every candidate sees all of archval, as in the paper.
     _C.SEARCH.RACE_CONFIDENCE = 0.0
     # The score: a COCO task ("bbox", "segm") and metric ("AP", "AP50", "AP75", "APs", "APm", "APl").

@@ -2,7 +2,7 @@
 
 FAULT="1 training kill" python faulty_search.py --config-file ... KEY VALUE ...
 
-FAULT names the rank, the place (training: the third iteration; search: the second group of candidates)
+FAULT names the rank, the place (training: the third iteration; search: the third group of candidates)
 and what happens there:
 
     raise, kill    the process dies
@@ -73,7 +73,7 @@ def faulty_step(self: StepTrainer) -> None:
 def faulty_detect(self: ArchvalScorer, *args: Any) -> Any:
     global groups
     groups += 1
-    if groups == 2:
+    if groups == 3:
         fail(faults_at("search"))
     return detect(self, *args)
 

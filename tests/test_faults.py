@@ -133,14 +133,14 @@ def earlier(bench: Bench, change: Callable[[Path], object]) -> list[Any]:  # noq
 RECORD = {"step": "stage", "architecture": "resnet/1-1-1-2/0-0-0-00", "score": 1.5}
 
 
-def journal(*lines: Any) -> Callable[[Bench, Any], list[Any]]:
+def journal(*lines: Any, name: str = "journal.jsonl") -> Callable[[Bench, Any], list[Any]]:
     """A run's folder with a journal of these lines, and a whole one after them."""
 
     def write(bench: Bench, _: Any) -> list[Any]:  # noqa: F811
         bench.earlier_run(*of("stage", []), folder="stage")
         texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
         last = json.dumps({**RECORD, "architecture": "resnet/2-1-1-1/00-0-0-0"})
-        (bench.output / "stage" / "journal.jsonl").write_text("\n".join([*texts, last, ""]))
+        (bench.output / "stage" / name).write_text("\n".join([*texts, last, ""]))
         return ["--resume"]
 
     return write
@@ -192,6 +192,18 @@ FILES: dict[str, tuple[str, Callable[..., list[Any]], Any, str]] = {
     "journal, no score": (SEARCH, journal({"step": "stage"}), None, "jsonl:1: not a scored"),
     "journal, twice": (SEARCH, journal(RECORD, RECORD), None, "jsonl:2: not a scored candidate"),
     "journal, a list": (SEARCH, journal([RECORD]), None, "journal.jsonl:1: not a scored candidate"),
+    "race, a line torn inside": (
+        SEARCH,
+        journal('{"step": "st', name="race.jsonl"),
+        None,
+        "race.jsonl:1: not a scored",
+    ),
+    "race, another step": (
+        SEARCH,
+        journal({**RECORD, "step": "dilation race N5"}, name="race.jsonl"),
+        None,
+        "race.jsonl:1: step 'dilation race N5': allowed is 'stage'",
+    ),
     "journal, another step": (
         SEARCH,
         journal({**RECORD, "step": "dilation"}),
@@ -376,6 +388,28 @@ def test_a_fault_while_a_run_is_under_way(fault: str, tmp_path: Path, without_fa
     done = search(tmp_path, "out", "", *options)
     assert done.returncode == 0, done.stderr
     assert records(tmp_path / "out") == expected and len(expected) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "status"), [("full400", 1), ("kill", -9)])
+def test_a_fault_while_a_race_is_under_way(what: str, status: int, tmp_path: Path) -> None:
+    """Resumed, the race has the files that it would have had, to the byte."""
+    options = ["SEARCH.RACE_CONFIDENCE", 0.6, "SEARCH.BATCH_SIZE", 1, "SOLVER.MAX_ITER", 60]
+    assert search(tmp_path, "alone", "", *options).returncode == 0
+    done = search(tmp_path, "out", f"0 search {what}", *options)
+    assert done.returncode == status and "Traceback" not in done.stderr
+    if status > 0:
+        assert "/stage/matches/0/" in done.stderr.splitlines()[-1]
+    assert len(list((tmp_path / "out" / "stage" / "matches").rglob("*.npz"))) == 2
+    done = search(tmp_path, "out", "", *options)
+    assert done.returncode == 0, done.stderr
+
+    def files(run: str) -> dict[str, bytes]:
+        stage = tmp_path / run / "stage"
+        paths = [*stage.glob("*.jsonl"), *(stage / "matches").rglob("*")]
+        return {str(p.relative_to(stage)): p.read_bytes() for p in paths if p.is_file()}
+
+    assert files("out") == files("alone") and "race.jsonl" in files("out")
 
 
 @pytest.mark.slow

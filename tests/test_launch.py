@@ -182,7 +182,7 @@ def started(
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[str, float]:
-    """Its output, and seconds from its third iteration or second candidate, where faults are."""
+    """Its output, and seconds from its third iteration or candidate, where faults are."""
     text, at_fault = "", None
     assert process.stdout is not None
     for line in process.stdout:
@@ -224,8 +224,9 @@ def test_one_that_dies_takes_the_run_down(
     errors = [line for line in text.splitlines() if "Error: " in line or "error: " in line]
     first = OWN_ERROR[kind].format(rank) if kind == "raise" else f"error: process {rank} has died"
     assert first in errors[0], text
-    scored = (out / "stage" / "journal.jsonl").read_text() if place == "search" else ""
-    assert [json.loads(line)["step"] for line in scored.splitlines()] == ["stage"] * (scored != "")
+    if place == "search":  # the first group was done before the third one began
+        scored = (out / "stage" / "journal.jsonl").read_text().splitlines()
+        assert {json.loads(line)["step"] for line in scored} == {"stage"}
 
 
 @pytest.mark.slow

@@ -239,6 +239,31 @@ def test_a_metric_that_fails_ends_the_search(tmp_path: Path) -> None:
     assert done == []
 
 
+def test_an_error_does_not_wait_for_the_metric(tmp_path: Path) -> None:
+    """What was measured until then is told; the rest of the group is not measured."""
+    cfg, split, detector = trained(tmp_path, "stage", "SOLVER.MAX_ITER", 1)
+    scorer = build_scorer(cfg, split, detector)
+    codes = list(find_supernet(detector).space.codes())[:4]
+    begun, metric, detect = threading.Event(), scorer._metric, scorer._detect
+
+    def slow(detections: Any) -> float:
+        begun.set()
+        assert scorer._stopping.wait(60)
+        return metric(detections)
+
+    def failing(group: Any, *args: Any) -> Any:
+        if group == codes[3:]:
+            assert begun.wait(60)
+            raise OSError("gone")
+        return detect(group, *args)
+
+    slow.task = metric.task  # type: ignore[attr-defined]
+    scorer._metric, scorer._detect, done = slow, failing, []
+    with pytest.raises(OSError, match="gone"):
+        scorer([codes[:3], codes[3:]], lambda group, scores: done.append((group, len(scores))))
+    assert done == [(codes[:1], 1)]
+
+
 def test_recalibration_changes_the_score_and_nothing_else(tmp_path: Path) -> None:
     cfg, split, detector = trained(tmp_path, "stage")
     before = {k: v.clone() for k, v in detector.state_dict().items()}

@@ -60,9 +60,9 @@ def scores(trainer: SupernetTrainer, cfg) -> dict:
     split = Split(cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0], content)
     scorer = build_scorer(cfg, split, trainer.model)
     space = find_supernet(trainer.model).space
-    paths = [space.sample(0, i) for i in range(3)]
+    groups = [[space.sample(0, i) for i in range(3)]]
     if cfg.MODEL.CRNAS.SUPERNET == "dilation":
-        paths += [space.root.extended([1]), space.root.extended([2, 0])]
+        groups += [[space.root.extended([1])], [space.root.extended([2, 0])]]
     forwards = 0
 
     def count(*_: object) -> None:
@@ -70,7 +70,7 @@ def scores(trainer: SupernetTrainer, cfg) -> dict:
         forwards += 1
 
     trainer.model.backbone.register_forward_hook(count)
-    found = scorer.scores(paths)
+    found = [score for group in groups for score in scorer.scores(group)]
     return {"scores": found, "forwards": comm.all_gather(forwards)}
 
 

@@ -194,7 +194,7 @@ def _check_search_keys(cfg: CfgNode) -> tuple[Budget, ...]:
             raise InputError(f"SEARCH.{key}: {node[key]}: at least {least} is needed")
     if node.RACE_CONFIDENCE and not 0.5 < node.RACE_CONFIDENCE < 1:
         raise InputError(
-            f"SEARCH.RACE_CONFIDENCE: {node.RACE_CONFIDENCE}: allowed are 0 (no race), and above 0.5 "
+            f"SEARCH.RACE_CONFIDENCE: {node.RACE_CONFIDENCE}: allowed are 0.0 (no race), and above 0.5 "
             "and below 1"
         )
     budgets = tuple(map(Budget.parse, node.BUDGETS))

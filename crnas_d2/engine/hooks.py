@@ -18,7 +18,7 @@ from crnas_d2.engine.gradients import broadcast_model
 from crnas_d2.engine.looks import ArchvalLooks
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.modeling.supernet import Supernet
-from crnas_d2.search.candidates import Candidate, Compare, Progress, ScoreAll
+from crnas_d2.search.candidates import Candidate, Compare, ScoreAll
 from crnas_d2.search.journal import Journal
 from crnas_d2.search.race import Race
 from crnas_d2.space import Space, StageSpace
@@ -38,9 +38,9 @@ def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
 
 
 def search_bar(desc: str, candidates: Sequence[Architecture]) -> tqdm:
-    """The bar of candidates that are compared; how far a greedy search has come stands there, too."""
-    if candidates and not candidates[0].is_complete:
-        desc += f", block {len(candidates[0].dilation_code)} of {candidates[0].blocks}"
+    """The bar of candidates that are compared; of dilation codes, with how far they have grown."""
+    if candidates and "dilation" in desc:
+        desc += f", {len(candidates[0].dilation_code)} of {candidates[0].blocks} digits"
     return progress_bar(candidates, desc=desc, unit="code")
 
 
@@ -135,43 +135,35 @@ class SearchHook(HookBase):
     def _journal(self, name: str) -> Journal:
         return Journal(self._folder / name, writes=comm.is_main_process())
 
-    def _comparisons(self, scorer: ArchvalScorer) -> Callable[[Budget], Compare]:
-        """How candidates are compared for a budget."""
-        journal, step = self._journal("journal.jsonl"), self._space.step
-        verdicts = self._journal("race.jsonl")
-        comm.synchronize()  # everybody has read the journals before rank 0 writes to them
-
-        def bar(budget: Budget) -> Progress:
-            return functools.partial(search_bar, f"{step} search {budget}")
-
-        def score_all(budget: Budget) -> Compare:
-            return ScoreAll(step, scorer, self._costs, journal, bar(budget), self._group_size)
-
-        looks = ArchvalLooks(scorer, self._folder / "matches", self._seed)
-
-        def race(budget: Budget) -> Compare:
-            return Race(
-                step,
-                budget.name,
-                looks,
-                self._costs,
-                journal,
-                verdicts,
-                confidence=self._race_confidence,
-                progress=bar(budget),
-                group_size=self._group_size,
-            )
-
-        return race if self._race_confidence else score_all
+    def _comparison(
+        self, budget: Budget, scorer: ArchvalScorer, journal: Journal, verdicts: Journal
+    ) -> Compare:
+        step = self._space.step
+        bar = functools.partial(search_bar, f"{step} search {budget}")
+        if not self._race_confidence:
+            return ScoreAll(step, scorer, self._costs, journal, bar, self._group_size)
+        return Race(
+            step,
+            budget.name,
+            ArchvalLooks(scorer, self._folder / "matches", self._seed),
+            self._costs,
+            journal,
+            verdicts,
+            self._race_confidence,
+            bar,
+            self._group_size,
+        )
 
     def after_train(self) -> None:
         if self.trainer.iter < self.trainer.max_iter:
             return  # training was cut short
         broadcast_model(self.trainer.model)
         scorer = self._build_scorer(self.trainer.model)
-        comparison = self._comparisons(scorer)
+        journal, verdicts = self._journal("journal.jsonl"), self._journal("race.jsonl")
+        comm.synchronize()  # everybody has read the journals before rank 0 writes to them
         for budget in self._budgets:
-            self.results[budget] = self._search(self._space, budget, comparison(budget), self._costs)
+            compare = self._comparison(budget, scorer, journal, verdicts)
+            self.results[budget] = self._search(self._space, budget, compare, self._costs)
         if scorer.macs.alone:
             logging.getLogger(__name__).info(
                 "backbone of this process: %.3g multiply-accumulates, %.3f of those one by one",

@@ -80,7 +80,12 @@ class ArchvalLooks:
 
     def _read(self, architecture: Architecture, portion: int) -> Matches:
         path = self._path(architecture, portion)
+        ids = self._scorer.archval.image_ids
+        expected = sorted(image for number in self._batches[portion] for image in ids[number])
         try:
-            return Matches.from_bytes(path.read_bytes())
+            found = Matches.from_bytes(path.read_bytes())
+            if found.image_ids.tolist() != expected:
+                raise ValueError("matches on other images than the portion's")
         except ValueError as error:
             raise InputError(f"{path}: {error}; remove it, then it is made again") from error
+        return found

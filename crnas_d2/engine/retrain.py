@@ -24,9 +24,7 @@ from detectron2.utils import comm
 METRICS = ("AP", "APs", "APm", "APl")
 
 
-def retrain(
-    cfg: CfgNode, base: str, found: Sequence[str], folder: Path, pretrain: str
-) -> list[str]:
+def retrain(cfg: CfgNode, base: str, found: Sequence[str], folder: Path, pretrain: str) -> list[str]:
     """Train the baseline of ``base`` and each found.yaml, on archtrain and archval together.
 
     A network whose results.json is there is not trained again; one that was cut short goes on.

@@ -200,8 +200,9 @@ def check_weights(cfg: CfgNode, resume: bool) -> None:
 # What train_net.py and search_net.py leave in their OUTPUT_DIR.
 TRAINING = ("last_checkpoint",)
 SEARCH = (
-    *("stage/last_checkpoint", "stage/journal.jsonl", "stage/race.jsonl"),
+    *("stage/last_checkpoint", "stage/journal.jsonl", "stage/race.jsonl", "stage/matches"),
     *("dilation*/last_checkpoint", "dilation*/journal.jsonl", "dilation*/race.jsonl"),
+    "dilation*/matches",
     *("retrain/*/last_checkpoint", "*/pretrain/last_checkpoint", "retrain/*/pretrain/last_checkpoint"),
 )
 

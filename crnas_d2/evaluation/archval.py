@@ -8,8 +8,10 @@ get alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Sequence
+import threading
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Callable
 
 import torch
@@ -76,6 +78,7 @@ class ArchvalScorer:
         self._category_ids = list(category_ids)
         self._seed = seed
         self._norms = BackboneNorms(detector.backbone, supernet)
+        self._stopping = threading.Event()
         self._remembered: dict[Architecture, Statistics] = {}
         self.macs = MacCounter()
 
@@ -91,7 +94,8 @@ class ArchvalScorer:
         Raises:
             FloatingPointError: a score that is not finite.
         """
-        with ThreadPoolExecutor(max_workers=1) as beside:
+        self._stopping.clear()
+        with ThreadPoolExecutor(max_workers=1) as beside, self._stopped_by_errors():
             last: tuple[Sequence[Architecture], Future[list[float]] | None] | None = None
             for group in groups:
                 found = self._detect(group, self._statistics(group))
@@ -114,12 +118,25 @@ class ArchvalScorer:
         found: Sequence[list[dict[str, Any]]],
         done: Done,
     ) -> list[float]:
-        scores = [self._metric(detections) for detections in found]
-        for architecture, score in zip(group, scores):
-            if not math.isfinite(score):
-                raise FloatingPointError(f"{architecture}: score {score} is not finite")
-        done(group, scores)
+        scores: list[float] = []
+        for architecture, detections in zip(group, found):
+            if self._stopping.is_set():
+                break
+            scores.append(self._metric(detections))
+            if not math.isfinite(scores[-1]):
+                raise FloatingPointError(f"{architecture}: score {scores[-1]} is not finite")
+        if scores:
+            done(group[: len(scores)], scores)
         return scores
+
+    @contextmanager
+    def _stopped_by_errors(self) -> Iterator[None]:
+        """The metric ends after the candidate at hand: an error need not wait for the whole group."""
+        try:
+            yield
+        except BaseException:
+            self._stopping.set()
+            raise
 
     def _tell(
         self,
@@ -151,15 +168,18 @@ class ArchvalScorer:
         return torch.autocast(device, dtype=self._amp, enabled=self._amp is not None)
 
     def _statistics(self, group: Group) -> list[Statistics]:
-        partial = {len(a.dilation_code) for a in group if not a.is_complete}
-        if partial and len({len(a.dilation_code) for a in group}) > 1:
-            # Their draws could meet where their statistics are not the same.
-            raise ValueError("partial dilation codes of one group need to have the same length")
         paths = [self._completions(architecture)[0] for architecture in group]
         with self._autocast():
             return statistics_of(
                 self._detector, self._supernet, self._norms, self._recalibration, paths, self._run
             )
+
+    @staticmethod
+    def _check_lengths(group: Group) -> None:
+        lengths = {len(architecture.dilation_code) for architecture in group}
+        if len(lengths) > 1 and not all(architecture.is_complete for architecture in group):
+            # Their draws could meet where their statistics are not the same.
+            raise ValueError("partial dilation codes of one group need to have the same length")
 
     def _completions(self, architecture: Architecture) -> tuple[PathOf, PathOf]:
         """The path of a batch of recalibration, and that of a batch of archval."""
@@ -182,12 +202,13 @@ class ArchvalScorer:
         statistics: Sequence[Statistics],
         batches: Container[int] | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """COCO results of each architecture over archval, in batch order, on every process.
+        """COCO results of each architecture over archval, in batch order; on rank 0, else none.
 
         Args:
             statistics: of each.
             batches: numbers of those that are looked at; by default all.
         """
+        self._check_lengths(group)
         paths = [self._completions(architecture)[1] for architecture in group]
         mine = []
 
@@ -213,7 +234,7 @@ class ArchvalScorer:
                     mine.append((number, found))
         finally:
             self._norms.put_back()
-        per_batch = gather_in_order(mine)
+        per_batch = gather_in_order(mine, everywhere=False)
         return [[d for batch in per_batch for d in batch[member]] for member in range(len(paths))]
 
     def _as_coco(

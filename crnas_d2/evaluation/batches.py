@@ -87,11 +87,13 @@ class FixedBatches:
                 yield self._chunks[place][0], inputs
 
 
-def gather_in_order(mine: Sequence[tuple[int, T]]) -> list[T]:
-    """What all processes computed per batch, in batch order, on every process.
+def gather_in_order(mine: Sequence[tuple[int, T]], everywhere: bool = True) -> list[T]:
+    """What all processes computed per batch, in batch order.
 
     Args:
         mine: (batch number, result) of this process's share.
+        everywhere: on every process; else on rank 0, and nothing on the others.
     """
-    everyone = [pair for part in comm.all_gather(list(mine)) for pair in part]
+    gather = comm.all_gather if everywhere else comm.gather
+    everyone = [pair for part in gather(list(mine)) for pair in part]
     return [result for _, result in sorted(everyone, key=lambda pair: pair[0])]

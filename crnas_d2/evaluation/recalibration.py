@@ -186,9 +186,7 @@ def recalibrated(
     """
     norms = BackboneNorms(detector.backbone, supernet)
     paths = [path_of]
-    (found,) = statistics_of(
-        detector, supernet, norms, batches, paths, run=lambda step, _, x: step(x)
-    )
+    (found,) = statistics_of(detector, supernet, norms, batches, paths, run=lambda step, _, x: step(x))
     norms.use(norms.every, found)
     try:
         yield

@@ -70,6 +70,9 @@ def in_turn(groups: Iterable[Group], shown: Iterable[Architecture]) -> Generator
 class ScoreAll:
     """Scores every candidate on all of archval, as the paper does.
 
+    A line of the journal has the costs, too, and the seconds from the start of its group to the scores,
+    divided by the group's size; they overlap with the next group's.
+
     Args:
         step: the space's, which stands in every line of the journal.
         score: of groups.

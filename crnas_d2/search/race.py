@@ -18,8 +18,8 @@ from crnas_d2.budget import Costs
 from crnas_d2.search.candidates import Candidate, Progress, grouped, in_turn, ranked
 from crnas_d2.search.journal import Journal
 
-# Chosen, with SEARCH.RACE_CONFIDENCE 0.94, on replays of the BCCD search (docs/BENCHMARKS.md).
-PORTIONS = (0.17, 0.24, 0.35, 0.5, 0.7, 1.0)  # of archval, seen so far: each 1.4 times the one before
+# Chosen, with SEARCH.RACE_CONFIDENCE 0.96, on replays of the BCCD search (docs/BENCHMARKS.md).
+PORTIONS = (0.17, 0.24, 0.35, 0.5, 0.6, 0.7, 0.83, 1.0)  # of archval, seen so far
 LEADING = 0.25  # of those in the race
 
 
@@ -85,7 +85,7 @@ class Race:
         self._group_size = group_size
 
     def __call__(self, architectures: Sequence[Architecture], keep: int) -> list[Candidate]:
-        """Those that saw all of archval, best first; at least ``keep`` are always leading."""
+        """Those that saw all of archval, best first; at least ``keep``, if there are as many."""
         running = list(architectures)
         for portion in range(len(self._looks.images)):
             self._let_look(running, portion)
@@ -94,6 +94,8 @@ class Race:
 
     def _let_look(self, running: Sequence[Architecture], portion: int) -> None:
         missing = self._looks.missing(running, portion)
+        if not missing:
+            return
         groups = grouped(missing, self._group_size)
         with closing(in_turn(groups, self._progress(missing))) as handed_out:
             for group in handed_out:
@@ -108,12 +110,15 @@ class Race:
             return list(running)  # no object on the images so far
 
         leading = max(keep, math.ceil(LEADING * len(running)))
+        behind = dict(zip(running, fractions_behind(list(found.values()), leading)))
+        # Candidates that are alike may all be behind in most bootstraps.
+        safe = sorted(running, key=lambda a: (behind[a], -found[a][0], str(a)))[:keep]
         kept = []
-        for architecture, behind in zip(running, fractions_behind(list(found.values()), leading)):
-            if behind < self._confidence:
+        for architecture in running:
+            if behind[architecture] < self._confidence or architecture in safe:
                 kept.append(architecture)
             else:
-                self._say(architecture, portion, found, behind)
+                self._say(architecture, portion, found, behind[architecture])
         return kept
 
     def _say(
