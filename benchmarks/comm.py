@@ -25,11 +25,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from common import generated_data, show
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from crnas_d2.data.datasets import use_own_data
-from crnas_d2.data.shapes import make_shapes
 from crnas_d2.engine import trainer as trainer_module
 from crnas_d2.engine.launch import join
 from crnas_d2.engine.places import Place, local_places
@@ -96,9 +96,7 @@ def with_ddp(trainer: SupernetTrainer, steps: int) -> list[int]:
         sent[trainer.iter] += bucket.buffer().nbytes
         return allreduce_hook(group, bucket)
 
-    model = DistributedDataParallel(
-        trainer.model, find_unused_parameters=True, broadcast_buffers=False
-    )
+    model = DistributedDataParallel(trainer.model, find_unused_parameters=True, broadcast_buffers=False)
     model.register_comm_hook(None, hook)
     with EventStorage(0):
         for trainer.iter, data in zip(range(steps), trainer.data_loader):  # noqa: B020
@@ -146,11 +144,9 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        make_shapes(Path(folder) / "data", 16, 2, size=(96, 96))
         data = [
-            *("DATASETS.TRAIN_JSON", f"{folder}/data/train.json"),
-            *("DATASETS.TRAIN_IMAGES", f"{folder}/data/images"),
-            *("OUTPUT_DIR", folder, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"),
+            *generated_data(folder, size=(96, 96)),
+            *("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"),
         ]
         cfg = read_config(args.config_file, [*args.opts, *data])
         use_own_data(cfg, test=False)
@@ -170,10 +166,7 @@ def main() -> None:
         "setting": f"{args.config_file}, {args.steps} steps, 2 processes, "
         f"batch {cfg.SOLVER.IMS_PER_BATCH}, bytes a step of one process",
     }
-    for key, value in result.items():
-        print(f"{key}: {value if isinstance(value, str) else round(value, 4)}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(result), encoding="utf-8")
+    show(result, args.json)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from common import generated_data, show
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.data.datasets import use_own_data
-from crnas_d2.data.shapes import make_shapes
 from crnas_d2.engine.setup import read_config
 from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.modeling.build import stage_space_of
@@ -93,11 +93,7 @@ def main() -> None:
         return
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        make_shapes(Path(folder) / "data", 16, 2, size=(240, 320))
-        data = [
-            *("DATASETS.TRAIN_JSON", f"{folder}/data/train.json"),
-            *("DATASETS.TRAIN_IMAGES", f"{folder}/data/images", "OUTPUT_DIR", folder),
-        ]
+        data = generated_data(folder, size=(240, 320))
         for kind in ("alone", "supernet"):
             command = [sys.executable, __file__, "--config-file", args.config_file, "--train", kind]
             done = subprocess.run(
@@ -113,10 +109,7 @@ def main() -> None:
         "setting": f"{args.config_file}, {paths(cfg)[-1]}, batch {cfg.SOLVER.IMS_PER_BATCH} of "
         f"240x320, {cfg.MODEL.DEVICE}, bytes",
     }
-    for key, value in result.items():
-        print(f"{key}: {round(value, 4) if isinstance(value, float) else value}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(result), encoding="utf-8")
+    show(result, args.json)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ which would forward a network meanwhile, had to wait while hotcoco ran.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import show
 
 from crnas_d2.evaluation.coco import CocoMetric
 
@@ -118,11 +117,8 @@ def main() -> None:
         "other_thread_waited": other.longest,
         "setting": {**setting, "AP": 100 * expected[0]},
     }
-    for key, value in result.items():
-        print(f"{key}: {value if isinstance(value, dict) else round(value, 5)}")
+    show(result, args.json)
     print(f"hotcoco takes 1/{baseline / ours:.0f} of the time; all twelve numbers are equal")
-    if args.json:
-        Path(args.json).write_text(json.dumps(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

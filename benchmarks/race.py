@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import show
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
@@ -164,10 +164,7 @@ def main() -> None:
         f"{len(next(iter(found.values())).image_ids)} images, "
         f"SEARCH.RACE_CONFIDENCE {cfg.SEARCH.RACE_CONFIDENCE}",
     }
-    for key, value in result.items():
-        print(f"{key}: {round(value, 4) if isinstance(value, float) else value}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(result), encoding="utf-8")
+    show(result, args.json)
 
 
 if __name__ == "__main__":

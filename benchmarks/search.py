@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import show
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs
@@ -187,10 +188,7 @@ def main() -> None:
             logging.getLogger(logger).setLevel(logging.WARNING)
         assert find_supernet(trainer.model) is not None
         result = {"step": args.step, **measure(cfg, trainer.model, Path(folder), args.images)}
-    for key, value in result.items():
-        print(f"{key}: {round(value, 4) if isinstance(value, float) else value}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(result), encoding="utf-8")
+    show(result, args.json)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,15 @@ less than wall seconds; those are printed beside it.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
 import tempfile
 import time
-from pathlib import Path
+
+from common import generated_data, show
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.data.datasets import use_own_data
-from crnas_d2.data.shapes import make_shapes
 from crnas_d2.engine.setup import read_config
 from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.modeling.build import architecture_of
@@ -58,11 +57,9 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        make_shapes(Path(folder) / "data", 16, 2, size=(240, 320))
         data = [
-            *("DATASETS.TRAIN_JSON", f"{folder}/data/train.json"),
-            *("DATASETS.TRAIN_IMAGES", f"{folder}/data/images"),
-            *("OUTPUT_DIR", folder, "SOLVER.MAX_ITER", str(args.steps + 4)),
+            *generated_data(folder, size=(240, 320)),
+            *("SOLVER.MAX_ITER", str(args.steps + 4)),
             *("SOLVER.CHECKPOINT_PERIOD", "1000000"),
         ]
         cfg = read_config(args.config_file, [*args.opts, *data])
@@ -93,10 +90,7 @@ def main() -> None:
         "setting": f"{args.config_file}, {supernet.path}, {args.steps} steps, "
         f"{cfg.NUM_THREADS} threads, batch {cfg.SOLVER.IMS_PER_BATCH}, {cfg.MODEL.DEVICE}",
     }
-    for key, value in result.items():
-        print(f"{key}: {value if isinstance(value, str) else round(value, 4)}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(result), encoding="utf-8")
+    show(result, args.json)
 
 
 if __name__ == "__main__":

@@ -170,14 +170,13 @@ class SearchHook(HookBase):
                 scorer.macs.shared,
                 scorer.macs.shared / scorer.macs.alone,
             )
-        if self._race_confidence and comm.is_main_process():
-            dropped = Counter(record["images"] for record in self._journal("race.jsonl").records)
+        if self._race_confidence:
+            dropped = Counter(record["images"] for record in verdicts.records)
+            parts = [f"{count} after {images} images" for images, count in sorted(dropped.items())]
             logging.getLogger(__name__).info(
                 "race: dropped %s; %d saw all of archval (%s)",
-                ", ".join(
-                    f"{count} after {images} images" for images, count in sorted(dropped.items())
-                ),
-                len(self._journal("journal.jsonl").records),
+                ", ".join(parts) or "nobody",
+                len(journal.records),
                 self._folder / "race.jsonl",
             )
         for budget, candidates in self.results.items():

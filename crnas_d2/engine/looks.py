@@ -1,6 +1,6 @@
 """What candidates of a race have seen of archval: their matches, kept on disk by rank 0.
 
-OUTPUT_DIR/stage/matches/0/resnet_3-4-6-3_000-0000-000000-000.npz    one file a portion and candidate
+One file a portion and candidate: OUTPUT_DIR/stage/matches/0/resnet_3-4-6-3_000-0000-000000-000.npz
 """
 
 from __future__ import annotations

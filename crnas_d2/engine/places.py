@@ -1,8 +1,10 @@
 """A process's place among all: from torchrun's variables, SLURM's, or detectron2's options.
 
-torchrun      RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT
-srun          SLURM_PROCID, SLURM_NTASKS, ...; MASTER_ADDR and MASTER_PORT, if set, come first
-detectron2    --num-gpus, --num-machines, --machine-rank, --dist-url
+    torchrun      RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT
+    srun          SLURM_PROCID, SLURM_NTASKS, ...; MASTER_ADDR and MASTER_PORT, if set, come first
+    detectron2    --num-gpus, --num-machines, --machine-rank, --dist-url
+
+They are asked in this order.
 """
 
 from __future__ import annotations
