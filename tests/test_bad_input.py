@@ -552,6 +552,15 @@ def test_a_folder_that_holds_a_journal(bench: Bench) -> None:
     assert "holds stage/journal.jsonl" in bench.call(SEARCH)
 
 
+@pytest.mark.parametrize("left", ["stage/race.jsonl", "stage/matches/x", "dilation_N16/matches/x"])
+def test_what_a_race_leaves_is_of_an_earlier_run(bench: Bench, left: str) -> None:
+    """Matches of another network would be believed."""
+    (bench.output / left).parent.mkdir(parents=True)
+    (bench.output / left).write_text("")
+    held = "/".join(left.split("/")[:2])
+    assert f"OUTPUT_DIR: {bench.output}: holds {held} of an earlier run" in bench.call(SEARCH)
+
+
 def test_a_folder_that_holds_latencies(bench: Bench) -> None:
     bench.output.mkdir()
     (bench.output / "latency.jsonl").write_text("")
