@@ -70,16 +70,15 @@ class Replay:
     def look(self, group: Sequence[Architecture], portion: int) -> None:
         self._seen.update((architecture, portion) for architecture in group)
 
-    def scores(self, architecture: Architecture, portion: int) -> list[float]:
+    def scores(self, architectures: Sequence[Architecture], portion: int) -> list[list[float]]:
         images = self.images[portion]
         weights = np.ones((1, images))
         if images < self.images[-1]:
             draws = bootstrap(images, len(self._drawn), BOOTSTRAPS, self._seed + portion)
             weights = np.concatenate([weights, draws])
-        found = self._found[architecture]
-        of_images = np.zeros((len(weights), len(found.image_ids)))
+        of_images = np.zeros((len(weights), len(self._drawn)))
         np.add.at(of_images.T, self._drawn[:images], weights.T)
-        return found.scores(of_images).tolist()
+        return [self._found[architecture].scores(of_images).tolist() for architecture in architectures]
 
     @property
     def evaluations(self) -> int:
@@ -130,7 +129,7 @@ def replay(found: dict[Architecture, Matches], cfg: CfgNode, number: int) -> tup
     compare = Race("stage", "replay", looks, backbone_costs(cfg), journal, verdicts, confidence)
     winner = compare(codes, 1)[0]
     last = len(looks.images) - 1
-    best = max(looks.scores(code, last)[0] for code in codes)
+    best = max(scores[0] for scores in looks.scores(codes, last))
     return looks.evaluations / (images * len(codes)), best - winner.score
 
 

@@ -111,9 +111,10 @@ def add_crnas_config(cfg: CN) -> None:
     _C.SEARCH.RECALIBRATION_IMAGES = 200
     # Images in one batch of scoring and of recalibration, over all processes' shares alike.
     _C.SEARCH.BATCH_SIZE = 8
-    # Host memory in GB of each process for the decoded images of archval, and as much again for those
-    # of recalibration; what does not fit is read again each time.
+    # Memory in GB of each process for the decoded images of archval, and as much again for those of
+    # recalibration; what does not fit is read again each time. Of the host, or of MODEL.DEVICE.
     _C.SEARCH.CACHE_GB = 8.0
+    _C.SEARCH.CACHE_ON_DEVICE = False
     # Mixed precision in scoring: "", "bf16" or "fp16"; and torch's channels_last memory format, which
     # suits GPUs with mixed precision.
     _C.SEARCH.AMP = ""

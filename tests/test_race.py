@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_scoring import trained
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.engine.looks import ArchvalLooks
 from crnas_d2.engine.scoring import build_scorer
 from crnas_d2.errors import InputError
+from crnas_d2.evaluation.batches import FixedBatches
 from crnas_d2.evaluation.matches import bootstrap
 from crnas_d2.modeling.supernet import find_supernet
 from crnas_d2.search.candidates import ScoreAll
@@ -52,11 +54,11 @@ class Means:
             raise KeyboardInterrupt
         self.calls += [(architecture, portion) for architecture in group]
 
-    def scores(self, architecture: Architecture, portion: int) -> list[float]:
-        assert all((architecture, seen) in self.calls for seen in range(portion + 1))
+    def scores(self, architectures: Sequence[Architecture], portion: int) -> list[list[float]]:
+        assert all((a, seen) in self.calls for a in architectures for seen in range(portion + 1))
         images = self.images[portion]
         weights = np.concatenate([np.ones((1, images)), bootstrap(images, 64, 200, seed=portion)])
-        return self.weighted(architecture, weights).tolist()
+        return [self.weighted(architecture, weights).tolist() for architecture in architectures]
 
     def weighted(self, architecture: Architecture, weights: np.ndarray) -> np.ndarray:
         return weights @ self.values[architecture][: weights.shape[1]] / weights.sum(1)
@@ -293,12 +295,34 @@ def test_who_sees_all_of_archval_has_the_score_of_the_whole_search(kind: str, tm
     assert raced("mended", len(codes)) == everyone
 
 
-def test_portions_are_of_images_in_random_order(tmp_path: Path) -> None:
-    class Archval:
-        image_ids = [[2 * i, 2 * i + 1] for i in range(36)] + [[72]]
+def archval_of(images: int) -> FixedBatches:
+    dicts = [{"image_id": i, "height": 9, "width": 9} for i in range(images)]
+    return FixedBatches(dicts, lambda record: {**record, "image": torch.zeros(1)}, batch_size=2)
 
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_every_process_has_its_share_of_a_portion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    shares = []
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: world)
+    for rank in range(world):
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+
+        class Scorer:
+            archval = archval_of(200)
+
+        portions = ArchvalLooks(Scorer(), tmp_path, seed=0)._batches  # type: ignore[arg-type]
+        shares.append([[n for n, _ in Scorer.archval.mine(portion)] for portion in portions])
+    for portion, dealt in zip(portions, zip(*shares)):
+        assert sorted(number for share in dealt for number in share) == sorted(portion)
+        lengths = [len(share) for share in dealt]
+        assert max(lengths) - min(lengths) <= 1
+
+
+def test_portions_are_of_images_in_random_order(tmp_path: Path) -> None:
     class Scorer:
-        archval = Archval()
+        archval = archval_of(73)
 
     looks = ArchvalLooks(Scorer(), tmp_path, seed=0)  # type: ignore[arg-type]
     numbers = [number for batches in looks._batches for number in batches]

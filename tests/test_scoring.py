@@ -380,6 +380,13 @@ def test_what_does_not_fit_is_read_again(images: int, kept: int) -> None:
     assert mapped == 2 * in_order[kept:]
 
 
+def test_where_images_are_kept() -> None:
+    """Those that fit; the device meta stands for any."""
+    batches = FixedBatches(SEVEN, mapping([]), 3, cache_bytes=6 * 30, kept_on="meta")
+    found = [record["image"].device.type for _, batch in batches.mine() for record in batch]
+    assert found == 6 * ["meta"] + ["cpu"]
+
+
 @pytest.mark.parametrize("kept", [0, 3, 7])
 def test_some_batches(kept: int) -> None:
     """Those asked for, in order, and no other image is read."""

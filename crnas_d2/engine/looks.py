@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from crnas_d2.architecture import Architecture
 from crnas_d2.engine.checkpoint import write_bytes
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.archval import ArchvalScorer
+from crnas_d2.evaluation.batches import gather_in_order
 from crnas_d2.evaluation.matches import Matches, bootstrap
 from crnas_d2.search.race import portions
 from crnas_d2.seeding import derive_seed
@@ -26,22 +26,21 @@ BOOTSTRAPS = 200
 
 
 class ArchvalLooks:
-    """Race's looks: portions are batches of archval in random order.
+    """Race's looks: portions are batches of archval in the order in which they were dealt.
 
     Args:
         scorer: detects.
-        folder: of the matches.
-        seed: of the order, and of the bootstraps.
+        folder: of the matches; rank 0 writes, every process reads.
+        seed: of the bootstraps.
     """
 
     def __init__(self, scorer: ArchvalScorer, folder: Path, seed: int) -> None:
         self._scorer = scorer
         self._folder = folder
         self._seed = seed
-        ids = scorer.archval.image_ids
-        order = random.Random(derive_seed(seed, "portions")).sample(range(len(ids)), len(ids))
+        ids, dealt = scorer.archval.image_ids, scorer.archval.dealt
         ends = portions(len(ids))
-        self._batches = [order[start:end] for start, end in zip([0, *ends], ends)]
+        self._batches = [dealt[start:end] for start, end in zip([0, *ends], ends)]
         counts = [sum(len(ids[number]) for number in batches) for batches in self._batches]
         self.images = list(itertools.accumulate(counts))
 
@@ -57,23 +56,31 @@ class ArchvalLooks:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(str(path), found.to_bytes())
 
-    def scores(self, architecture: Architecture, portion: int) -> list[float]:
-        """The metric over the images seen up to the portion, then over bootstraps of them.
+    def scores(self, architectures: Sequence[Architecture], portion: int) -> list[list[float]]:
+        """Of each the metric over the images seen up to the portion, then over bootstraps of them.
 
         Raises:
             InputError: a file of matches is damaged.
         """
-        scores = None
-        if comm.is_main_process():
-            seen = [self._read(architecture, number) for number in range(portion + 1)]
-            images = self.images[portion]
-            weights = np.ones((1, images))
-            if images < self.images[-1]:
-                seed = derive_seed(self._seed, "bootstrap", portion)
-                draws = bootstrap(images, self.images[-1], BOOTSTRAPS, seed)
-                weights = np.concatenate([weights, draws])
-            scores = functools.reduce(Matches.joined, seen).scores(weights).tolist()
-        return comm.all_gather(scores)[0]
+        comm.synchronize()  # rank 0 has written the matches
+        images = self.images[portion]
+        weights = np.ones((1, images))
+        if images < self.images[-1]:
+            seed = derive_seed(self._seed, "bootstrap", portion)
+            draws = bootstrap(images, self.images[-1], BOOTSTRAPS, seed)
+            weights = np.concatenate([weights, draws])
+        rank, world = comm.get_rank(), comm.get_world_size()
+        mine = [
+            (number, self._matches(architecture, portion).scores(weights).tolist())
+            for number, architecture in enumerate(architectures)
+            if number % world == rank
+        ]
+        return gather_in_order(mine)
+
+    def _matches(self, architecture: Architecture, portion: int) -> Matches:
+        """On all images up to the portion."""
+        seen = [self._read(architecture, number) for number in range(portion + 1)]
+        return functools.reduce(Matches.joined, seen)
 
     def _path(self, architecture: Architecture, portion: int) -> Path:
         return self._folder / str(portion) / (str(architecture).replace("/", "_") + ".npz")

@@ -61,6 +61,8 @@ def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScor
         mapper=mapper,
         batch_size=cfg.SEARCH.BATCH_SIZE,
         cache_bytes=cfg.SEARCH.CACHE_GB * 1e9,
+        kept_on=detector.device if cfg.SEARCH.CACHE_ON_DEVICE else "cpu",
+        seed=seed,
     )
     archval = get_detection_dataset_dicts(split.archval, filter_empty=False)
     archtrain = get_detection_dataset_dicts(split.archtrain, filter_empty=False)

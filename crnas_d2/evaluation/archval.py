@@ -7,6 +7,7 @@ get alone.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -30,6 +31,8 @@ from detectron2.utils import comm
 
 Group = Sequence[Architecture]
 Done = Callable[[Group, list[float]], None]
+# (batch number, COCO results of each architecture on it) of each batch.
+Detected = list[tuple[int, list[list[dict[str, Any]]]]]
 
 
 class ArchvalScorer:
@@ -98,7 +101,7 @@ class ArchvalScorer:
         with ThreadPoolExecutor(max_workers=1) as beside, self._stopped_by_errors():
             last: tuple[Sequence[Architecture], Future[list[float]] | None] | None = None
             for group in groups:
-                found = self._detect(group, self._statistics(group))
+                found = self._on_main(self._detect(group, self._statistics(group)))
                 if last is not None:
                     self._tell(*last, done)
                 main = comm.is_main_process()
@@ -152,16 +155,20 @@ class ArchvalScorer:
     def matches(self, group: Group, batches: Sequence[int]) -> list[Matches]:
         """What the architectures hit on some of archval's batches; on rank 0, empty on the others.
 
-        The BatchNorm statistics of an architecture are remembered, since it comes again.
+        Each process matches what it has detected. The BatchNorm statistics of an architecture are
+        remembered, since it comes again.
         """
         new = [architecture for architecture in group if architecture not in self._remembered]
         if new:
             self._remembered.update(zip(new, self._statistics(new)))
-        found = self._detect(group, [self._remembered[a] for a in group], batches)
-        if not comm.is_main_process():
-            return []
-        images = [image for number in batches for image in self.archval.image_ids[number]]
-        return [match(self._metric, detections, images) for detections in found]
+        mine = self._detect(group, [self._remembered[a] for a in group], batches)
+        images = [image for number, _ in mine for image in self.archval.image_ids[number]]
+        found = [
+            match(self._metric, [d for _, batch in mine for d in batch[member]], images)
+            for member in range(len(group))
+        ]
+        parts = comm.gather(found if images else [])
+        return [functools.reduce(Matches.joined, of_one) for of_one in zip(*filter(None, parts))]
 
     def _autocast(self) -> torch.autocast:
         device = self._detector.device.type
@@ -201,8 +208,8 @@ class ArchvalScorer:
         group: Group,
         statistics: Sequence[Statistics],
         batches: Container[int] | None = None,
-    ) -> list[list[dict[str, Any]]]:
-        """COCO results of each architecture over archval, in batch order; on rank 0, else none.
+    ) -> Detected:
+        """What the architectures detect on this process's share of archval.
 
         Args:
             statistics: of each.
@@ -210,7 +217,7 @@ class ArchvalScorer:
         """
         self._check_lengths(group)
         paths = [self._completions(architecture)[1] for architecture in group]
-        mine = []
+        mine: Detected = []
 
         def run(step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
             # Whatever is shared has the same statistics for all members.
@@ -234,8 +241,13 @@ class ArchvalScorer:
                     mine.append((number, found))
         finally:
             self._norms.put_back()
+        return mine
+
+    @staticmethod
+    def _on_main(mine: Detected) -> list[list[dict[str, Any]]]:
+        """COCO results of each architecture over archval, in batch order; on rank 0, else none."""
         per_batch = gather_in_order(mine, everywhere=False)
-        return [[d for batch in per_batch for d in batch[member]] for member in range(len(paths))]
+        return [[d for part in of_one for d in part] for of_one in zip(*per_batch)]
 
     def _as_coco(
         self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]

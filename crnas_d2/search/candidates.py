@@ -37,6 +37,13 @@ def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda c: (-c.score, c.costs["macs"], str(c.architecture)))
 
 
+def journalled(journal: Journal, step: str, architecture: Architecture, costs: Costs) -> Candidate:
+    """The candidate as it stands in the journal."""
+    score = journal.score(step, str(architecture))
+    assert score is not None
+    return Candidate(architecture, score, costs(architecture))
+
+
 def grouped(architectures: Sequence[Architecture], size: int) -> list[list[Architecture]]:
     """Neighbours in groups of at most ``size``, to be scored together.
 
@@ -108,7 +115,7 @@ class ScoreAll:
         groups = grouped(list(filter(is_new, architectures)), self._group_size)
         with closing(in_turn(groups, self._progress(architectures))) as handed_out:
             self._score(map(self._note_start, handed_out), self._add)
-        return ranked(map(self._known, architectures))
+        return ranked(journalled(self._journal, self._step, a, self._costs) for a in architectures)
 
     def _note_start(self, group: Group) -> Group:
         self._started.append(time.perf_counter())
@@ -126,8 +133,3 @@ class ScoreAll:
                     "seconds": round(seconds, 3),
                 }
             )
-
-    def _known(self, architecture: Architecture) -> Candidate:
-        score = self._journal.score(self._step, str(architecture))
-        assert score is not None  # it has just been journalled
-        return Candidate(architecture, score, self._costs(architecture))

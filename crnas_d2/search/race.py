@@ -15,7 +15,7 @@ from typing import Protocol
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Costs
-from crnas_d2.search.candidates import Candidate, Progress, grouped, in_turn, ranked
+from crnas_d2.search.candidates import Candidate, Progress, grouped, in_turn, journalled, ranked
 from crnas_d2.search.journal import Journal
 
 # Chosen, with SEARCH.RACE_CONFIDENCE 0.96, on replays of the BCCD search (docs/BENCHMARKS.md).
@@ -38,8 +38,8 @@ class Looks(Protocol):
     def look(self, group: Sequence[Architecture], portion: int) -> None:
         """Let candidates that share most of their paths look at a portion; kept on disk."""
 
-    def scores(self, architecture: Architecture, portion: int) -> list[float]:
-        """The score on the images seen up to the portion, 0..100, nan if they have no object.
+    def scores(self, architectures: Sequence[Architecture], portion: int) -> list[list[float]]:
+        """Of each the score on the images seen up to the portion, 0..100, nan if they have no object.
 
         Unless they are all, the scores on bootstraps of archval follow, the same for everybody.
         """
@@ -90,7 +90,7 @@ class Race:
         for portion in range(len(self._looks.images)):
             self._let_look(running, portion)
             running = self._drop(running, portion, keep)
-        return ranked(map(self._finish, running))
+        return self._finish(running)
 
     def _let_look(self, running: Sequence[Architecture], portion: int) -> None:
         missing = self._looks.missing(running, portion)
@@ -105,7 +105,7 @@ class Race:
         """Those that go on, in the order given: after the last portion all."""
         if portion == len(self._looks.images) - 1 or len(running) <= keep:
             return list(running)
-        found = {a: self._looks.scores(a, portion) for a in running}
+        found = dict(zip(running, self._looks.scores(running, portion)))
         if math.isnan(found[running[0]][0]):
             return list(running)  # no object on the images so far
 
@@ -144,14 +144,13 @@ class Race:
                 }
             )
 
-    def _finish(self, architecture: Architecture) -> Candidate:
-        score, costs = self._journal.score(self._step, str(architecture)), self._costs(architecture)
-        if score is None:
-            last = len(self._looks.images) - 1
-            score = self._looks.scores(architecture, last)[0]
-            record = {"step": self._step, "architecture": str(architecture), "score": score}
-            self._journal.add({**record, **costs})
-        return Candidate(architecture, score, costs)
+    def _finish(self, running: Sequence[Architecture]) -> list[Candidate]:
+        """Best first; those that are not journalled yet are, in the order given."""
+        new = [a for a in running if self._journal.score(self._step, str(a)) is None]
+        for architecture, scores in zip(new, self._looks.scores(new, len(self._looks.images) - 1)):
+            record = {"step": self._step, "architecture": str(architecture), "score": scores[0]}
+            self._journal.add({**record, **self._costs(architecture)})
+        return ranked(journalled(self._journal, self._step, a, self._costs) for a in running)
 
 
 def fractions_behind(scores: Sequence[Sequence[float]], leading: int) -> list[float]:
