@@ -116,9 +116,11 @@ def add_crnas_config(cfg: CN) -> None:
     _C.SEARCH.CACHE_GB = 8.0
     _C.SEARCH.CACHE_ON_DEVICE = False
     # Mixed precision in scoring: "", "bf16" or "fp16"; and torch's channels_last memory format, which
-    # suits GPUs with mixed precision.
+    # suits GPUs with mixed precision. torch.compile of the blocks for detection (torch 2.6 or later and
+    # a C++ compiler): minutes before the first score.
     _C.SEARCH.AMP = ""
     _C.SEARCH.CHANNELS_LAST = False
+    _C.SEARCH.COMPILE = False
     # Candidates that are scored together, so that what their paths have in common is computed once, and
     # journalled together. No score depends on it.
     _C.SEARCH.GROUP_SIZE = 32

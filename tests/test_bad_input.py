@@ -20,8 +20,9 @@ import torch
 from detectors import ROOT, TINY, command_line, tiny_shapes, tiny_yaml
 
 from crnas_d2.data.splits import write_split
-from crnas_d2.engine.chain import _step_config, plan_search
+from crnas_d2.engine.chain import _step_config
 from crnas_d2.engine.launch import run
+from crnas_d2.engine.plan import plan_search
 from crnas_d2.engine.scoring import Split
 from crnas_d2.engine.setup import read_config
 from detectron2.config import CfgNode

@@ -106,7 +106,7 @@ def test_evolution_and_random_search_under_a_budget_of_latency(folder: Path) -> 
     options += ["SEARCH.STAGE_SEARCH", "evolution", "SEARCH.DILATION_SEARCH", "random"]
     shown = start(folder, *options)
     out = folder / "out"
-    assert shown.splitlines()[-1] == f"written: {out}/found.yaml"
+    assert shown.splitlines()[-1] == f"written: {out}/found.yaml, {out}/report.html"
     measured = {record["architecture"]: record for record in records(out / "latency.jsonl")}
     stages = records(out / "stage" / "journal.jsonl")
     assert len(stages) == len({record["architecture"] for record in stages}) == 6
@@ -140,6 +140,8 @@ def test_a_race_in_one_process_and_in_two(folder: Path) -> None:
     dropped, finished = records(out / "stage/race.jsonl"), records(out / "stage/journal.jsonl")
     assert {record["step"] for record in dropped} <= {"stage race N5", "stage race N6"}
     assert len(dropped) + len(finished) == 4 + 6 and len(finished) < 10
+    report = (out / "report.html").read_text()
+    assert all(record["architecture"] in report for record in [*dropped, *finished])
     for name in names:
         (out / name).unlink()
     start(folder, "--resume", "--num-gpus=2", *options)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from detectors import ROOT
 
-from crnas_d2.engine.chain import plan_search
+from crnas_d2.engine.plan import plan_search
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.engine.setup import check_network, read_config
 from crnas_d2.modeling.build import architecture_of, family_of, stage_space_of

@@ -42,4 +42,4 @@ def test_the_demo(tmp_path: Path) -> None:
         assert len(set(scores)) >= 0.9 * count
         assert statistics.median(scores) >= baseline / 3, (step, statistics.median(scores), baseline)
     last = done.stdout.strip().splitlines()[-1]
-    assert last.startswith("written: ") and last.count(str(out)) == 2
+    assert last.startswith("written: ") and last.count(str(out)) == 3

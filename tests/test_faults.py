@@ -284,6 +284,17 @@ def test_a_fault_in_a_real_process(bench: Bench, id: str) -> None:  # noqa: F811
     assert snapshot(bench.folder) == before
 
 
+def test_no_compiler(bench: Bench) -> None:  # noqa: F811
+    """torch.compile is tried before anything is written, with nothing of earlier runs to take."""
+    before = snapshot(bench.folder)
+    none = {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(bench.shapes / "inductor")}
+    done = start(bench.folder, SEARCH, *bench.arguments(["SEARCH.COMPILE", True]), **none)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("error: SEARCH.COMPILE: True: torch.compile: ")
+    assert "/no/compiler" in done.stderr and done.stderr.endswith("; allowed here is False\n")
+    assert snapshot(bench.folder) == before
+
+
 def shrink(path: Path) -> None:
     Image.open(path).resize((50, 50)).save(path)
 

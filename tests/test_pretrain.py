@@ -11,7 +11,8 @@ import torch
 from detectors import FAMILIES, HEADS, TINY, command_line, tiny_config, tiny_shapes
 from image_folders import tiny_classifier
 
-from crnas_d2.engine.chain import plan_search, run_search
+from crnas_d2.engine.chain import run_search
+from crnas_d2.engine.plan import plan_search
 from crnas_d2.engine.pretrain import pretrained
 from crnas_d2.engine.setup import check_weights, read_config
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer

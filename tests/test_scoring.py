@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
+import shutil
 import statistics
 import threading
 from pathlib import Path
@@ -35,6 +37,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.layers import CNNBlockBase
 from detectron2.structures import Boxes, Instances
 
 
@@ -176,30 +179,72 @@ def test_multiply_accumulates_are_those_of_the_architectures(tmp_path: Path) -> 
     assert scorer.macs.alone == pytest.approx(expected, rel=1e-9)
 
 
+def certainty_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScorer:
+    """By the mean certainty of the detections: few iterations make no AP to speak of."""
+    scorer = build_scorer(cfg, split, detector)
+    scorer._metric = lambda found: 100 * statistics.mean(d["score"] for d in found)
+    scorer._metric.task = "bbox"
+    return scorer
+
+
+BF16, CHANNELS_LAST, COMPILE = (
+    ["SEARCH.AMP", "bf16"],
+    ["SEARCH.CHANNELS_LAST", True],
+    ["SEARCH.COMPILE", True],
+)
+NO_COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++")
+
+
 @pytest.mark.parametrize(
-    ("options", "tolerance"),
-    [(["SEARCH.AMP", "bf16"], 0.1), (["SEARCH.CHANNELS_LAST", True], 1e-3)],
+    ("kind", "options", "tolerance"),
+    [
+        *[(kind, BF16, 0.1) for kind in ("stage", "dilation")],
+        *[(kind, CHANNELS_LAST, 1e-3) for kind in ("stage", "dilation")],
+        pytest.param("dilation", COMPILE, 1e-5, marks=NO_COMPILER),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("kind", ["stage", "dilation"])
 def test_faster_arithmetic_scores_about_the_same(
     tmp_path: Path, kind: str, options: list[Any], tolerance: float
 ) -> None:
-    """By the mean certainty of the detections: so few iterations make no AP to speak of."""
-
-    def certainties() -> list[float]:
-        scorer = build_scorer(cfg, split, detector)
-        scorer._metric = lambda found: 100 * statistics.mean(d["score"] for d in found)
-        scorer._metric.task = "bbox"
-        return scorer.scores(paths)
-
     cfg, split, detector = trained(tmp_path, kind, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
     paths = [find_supernet(detector).space.sample(0, i) for i in range(3)]
-    exact = certainties()
+    exact = certainty_scorer(cfg, split, detector).scores(paths)
     cfg.merge_from_list(options)
-    found = certainties()
+    found = certainty_scorer(cfg, split, detector).scores(paths)
     assert found == pytest.approx(exact, rel=tolerance)
     assert found != exact
+
+
+@pytest.mark.parametrize("kind", ["stage", "dilation"])
+def test_equal_blocks_share_a_compilation(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths, digits and statistics change, and each is seen; traced, run by torch itself."""
+    traced = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        traced.append(graph)
+        return graph.forward
+
+    options = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "SEARCH.BATCH_SIZE", 4]
+    options += ["SEARCH.RECALIBRATION_IMAGES", 3]  # which is no size of a batch of archval
+    cfg, split, detector = trained(tmp_path, kind, *options)
+    supernet = find_supernet(detector)
+    paths = [supernet.space.sample(0, i) for i in range(8)]
+    assert {digit for path in paths for digit in path.dilation_code} == (
+        {0} if kind == "stage" else {0, 1, 2}
+    )
+    exact = certainty_scorer(cfg, split, detector).scores(paths)
+    compiled = functools.partialmethod(nn.Module.compile, backend=backend)
+    monkeypatch.setattr(CNNBlockBase, "compile", compiled, raising=False)
+    torch.compiler.reset()
+    cfg.SEARCH.COMPILE = True
+    scorer = certainty_scorer(cfg, split, detector)
+    assert scorer.scores(paths) == exact
+    assert scorer.scores(paths[::-1]) == exact[::-1]
+    # The stem, and in each stage the first block and the others; with every rate.
+    assert 0 < len(traced) <= (1 + 2 * 4 if kind == "stage" else 1 + 2 * 4 * 3)
 
 
 def test_the_metric_runs_beside_the_next_group(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What reads networks and never trains: costs.py and flops.py count, latency.py measures."""
+"""What reads and never trains: costs.py and flops.py count, latency.py measures, report.py shows."""
 
 from crnas_d2 import lines
 

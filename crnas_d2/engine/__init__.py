@@ -3,8 +3,9 @@
 trainer.py: DetectionTrainer, whose run is a function of the seed, and SupernetTrainer. draws.py:
 the random draws inside a detector's losses. schedule.py: epochs. gradients.py and checkpoint.py.
 hooks.py: path sampling, progress bar, search. scoring.py: the scorer from a config. launch.py:
-processes. setup.py: from the command line to a checked config. chain.py: search_net.py, with
-pretrain.py, found.py and retrain.py.
+processes. setup.py: from the command line to a checked config. plan.py and chain.py: search_net.py's
+checks and its course, with pretrain.py, found.py and retrain.py. looks.py: what candidates of a race
+have seen.
 """
 
 from crnas_d2 import lines

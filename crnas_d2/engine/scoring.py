@@ -76,4 +76,5 @@ def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScor
         seed,
         amp=AMP[cfg.SEARCH.AMP],
         channels_last=cfg.SEARCH.CHANNELS_LAST,
+        compiled=cfg.SEARCH.COMPILE,
     )

@@ -7,12 +7,12 @@ get alone.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import threading
 from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, Callable
 
 import torch
@@ -21,6 +21,7 @@ from torch import nn
 from crnas_d2.architecture import Architecture
 from crnas_d2.evaluation.batches import FixedBatches, gather_in_order
 from crnas_d2.evaluation.coco import CocoMetric
+from crnas_d2.evaluation.compiled import compile_blocks, uncompiled
 from crnas_d2.evaluation.matches import Matches, match
 from crnas_d2.evaluation.recalibration import BackboneNorms, PathOf, Statistics, statistics_of
 from crnas_d2.evaluation.sharing import MacCounter, Members, walk
@@ -51,6 +52,7 @@ class ArchvalScorer:
         seed: of the draws.
         amp: precision of the forward passes; None: as the weights are.
         channels_last: torch's memory format of weights and images.
+        compiled: the supernet's blocks are compiled for detection, not for recalibration.
 
     Attributes:
         archval: as given.
@@ -67,6 +69,7 @@ class ArchvalScorer:
         seed: int,
         amp: torch.dtype | None = None,
         channels_last: bool = False,
+        compiled: bool = False,
     ) -> None:
         supernet = find_supernet(detector)
         if supernet is None:
@@ -75,6 +78,9 @@ class ArchvalScorer:
         self._detector = detector.eval().to(memory_format=self._format)
         self._amp = amp
         self._supernet = supernet
+        self._compiled = compiled
+        if compiled:
+            compile_blocks(supernet)
         self.archval = archval
         self._recalibration = recalibration
         self._metric = metric
@@ -132,7 +138,7 @@ class ArchvalScorer:
             done(group[: len(scores)], scores)
         return scores
 
-    @contextmanager
+    @contextlib.contextmanager
     def _stopped_by_errors(self) -> Iterator[None]:
         """The metric ends after the candidate at hand: an error need not wait for the whole group."""
         try:
@@ -176,7 +182,7 @@ class ArchvalScorer:
 
     def _statistics(self, group: Group) -> list[Statistics]:
         paths = [self._completions(architecture)[0] for architecture in group]
-        with self._autocast():
+        with self._autocast(), uncompiled() if self._compiled else contextlib.nullcontext():
             return statistics_of(
                 self._detector, self._supernet, self._norms, self._recalibration, paths, self._run
             )
@@ -200,7 +206,11 @@ class ArchvalScorer:
         )
 
     def _run(self, step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
-        return self.macs.run(step, members, x.contiguous(memory_format=self._format))
+        x = x.contiguous(memory_format=self._format)
+        if self._compiled and not self.macs.knows(step, x):
+            with uncompiled():  # a block with the counter's hooks would be compiled anew
+                self.macs.run(step, (), x)
+        return self.macs.run(step, members, x)
 
     @torch.no_grad()
     def _detect(

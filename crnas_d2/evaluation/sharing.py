@@ -61,10 +61,14 @@ class MacCounter:
         self.alone = 0
         self._known: dict[tuple[str, torch.Size], int] = {}
 
+    def knows(self, step: Step, x: torch.Tensor) -> bool:
+        """Whether the step was run on images of that shape before; the first time, by hooks, counts."""
+        return (step.name, x.shape) in self._known
+
     def run(self, step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
         """Run a step that ``members`` share and count it."""
         key = (step.name, x.shape)
-        if key in self._known:
+        if self.knows(step, x):
             y = step(x)
         else:
             y, self._known[key] = _counted(step, x)

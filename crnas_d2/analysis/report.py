@@ -1,0 +1,113 @@
+"""report.html: what a search found, every candidate it scored, and whom its races dropped.
+
+Read from the files of the run's folder alone, so it can be written again at any time:
+
+    OUTPUT_DIR/found*.yaml  stage/ and dilation*/journal.jsonl, race.jsonl  retrain/table.csv
+
+One page without scripts or other files.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from crnas_d2.architecture import Architecture
+from crnas_d2.search.journal import Journal
+
+Row = Mapping[str, Any]
+STYLE = (
+    "body {font: 15px/1.4 sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em}"
+    " table {border-collapse: collapse; margin: .5em 0} caption {text-align: left}"
+    " th, td {border-bottom: 1px solid #ccc; padding: .1em .7em; text-align: right}"
+    " th:first-child, td:first-child {text-align: left; font-family: monospace}"
+)
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html over an earlier one.
+
+    Args:
+        folder: OUTPUT_DIR of a search.
+
+    Returns:
+        its path.
+
+    Raises:
+        InputError: a damaged journal.
+    """
+    parts = [f"<h1>{escape(folder.resolve().name)}</h1>", *_found(folder)]
+    for pattern in ("stage", "dilation*"):
+        for journal in sorted(folder.glob(f"{pattern}/journal.jsonl")):
+            parts += _search(journal.parent)
+    parts += _retrained(folder / "retrain" / "table.csv")
+    path = folder / "report.html"
+    beside = path.with_name("report.html.part")
+    head = f'<meta charset="utf-8"><title>{escape(folder.resolve().name)}</title><style>{STYLE}</style>'
+    beside.write_text("\n".join(["<!doctype html>", head, *parts, ""]), encoding="utf-8")
+    beside.replace(path)
+    return path
+
+
+def _found(folder: Path) -> Iterable[str]:
+    for path in sorted(folder.glob("found*.yaml")):
+        comment = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        yield f"<p><b>{escape(path.name)}</b>: {escape(comment)}</p>"
+
+
+def _search(folder: Path) -> Iterable[str]:
+    """Candidates by how far their codes have grown, whole ones first; then the dropped ones."""
+    records = Journal(folder / "journal.jsonl", writes=False).records
+    yield f"<h2>{escape(folder.name)}: {len(records)} candidates saw all of archval</h2>"
+
+    def digits(record: Row) -> int:
+        return len(Architecture.parse(record["architecture"]).dilation_code)
+
+    ranked = sorted(records, key=lambda r: (-digits(r), -r["score"], r["macs"], r["architecture"]))
+    for number, grown in groupby(ranked, key=digits):
+        yield _table([_without_step(r) for r in grown], f"codes of {number} digits, best first")
+    yield from _dropped(Journal(folder / "race.jsonl", writes=False).records)
+
+
+def _dropped(records: Sequence[Row]) -> Iterable[str]:
+    for step, of_race in groupby(sorted(records, key=lambda r: r["step"]), key=lambda r: r["step"]):
+        rows = [_without_step(record) for record in of_race]
+        why = (
+            f"{step}: {len(rows)} dropped. images: seen by then; score: on them; behind: in what part "
+            "of the bootstraps it was not among the leading quarter"
+        )
+        yield _table(rows, why)
+
+
+def _retrained(path: Path) -> Iterable[str]:
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            yield "<h2>retrained, on the test set</h2>"
+            yield _table(list(csv.DictReader(file)), str(path.name))
+
+
+def _without_step(record: Row) -> Row:
+    """What a line of a journal says of its candidate, that first."""
+    rest = {key: value for key, value in record.items() if key != "step"}
+    return {"architecture": rest.pop("architecture"), **rest}
+
+
+def _table(rows: Sequence[Row], caption: str) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [f"<table><caption>{escape(caption)}</caption>", _line("th", columns)]
+    lines += [_line("td", [_shown(row.get(column, "")) for column in columns]) for row in rows]
+    return "\n".join([*lines, "</table>"])
+
+
+def _line(tag: str, cells: Iterable[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}"

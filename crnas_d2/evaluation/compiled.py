@@ -1,0 +1,45 @@
+"""torch.compile for the blocks that paths are made of; an option of scoring, SEARCH.COMPILE.
+
+Blocks are compiled one by one: those of equal shape share a compilation in whatever branch they are,
+so that a supernet of forty branches takes as many as it has different blocks. The sizes of images are
+symbols: what was compiled does not depend on which came first.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+import torch._dynamo
+from torch import nn
+
+from detectron2.layers import CNNBlockBase
+
+# Compilations of one function that torch keeps, 8 by default, before it gives up: MobileNetV2 has 17
+# different blocks, each with three rates, for one image and for several.
+COMPILATIONS = 256
+
+
+def check_compiler(device: str) -> None:
+    """
+    Raises:
+        RuntimeError: torch.compile does not work here, in one line.
+    """
+    try:
+        with torch.compiler.set_stance("default"):  # torch has it from 2.6 on
+            torch.compile(torch.sin)(torch.ones(2, device=device))
+    except Exception as error:  # of torch, of Triton, of the C++ compiler
+        raise RuntimeError(f"torch.compile: {str(error).splitlines()[0]}") from error
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """From now on, every block of the network compiles itself when it sees images of a new kind."""
+    torch._dynamo.config.cache_size_limit = max(COMPILATIONS, torch._dynamo.config.cache_size_limit)
+    for module in network.modules():
+        if isinstance(module, CNNBlockBase):
+            module.compile(dynamic=True)
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Inside, blocks run as they are written: layers may have been given another forward."""
+    return torch.compiler.set_stance("force_eager")
