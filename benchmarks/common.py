@@ -1,12 +1,15 @@
-"""What the benchmarks share: generated pictures to train on, and how a result is shown and kept."""
+"""What the benchmarks share: data to train and to score on, a clock, and how a result is shown."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+from crnas_d2.data.datasets import check_dataset, register_coco
 from crnas_d2.data.shapes import make_shapes
+from detectron2.data import MetadataCatalog
 
 
 def generated_data(folder: str, size: tuple[int, int]) -> list[str]:
@@ -17,6 +20,26 @@ def generated_data(folder: str, size: tuple[int, int]) -> list[str]:
         *("DATASETS.TRAIN_IMAGES", f"{folder}/data/images"),
         *("OUTPUT_DIR", folder),
     ]
+
+
+def first_images(name: str, images: int, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The first images of a data set, registered: their name, and the content of their JSON."""
+    content = check_dataset(name, "DATASETS.TRAIN")
+    kept = content["images"][:images]
+    ids = {image["id"] for image in kept}
+    annotations = [a for a in content["annotations"] if a["image_id"] in ids]
+    content = {**content, "images": kept, "annotations": annotations}
+    path = folder / "archval.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    register_coco(str(path), str(path), MetadataCatalog.get(name).image_root)
+    return str(path), content
+
+
+def timed(run: Any, *args: Any) -> tuple[float, Any]:
+    """Wall seconds, and what the call returns."""
+    start = time.perf_counter()
+    found = run(*args)
+    return time.perf_counter() - start, found
 
 
 def show(result: dict[str, Any], path: str | None) -> None:

@@ -16,21 +16,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import logging
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import show
+from common import first_images, show, timed
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
-from crnas_d2.data.datasets import check_dataset, register_coco, use_own_data
+from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine.scoring import Split, build_scorer
 from crnas_d2.engine.setup import read_config
 from crnas_d2.engine.trainer import SupernetTrainer
@@ -44,7 +42,7 @@ from crnas_d2.search.stage import stage_search
 from crnas_d2.space import StageSpace
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 
 
@@ -105,28 +103,9 @@ def our_search(cfg: CfgNode, scorer: ArchvalScorer, folder: Path) -> list[tuple[
     return seen
 
 
-def subset(name: str, images: int, folder: Path) -> tuple[str, dict[str, Any]]:
-    """The first images of a data set, registered."""
-    content = check_dataset(name, "DATASETS.TRAIN")
-    kept = content["images"][:images]
-    ids = {image["id"] for image in kept}
-    annotations = [a for a in content["annotations"] if a["image_id"] in ids]
-    content = {**content, "images": kept, "annotations": annotations}
-    path = folder / "archval.json"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    register_coco(str(path), str(path), MetadataCatalog.get(name).image_root)
-    return str(path), content
-
-
-def timed(run: Any, *args: Any) -> tuple[float, Any]:
-    start = time.perf_counter()
-    found = run(*args)
-    return time.perf_counter() - start, found
-
-
 def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dict[str, Any]:
     """The two ratios; the plain loop's candidates are those that our search came upon."""
-    name, content = subset(cfg.DATASETS.TRAIN[0], images, folder)
+    name, content = first_images(cfg.DATASETS.TRAIN[0], images, folder)
     split = Split(cfg.DATASETS.TRAIN[0], name, content)
     stock, ours = {}, {}
     for threads in (1, 2):

@@ -77,7 +77,8 @@ def test_two_budgets_from_one_supernet(folder: Path) -> None:
     assert {path.name for path in out.iterdir()} >= {
         *("stage", "dilation_N5", f"dilation_{name}", "found_N5.yaml", f"found_{name}.yaml")
     }
-    assert shown.splitlines()[-1].endswith(f"{out}/found_N5.yaml, {out}/found_{name}.yaml")
+    files = f"{out}/found_N5.yaml, {out}/found_{name}.yaml, {out}/report.html"
+    assert shown.splitlines()[-1] == f"written: {files}"
 
     costs, space = backbone_costs(base()), stage_space_of(base())
     journal = records(out / "stage" / "journal.jsonl")

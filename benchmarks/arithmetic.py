@@ -1,0 +1,108 @@
+#!/usr/bin/env python
+"""Scoring with SEARCH.AMP, CHANNELS_LAST and COMPILE against scoring without, on the device at hand.
+
+    python benchmarks/arithmetic.py [--weights supernet.pth] [--json PATH] [KEY VALUE ...]
+
+A group of stage candidates is scored with each combination in turn, after a first time that warms up
+and compiles. seconds: the fastest of --rounds; first: that first time. ratio: the fastest combination
+over plain float32. off: how much a score differs from float32's, at most, in AP; without --weights of
+a trained supernet it says nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import first_images, show, timed
+from torch import nn
+
+from crnas_d2.data.datasets import use_own_data
+from crnas_d2.engine.scoring import Split, build_scorer
+from crnas_d2.engine.setup import read_config
+from crnas_d2.modeling.supernet import find_supernet
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+KEYS = ("SEARCH.AMP", "SEARCH.CHANNELS_LAST", "SEARCH.COMPILE")
+
+
+def name_of(values: tuple[Any, ...]) -> str:
+    named = zip(values, (values[0], "channels_last", "compiled"))
+    return " ".join(name for value, name in named if value) or "float32"
+
+
+def measure(
+    cfg: CfgNode, detector: nn.Module, split: Split, candidates: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Of each combination, float32 first: seconds, seconds of the first time, and off."""
+    precisions = ("", "bf16") if cfg.MODEL.DEVICE == "cpu" else ("", "bf16", "fp16")
+    space = find_supernet(detector).space
+    group = [space.sample(0, i) for i in range(candidates)]
+    scorers, found, exact = {}, {}, []
+    for values in itertools.product(precisions, (False, True), (False, True)):
+        run = cfg.clone()
+        run.merge_from_list([item for pair in zip(KEYS, values) for item in pair])
+        # A copy, since memory format and compilation stay with the layers.
+        scorers[name_of(values)] = build_scorer(run, split, copy.deepcopy(detector))
+    for name, scorer in scorers.items():
+        first, scores = timed(scorer.scores, group)
+        exact = exact or scores
+        off = max(abs(score - expected) for score, expected in zip(scores, exact))
+        found[name] = {"seconds": first, "first": first, "off": off}
+        print(f"{name}: {first:.1f} s the first time")
+    for _ in range(rounds):
+        for name, scorer in scorers.items():
+            seconds, _ = timed(scorer.scores, group)
+            found[name]["seconds"] = min(found[name]["seconds"], seconds)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", default="configs/BCCD/search.yaml")
+    parser.add_argument("--images", type=int, default=16, help="of archval, and for recalibration")
+    parser.add_argument("--candidates", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--weights", help="of the stage supernet; else random")
+    parser.add_argument("--json", help="write the result there")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["SEARCH.RECALIBRATION_IMAGES", str(args.images), *args.opts, "OUTPUT_DIR", folder]
+        cfg = read_config(args.config_file, options)
+        use_own_data(cfg)
+        cfg.MODEL.CRNAS.SUPERNET = "stage"
+        if cfg.NUM_THREADS:
+            torch.set_num_threads(cfg.NUM_THREADS)
+        torch.manual_seed(0)
+        detector = build_model(cfg)
+        if args.weights:
+            DetectionCheckpointer(detector).load(args.weights)
+        name, content = first_images(cfg.DATASETS.TRAIN[0], args.images, Path(folder))
+        split = Split(cfg.DATASETS.TRAIN[0], name, content)
+        found = measure(cfg, detector, split, args.candidates, args.rounds)
+    best = min(found, key=lambda name: found[name]["seconds"])
+    baseline = found["float32"]["seconds"]
+    for name, values in found.items():
+        print(name, {key: round(value, 3) for key, value in values.items()})
+    result = {
+        "ratio": found[best]["seconds"] / baseline,
+        "baseline": baseline,
+        "ours": found[best]["seconds"],
+        "best": best,
+        "all": found,
+        "setting": f"{args.config_file}, {args.candidates} candidates, {args.images} images, "
+        f"{torch.get_num_threads()} threads, {cfg.MODEL.DEVICE}",
+    }
+    show(result, args.json)
+
+
+if __name__ == "__main__":
+    main()
