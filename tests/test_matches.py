@@ -165,6 +165,8 @@ def test_nothing_to_measure(backend: str) -> None:
     assert match(metric, []).scores(np.ones((1, IMAGES))).tolist() == [0.0]
     empty = [image for image in metric.image_ids if image not in full][:1]
     assert np.isnan(match(metric, [], empty).scores(np.ones((1, 1)))).all()
+    none = match(metric, detections, [])
+    assert none.objects.shape == (0, len(metric.category_ids)) and none.score.shape == (0,)
 
 
 def test_refused_weights_and_images() -> None:

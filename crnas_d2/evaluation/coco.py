@@ -124,6 +124,8 @@ class CocoMetric:
         An entry is of one image and category that has objects or detections: image_id, category_id,
         dtScores (D,) best first, dtMatches and dtIgnore (T, D), gtIgnore (G,).
         """
+        if not image_ids:
+            return []  # which hotcoco would read as all
         threshold, area = METRICS[self.metric]
         with self._calm():
             evaluation = self._evaluation(detections)
