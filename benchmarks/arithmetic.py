@@ -5,8 +5,9 @@
 
 A group of stage candidates is scored with each combination in turn, after a first time that warms up
 and compiles. seconds: the fastest of --rounds; first: that first time. ratio: the fastest combination
-over plain float32. off: how much a score differs from float32's, at most, in AP; without --weights of
-a trained supernet it says nothing.
+over plain float32 (on a GPU torch takes TF32 for its convolutions, unless it is told otherwise). off:
+how much a score differs from float32's, at most, in AP; without --weights of a trained supernet it says
+nothing.
 """
 
 from __future__ import annotations

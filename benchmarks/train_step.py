@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 
+import torch
 from common import generated_data, show
 
 from crnas_d2.architecture import Architecture
@@ -46,6 +47,8 @@ def step(trainer: DefaultTrainer, iteration: int) -> tuple[float, float]:
         trainer.before_step()
         trainer.run_step()
         trainer.after_step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.process_time() - cpu, time.perf_counter() - wall
 
 

@@ -472,6 +472,23 @@ def test_resume_with_another_space(bench: Bench) -> None:
     assert error.startswith(f"error: MODEL.CRNAS.STAGE_SPACE: {space}: the run in {bench.output} has ")
 
 
+@pytest.mark.parametrize("left", ["stage/journal.jsonl", "dilation_N5/journal.jsonl", "stage/matches"])
+def test_what_suits_the_device_may_change_before_the_first_score(bench: Bench, left: str) -> None:
+    """That memory is short, say, shows when the first candidate is scored."""
+    cfg = bench.starts(SEARCH)
+    bench.earlier_run(*of("stage", []), folder="stage")
+    bench.output.joinpath("config.yaml").write_text(cfg.dump())
+    changed = ["SEARCH.BATCH_SIZE", 1, "SEARCH.AMP", "bf16", "SEARCH.CHANNELS_LAST", True]
+    assert bench.starts(SEARCH, "--resume", *changed).SEARCH.BATCH_SIZE == 1
+    bench.output.joinpath(left).parent.mkdir(exist_ok=True)
+    if left.endswith("matches"):
+        bench.output.joinpath(left).mkdir()
+    else:
+        bench.output.joinpath(left).touch()
+    error = bench.call(SEARCH, "--resume", *changed)
+    assert error.startswith(f"error: SEARCH.AMP: 'bf16': the run in {bench.output} has ''")
+
+
 @pytest.mark.parametrize("folder", ["stage", "dilation_N5", "retrain/found"])
 def test_a_folder_that_holds_a_search(bench: Bench, folder: str) -> None:
     bench.earlier_run(folder=folder)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +190,31 @@ def test_training_batches_resume_and_are_shared(
         monkeypatch.setattr(loader.comm, "get_rank", lambda rank=rank: rank)
         shares.append(take(0, 3))
     assert [a + b for a, b in zip(*shares)] == whole[:3]
+
+
+FEW_DESCRIPTORS = """
+import itertools, resource, sys
+from pathlib import Path
+from crnas_d2.data.loader import build_train_loader
+from image_folders import tiny_classifier
+options = ["SOLVER.IMS_PER_BATCH", 200, "DATALOADER.NUM_WORKERS", 2]
+loader = build_train_loader(tiny_classifier(*map(Path, sys.argv[1:]), *options), seed=0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+print([len(batch) for batch in itertools.islice(loader, 3)])
+"""
+
+
+def test_a_large_batch_takes_few_file_descriptors(folder: Path, tmp_path: Path) -> None:
+    """In a process of its own: without descriptors a DataLoader waits for ever."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FEW_DESCRIPTORS, str(folder), str(tmp_path / "out")],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "[200, 200, 200]\n", done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("world", [1, 2, 5, 7])

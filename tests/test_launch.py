@@ -43,6 +43,12 @@ THIRD = Place(3, 4, 1, 2, "tcp://n07:23458")
         pytest.param(TORCHRUN, Place(3, 4, 1, 2, "env://"), id="torchrun"),
         pytest.param({**TASK, **TORCHRUN}, Place(3, 4, 1, 2, "env://"), id="torchrun inside srun"),
         pytest.param({"RANK": "1", "WORLD_SIZE": "2"}, Place(1, 2, 0, 1, "env://"), id="bare"),
+        pytest.param({"RANK": "0", "WORLD_SIZE": "1"}, None, id="container"),
+        pytest.param(
+            {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+            Place(0, 1, 0, 1, "env://"),
+            id="torchrun of one",
+        ),
         pytest.param(TASK, THIRD, id="srun"),
         pytest.param({**TASK, **STEP}, Place(1, 2, 1, 2, "tcp://n08:23458"), id="step of a job"),
         pytest.param(

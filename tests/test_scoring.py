@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import FAMILIES, tiny_config
+from detectors import FAMILIES, HEADS, tiny_config
 from networks import randomise
 from torch import nn
 from torch.testing import assert_close
@@ -37,7 +37,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
-from detectron2.layers import CNNBlockBase
+from detectron2.layers import CNNBlockBase, ROIAlign
 from detectron2.structures import Boxes, Instances
 
 
@@ -214,6 +214,33 @@ def test_faster_arithmetic_scores_about_the_same(
     found = certainty_scorer(cfg, split, detector).scores(paths)
     assert found == pytest.approx(exact, rel=tolerance)
     assert found != exact
+
+
+def test_mixed_precision_leaves_coordinates_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boxes go into RoIAlign, and masks into their boxes, in float32; convolutions are in bf16."""
+    options = [*HEADS["MaskRCNN"], "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "SEARCH.TASK", "segm"]
+    cfg, split, detector = trained(tmp_path, "stage", *options, "SEARCH.AMP", "bf16")
+    seen: dict[str, set[torch.dtype]] = {"roi": set(), "conv": set(), "mask": set()}
+
+    for module in detector.modules():
+        if isinstance(module, ROIAlign):
+            module.register_forward_pre_hook(lambda _, inputs: seen["roi"].add(inputs[0].dtype))
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, __, output: seen["conv"].add(output.dtype))
+    pasted = nn.functional.grid_sample
+
+    def paste(masks: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen["mask"].add(masks.dtype)
+        return pasted(masks, *args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "grid_sample", paste)
+    scorer = certainty_scorer(cfg, split, detector)
+    scorer._metric.task = "segm"
+    scorer.scores([find_supernet(detector).space.sample(0, 0)])
+    assert seen == {"roi": {torch.float32}, "conv": {torch.bfloat16}, "mask": {torch.float32}}
+    assert not detector.backbone._forward_hooks and not detector.roi_heads._forward_hooks
 
 
 @pytest.mark.parametrize("kind", ["stage", "dilation"])

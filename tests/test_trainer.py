@@ -10,6 +10,7 @@ import torch
 from detectors import HEADS, tiny_config
 
 from crnas_d2.engine.draws import seeded_draws
+from crnas_d2.engine.hooks import SearchHook
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.supernet import find_supernet
@@ -159,3 +160,34 @@ def test_precise_bn_is_refused_on_a_supernet(tmp_path: Path) -> None:
 def test_supernet_trainer_needs_a_supernet(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"MODEL\.CRNAS\.SUPERNET"):
         SupernetTrainer(tiny_config(tmp_path / "data", tmp_path / "out"))
+
+
+def test_training_leaves_its_memory_to_scoring(tmp_path: Path) -> None:
+    """Gradients and momentum are gone when the scorer is built; the momentum is in the checkpoint."""
+
+    class Seen(Exception):
+        pass
+
+    def build_scorer(detector: torch.nn.Module) -> Any:
+        assert not trainer.optimizer.state
+        assert all(parameter.grad is None for parameter in detector.parameters())
+        raise Seen
+
+    trainer = trainer_of(tmp_path / "data", tmp_path / "out", "MODEL.CRNAS.SUPERNET", "stage")
+    nothing: Any = None
+    search = SearchHook(
+        build_scorer,
+        space=nothing,
+        budgets=[],
+        search=nothing,
+        costs=nothing,
+        folder=tmp_path,
+        group_size=1,
+        race_confidence=0.0,
+        seed=0,
+    )
+    trainer.register_hooks([search])
+    with pytest.raises(Seen):
+        trainer.train()
+    last = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
+    assert last["trainer"]["_trainer"]["optimizer"]["state"]

@@ -91,7 +91,7 @@ class Stopwatch:
         start = time.perf_counter()
         self._detector(inputs)
         if torch.device(self._cfg.MODEL.DEVICE).type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._cfg.MODEL.DEVICE)
         return time.perf_counter() - start
 
 

@@ -138,6 +138,7 @@ class TrainLoader:
         batch_size: int,
         seed: int,
         num_workers: int,
+        one_size: bool = False,
     ) -> None:
         self.start_iteration = 0
         self._dataset = dataset
@@ -145,6 +146,7 @@ class TrainLoader:
         self._batch_size = batch_size
         self._seed = seed
         self._num_workers = num_workers
+        self._one_size = one_size
 
     @property
     def num_images(self) -> int:
@@ -160,13 +162,24 @@ class TrainLoader:
                 yield [(iteration, index) for index in mine]
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        yield from DataLoader(
+        loader = DataLoader(
             self._dataset,
             batch_sampler=self._samples(),
             num_workers=self._num_workers,
-            collate_fn=_as_list,
+            collate_fn=_packed if self._one_size else _as_list,
             generator=torch.Generator(),  # else it draws a seed from the global random state
         )
+        yield from map(_unpacked, loader) if self._one_size else loader
+
+
+def _packed(samples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], torch.Tensor]:
+    """All images in one tensor: each tensor that a worker hands over takes a file descriptor."""
+    rest = [{key: value for key, value in sample.items() if key != "image"} for sample in samples]
+    return rest, torch.stack([sample["image"] for sample in samples])
+
+
+def _unpacked(packed: tuple[list[dict[str, Any]], torch.Tensor]) -> list[dict[str, Any]]:
+    return [{**sample, "image": image} for sample, image in zip(*packed)]
 
 
 def _as_list(samples: list[Any]) -> list[Any]:
@@ -212,17 +225,25 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
         InputError: as check_loading, or a folder of labelled images that cannot be read.
     """
     check_loading(cfg, comm.get_world_size())
-    if all(map(is_image_folder, cfg.DATASETS.TRAIN)):
+    labelled = all(map(is_image_folder, cfg.DATASETS.TRAIN))
+    if labelled:
         dicts = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
         mapper: Callable[[dict[str, Any]], Any] = _classification_mapper(cfg, is_train=True)
-        wide = [True] * len(dicts)  # crops have one size
+        wide = [True] * len(dicts)
     else:
         dicts = _detection_dicts(cfg)
         mapper = DatasetMapper(cfg, is_train=True)
         grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
         wide = [not grouped or record["width"] > record["height"] for record in dicts]
     dataset = SeededDataset(dicts, NamingMapper(mapper), seed)
-    return TrainLoader(dataset, wide, cfg.SOLVER.IMS_PER_BATCH, seed, cfg.DATALOADER.NUM_WORKERS)
+    return TrainLoader(
+        dataset,
+        wide,
+        cfg.SOLVER.IMS_PER_BATCH,
+        seed,
+        cfg.DATALOADER.NUM_WORKERS,
+        one_size=labelled,  # crops
+    )
 
 
 def _detection_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -253,12 +274,13 @@ def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
 
 
 def build_classification_test_loader(cfg: CfgNode, name: str) -> DataLoader:
-    """Batches of this process's share of a set of labelled images, as large as in training."""
+    """Batches of this process's share of a set of labelled images, as large as in training or 64."""
     dicts = DatasetFromList(DatasetCatalog.get(name), copy=False)
     dataset = MapDataset(dicts, _classification_mapper(cfg, is_train=False))
     return DataLoader(
         dataset,
-        batch_size=max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1),
+        # Each image that a worker hands over takes a file descriptor.
+        batch_size=min(max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1), 64),
         sampler=InferenceSampler(len(dataset)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,

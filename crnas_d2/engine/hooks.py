@@ -158,6 +158,9 @@ class SearchHook(HookBase):
         if self.trainer.iter < self.trainer.max_iter:
             return  # training was cut short
         broadcast_model(self.trainer.model)
+        # The last checkpoint is written; what training alone needs leaves its memory to scoring.
+        self.trainer.optimizer.zero_grad(set_to_none=True)
+        self.trainer.optimizer.state.clear()
         scorer = self._build_scorer(self.trainer.model)
         journal, verdicts = self._journal("journal.jsonl"), self._journal("race.jsonl")
         comm.synchronize()  # everybody has read the journals before rank 0 writes to them

@@ -46,7 +46,9 @@ class ArchvalLooks:
 
     def missing(self, architectures: Sequence[Architecture], portion: int) -> list[Architecture]:
         """Those whose matches are not on disk."""
-        missing = [a for a in architectures if not self._path(a, portion).is_file()]
+        missing: list[Architecture] = []
+        if comm.is_main_process():  # on a shared disk others might remember that a file is not there
+            missing = [a for a in architectures if not self._path(a, portion).is_file()]
         return comm.all_gather(missing)[0]
 
     def look(self, group: Sequence[Architecture], portion: int) -> None:

@@ -41,10 +41,12 @@ def given_place(environ: Mapping[str, str]) -> Place | None:
     Raises:
         InputError: tasks that SLURM has dealt unequally or in turns to the machines.
     """
-    if "RANK" in environ and "WORLD_SIZE" in environ:
+    world = int(environ.get("WORLD_SIZE", "1"))
+    # Containers of a cluster may set RANK 0 and WORLD_SIZE 1: for one process that is no place.
+    if "RANK" in environ and (world > 1 or "LOCAL_RANK" in environ):
         return Place(
             rank=int(environ["RANK"]),
-            world=int(environ["WORLD_SIZE"]),
+            world=world,
             local_rank=int(environ.get("LOCAL_RANK", "0")),
             local_world=int(environ.get("LOCAL_WORLD_SIZE", "1")),
             url="env://",
@@ -104,7 +106,7 @@ def local_places(args: argparse.Namespace) -> list[Place]:
     if url == "auto" and machines == 1:
         with socket.create_server(("127.0.0.1", 0)) as free:
             url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    if not re.fullmatch(r"(tcp://[^/]+:\d+|file:///.+)", url):
+    if not re.fullmatch(r"tcp://[^/]+:\d+" + ("|file:///.+" if machines == 1 else ""), url):
         raise InputError(
             f"--dist-url: {url}: tcp://HOST:PORT is needed, with a host that every machine reaches"
         )

@@ -39,6 +39,7 @@ from crnas_d2.search.random_search import eligible_draws, random_search
 from crnas_d2.space import block_costs
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 
 STEPS = ("stage", "dilation", "retrain")
 # Searches that take SEARCH.EVALUATIONS, in place of the paper's.
@@ -167,7 +168,7 @@ def _check_search_keys(cfg: CfgNode) -> tuple[Budget, ...]:
             f"MODEL.CRNAS.SUPERNET: {cfg.MODEL.CRNAS.SUPERNET!r}: "
             "search_net.py sets it for each step; leave it empty"
         )
-    if node.COMPILE:
+    if node.COMPILE and comm.is_main_process():
         try:
             check_compiler(cfg.MODEL.DEVICE)
         except RuntimeError as error:

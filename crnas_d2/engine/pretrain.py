@@ -80,4 +80,5 @@ def pretrained(cfg: CfgNode, path: str, resume: bool) -> CfgNode:
     trainer = (SupernetTrainer if run.MODEL.CRNAS.SUPERNET else DetectionTrainer)(run)
     trainer.resume_or_load(resume)
     trainer.train()
+    comm.synchronize()  # rank 0 has written them
     return with_weights

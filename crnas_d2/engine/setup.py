@@ -48,6 +48,8 @@ FREE_KEYS = (
     "SEARCH.STEPS",
     "SOLVER.CHECKPOINT_PERIOD",
 )
+# May differ as long as no candidate is scored: what suits a device may show only then.
+SCORING_KEYS = ("SEARCH.AMP", "SEARCH.BATCH_SIZE", "SEARCH.CHANNELS_LAST", "SEARCH.COMPILE")
 
 
 # The smallest values that mean something.
@@ -247,7 +249,8 @@ def _check_journal(path: Path) -> None:
 def check_same_run(cfg: CfgNode) -> None:
     """What stands in OUTPUT_DIR was computed with this config, FREE_KEYS apart.
 
-    A config.yaml that a kill has torn counts for what can be read of it.
+    SCORING_KEYS, too, before the first score. A config.yaml that a kill has torn counts for what can be
+    read of it.
 
     Raises:
         InputError: the first key that differs.
@@ -267,9 +270,12 @@ def check_same_run(cfg: CfgNode) -> None:
             for key, value in leaves(child, f"{prefix}.{name}" if prefix else name).items()
         }
 
+    folder = path.parent
+    scored = [*folder.glob("*/journal.jsonl"), *folder.glob("*/matches")]
+    free = FREE_KEYS if scored else FREE_KEYS + SCORING_KEYS
     before, now = leaves(held), leaves(yaml.safe_load(cfg.dump()))
     for key in sorted(before.keys() & now.keys()):
-        if before[key] != now[key] and key not in FREE_KEYS:
+        if before[key] != now[key] and key not in free:
             raise InputError(
                 f"{key}: {now[key]!r}: the run in {cfg.OUTPUT_DIR} has {before[key]!r}; "
                 "--resume goes on with the same config only"

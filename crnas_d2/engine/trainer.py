@@ -69,6 +69,7 @@ class StepTrainer(SimpleTrainer):
         self._seed = seed
         self._amp = amp
         self._passes = passes
+        self._parameters = list(model.parameters())  # to find them takes milliseconds of every step
         self._scaler = torch.amp.GradScaler("cuda", enabled=amp)
 
     def run_step(self) -> None:
@@ -84,7 +85,7 @@ class StepTrainer(SimpleTrainer):
         losses = {key: sum(each[key] for each in of_passes) / self._passes for key in of_passes[0]}
         total = sum(losses.values())
         # The loss travels with the gradients, so that all processes judge the same number.
-        average([total, *(p.grad for p in self.model.parameters() if p.grad is not None)])
+        average([total, *(p.grad for p in self._parameters if p.grad is not None)])
         if not math.isfinite(total):
             raise FloatingPointError(f"the loss is {float(total)}")
         self._write_metrics(losses, data_time)

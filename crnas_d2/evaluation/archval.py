@@ -28,6 +28,7 @@ from crnas_d2.evaluation.sharing import MacCounter, Members, walk
 from crnas_d2.modeling.supernet import Step, find_supernet
 from crnas_d2.space import StageSpace
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from detectron2.utils import comm
 
 Group = Sequence[Architecture]
@@ -176,13 +177,28 @@ class ArchvalScorer:
         parts = comm.gather(found if images else [])
         return [functools.reduce(Matches.joined, of_one) for of_one in zip(*filter(None, parts))]
 
-    def _autocast(self) -> torch.autocast:
-        device = self._detector.device.type
-        return torch.autocast(device, dtype=self._amp, enabled=self._amp is not None)
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Mixed precision, if it is asked for, but for what boxes and masks are cut out of.
+
+        detectron2 gives coordinates the precision of what they point into: in bf16, 1100 is 1104.
+        """
+        if self._amp is None:
+            yield
+            return
+        handles = [self._detector.backbone.register_forward_hook(_features_in_float)]
+        if hasattr(self._detector, "roi_heads"):
+            handles.append(self._detector.roi_heads.register_forward_hook(_masks_in_float))
+        try:
+            with torch.autocast(self._detector.device.type, dtype=self._amp):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _statistics(self, group: Group) -> list[Statistics]:
         paths = [self._completions(architecture)[0] for architecture in group]
-        with self._autocast(), uncompiled() if self._compiled else contextlib.nullcontext():
+        with self._precision(), uncompiled() if self._compiled else contextlib.nullcontext():
             return statistics_of(
                 self._detector, self._supernet, self._norms, self._recalibration, paths, self._run
             )
@@ -235,7 +251,7 @@ class ArchvalScorer:
             return self._run(step, members, x)
 
         try:
-            with self._autocast():
+            with self._precision():
                 for number, batch in self.archval.mine(batches):
                     # Members preprocess the batch anew: the images are on the device before that.
                     inputs = [{**r, "image": r["image"].to(self._detector.device)} for r in batch]
@@ -271,3 +287,13 @@ class ArchvalScorer:
             if self._metric.task == "segm":
                 del result["bbox"]  # else pycocotools takes the box's area for the mask's
         return results
+
+
+def _features_in_float(_: nn.Module, __: Any, features: dict[str, torch.Tensor]) -> Any:
+    return {name: feature.float() for name, feature in features.items()}
+
+
+def _masks_in_float(_: nn.Module, __: Any, output: tuple[list[Instances], Any]) -> None:
+    for instances in output[0]:
+        if instances.has("pred_masks"):
+            instances.pred_masks = instances.pred_masks.float()

@@ -7,6 +7,8 @@ symbols: what was compiled does not depend on which came first.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import AbstractContextManager
 
 import torch
@@ -18,18 +20,25 @@ from detectron2.layers import CNNBlockBase
 # Compilations of one function that torch keeps, 8 by default, before it gives up: MobileNetV2 has 17
 # different blocks, each with three rates, for one image and for several.
 COMPILATIONS = 256
+TRIAL = """
+import sys, torch
+try:
+    with torch.compiler.set_stance("default"):  # which torch has from 2.6 on
+        torch.compile(torch.sin)(torch.ones(2, device=sys.argv[1]))
+except Exception as error:
+    sys.exit(str(error).splitlines()[0])
+"""
 
 
 def check_compiler(device: str) -> None:
-    """
+    """Try it, in a process of its own: a GPU that others will work on is not to be touched by this one.
+
     Raises:
         RuntimeError: torch.compile does not work here, in one line.
     """
-    try:
-        with torch.compiler.set_stance("default"):  # torch has it from 2.6 on
-            torch.compile(torch.sin)(torch.ones(2, device=device))
-    except Exception as error:  # of torch, of Triton, of the C++ compiler
-        raise RuntimeError(f"torch.compile: {str(error).splitlines()[0]}") from error
+    done = subprocess.run([sys.executable, "-c", TRIAL, device], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"torch.compile: {done.stderr.splitlines()[-1]}")
 
 
 def compile_blocks(network: nn.Module) -> None:

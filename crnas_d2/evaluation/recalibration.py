@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,28 +25,31 @@ from crnas_d2.evaluation.sharing import Members, walk
 from crnas_d2.modeling.supernet import Step, Supernet
 
 # Of one layer and one batch: number of values a channel; mean and biased variance, (C,) in float64.
-Moments = tuple[int, torch.Tensor, torch.Tensor]
+Moments = tuple[int, np.ndarray, np.ndarray]
+# The same where it was computed: number of values a channel; mean and 1 / sqrt(variance + eps), (C,).
+Seen = dict[str, tuple[int, torch.Tensor, torch.Tensor]]
+# Of one batch, layer by layer: who reached it, its name, number of values a channel, channels.
+Layout = list[tuple[Members, str, int, int]]
 # Of one path, by the layer's name in the detector's backbone: mean and unbiased variance, (C,).
 Statistics = dict[str, tuple[torch.Tensor, torch.Tensor]]
 PathOf = Callable[[int], Architecture]  # the path that a batch takes, by the batch's number
 
 
 @contextmanager
-def recording(norms: Mapping[str, _BatchNorm]) -> Iterator[dict[str, Moments]]:
+def recording(norms: Mapping[str, _BatchNorm]) -> Iterator[Seen]:
     """Inside, the layers normalise by their batch's own statistics and leave them in the dict.
 
     Layers that are not reached leave nothing; nothing is synchronised between processes and no
     running statistics change.
     """
-    seen: dict[str, Moments] = {}
+    seen: Seen = {}
 
     def forward_of(name: str, norm: _BatchNorm) -> Callable[[torch.Tensor], torch.Tensor]:
         def forward(x: torch.Tensor) -> torch.Tensor:
             output, mean, invstd = torch.native_batch_norm(
                 x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps
             )
-            variance = invstd.double().pow(-2) - norm.eps
-            seen[name] = (x.numel() // x.shape[1], mean.double(), variance)
+            seen[name] = (x.numel() // x.shape[1], mean, invstd)
             return output
 
         return forward
@@ -59,7 +63,7 @@ def recording(norms: Mapping[str, _BatchNorm]) -> Iterator[dict[str, Moments]]:
             del norm.forward
 
 
-def pooled(moments: Sequence[Moments]) -> tuple[torch.Tensor, torch.Tensor]:
+def pooled(moments: Sequence[Moments]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and unbiased variance over the batches together, each (C,) in float64."""
     total = sum(count for count, _, _ in moments)
     mean = sum(count * mean for count, mean, _ in moments) / total
@@ -128,11 +132,11 @@ def statistics_of(
         def recorded(step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
             seen.clear()
             y = run(step, members, x)
-            shares.append((members, _on_cpu(seen)))
+            shares.append((members, dict(seen)))
             return y
 
         for number, inputs in batches.mine():
-            shares: list[tuple[Members, dict[str, Moments]]] = []
+            shares: list[tuple[Members, Seen]] = []
             x = detector.preprocess_image(inputs).tensor
             taken = [path(number) for path in paths]
             steps = [supernet.steps(architecture) for architecture in taken]
@@ -141,37 +145,51 @@ def statistics_of(
                     seen.clear()
                     with supernet.replaying(taken[member], features):
                         detector.backbone(x)
-                    shares.append(((member,), _on_cpu(seen)))
-            mine.append((number, shares))
-    return _pooled_by_path(gather_in_order(mine), norms.every, len(paths))
+                    shares.append(((member,), dict(seen)))
+            mine.append((number, _on_cpu(shares)))
+    moments: list[dict[str, list[Moments]]] = [{} for _ in paths]
+    for layout, values in gather_in_order(mine):
+        for members, name, found in _moments(layout, values, norms.every):
+            for member in members:
+                moments[member].setdefault(name, []).append(found)
+    return _pooled_by_path(moments, norms.every)
 
 
-def _on_cpu(seen: Mapping[str, Moments]) -> dict[str, Moments]:
-    return {name: (count, mean.cpu(), variance.cpu()) for name, (count, mean, variance) in seen.items()}
+def _on_cpu(shares: Sequence[tuple[Members, Seen]]) -> tuple[Layout, np.ndarray]:
+    """One array for all, since a GPU is waited for, and a message made, once and not for each layer."""
+    layout = [
+        (members, name, count, len(mean))
+        for members, seen in shares
+        for name, (count, mean, _) in seen.items()
+    ]
+    values = [part for _, seen in shares for found in seen.values() for part in found[1:]]
+    return layout, torch.cat(values).cpu().numpy() if values else np.zeros(0)
+
+
+def _moments(
+    layout: Layout, values: np.ndarray, norms: Mapping[str, _BatchNorm]
+) -> Iterator[tuple[Members, str, Moments]]:
+    values = values.astype(np.float64)
+    start = 0
+    for members, name, count, channels in layout:
+        mean, invstd = values[start : start + 2 * channels].reshape(2, channels)
+        yield members, name, (count, mean, 1 / invstd**2 - norms[name].eps)
+        start += 2 * channels
 
 
 def _pooled_by_path(
-    per_batch: Sequence[list[tuple[Members, dict[str, Moments]]]],
-    norms: Mapping[str, _BatchNorm],
-    paths: int,
+    moments: Sequence[dict[str, list[Moments]]], norms: Mapping[str, _BatchNorm]
 ) -> list[Statistics]:
-    moments: list[dict[str, list[Moments]]] = [{} for _ in range(paths)]
-    for shares in per_batch:
-        for members, of_step in shares:
-            for member in members:
-                for name, found in of_step.items():
-                    moments[member].setdefault(name, []).append(found)
-    known: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def once(name: str, found: list[Moments]) -> tuple[torch.Tensor, torch.Tensor]:
-        key = tuple(map(id, found))  # paths that share a step share its moments
-        if key not in known:
-            norm = norms[name]
-            mean, variance = pooled(found)
-            known[key] = mean.to(norm.running_mean), variance.to(norm.running_var)
-        return known[key]
-
-    return [{name: once(name, found) for name, found in path.items()} for path in moments]
+    """Paths that share a step share its moments, which are pooled once."""
+    different = {tuple(map(id, found)): found for path in moments for found in path.values()}
+    if not different:
+        return [{} for _ in moments]
+    parts = [part for found in different.values() for part in pooled(found)]
+    any_norm = next(iter(norms.values()))
+    values = torch.from_numpy(np.concatenate(parts)).to(any_norm.running_mean)
+    pairs = iter(values.split([len(part) for part in parts]))
+    known = dict(zip(different, zip(pairs, pairs)))
+    return [{name: known[tuple(map(id, found))] for name, found in path.items()} for path in moments]
 
 
 @contextmanager
