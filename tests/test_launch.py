@@ -44,6 +44,7 @@ THIRD = Place(3, 4, 1, 2, "tcp://n07:23458")
         pytest.param({**TASK, **TORCHRUN}, Place(3, 4, 1, 2, "env://"), id="torchrun inside srun"),
         pytest.param({"RANK": "1", "WORLD_SIZE": "2"}, Place(1, 2, 0, 1, "env://"), id="bare"),
         pytest.param({"RANK": "0", "WORLD_SIZE": "1"}, None, id="container"),
+        pytest.param({"WORLD_SIZE": ""}, None, id="empty"),
         pytest.param(
             {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
             Place(0, 1, 0, 1, "env://"),

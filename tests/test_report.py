@@ -62,6 +62,7 @@ STAGE = [
     scored("stage", "1-1-1-2/0-0-0-00", 31.256),
     scored("stage", "1-1-2-1/0-0-00-0", 33.0, macs=10),
     scored("stage", "2-1-1-1/00-0-0-0", 33.0),
+    scored("stage", "2-1-3-1/00-0-000-0", 32.0, macs=11),  # a budget of macs has codes of any length
 ]
 RACE = {
     **scored("stage race N5", "1-2-1-1/0-00-0-0", 21.5),
@@ -81,6 +82,7 @@ def test_every_candidate_best_first_and_whole_codes_first(tmp_path: Path) -> Non
     write_lines(tmp_path / "stage/race.jsonl", [RACE])
     write_lines(tmp_path / "dilation/journal.jsonl", DILATION)
     (tmp_path / "found.yaml").write_text("# resnet/2-1-1-1/00-0-0-1, found for N5\n_BASE_: a.yaml\n")
+    (tmp_path / "found_other.yaml").touch()
     (tmp_path / "retrain").mkdir()
     (tmp_path / "retrain/table.csv").write_text("network,AP\nbaseline,21.5\nfound,22.25\n")
     page = tables(tmp_path)
@@ -89,6 +91,7 @@ def test_every_candidate_best_first_and_whole_codes_first(tmp_path: Path) -> Non
         ["architecture", "score", "macs", "params"],
         ["resnet/2-1-1-1/00-0-0-0", "33.00", "9", "7"],
         ["resnet/1-1-2-1/0-0-00-0", "33.00", "10", "7"],
+        ["resnet/2-1-3-1/00-0-000-0", "32.00", "11", "7"],
         ["resnet/1-1-1-2/0-0-0-00", "31.26", "9", "7"],
     ]
     assert dict(zip(*dropped)) == {
@@ -102,7 +105,8 @@ def test_every_candidate_best_first_and_whole_codes_first(tmp_path: Path) -> Non
     assert retrained == [["network", "AP"], ["baseline", "21.5"], ["found", "22.25"]]
     for text in (
         "found.yaml: resnet/2-1-1-1/00-0-0-1, found for N5",
-        "stage: 3 candidates saw all of archval",
+        "stage: 4 candidates saw all of archval",
+        "codes with 4 digits left open, best first",
         "stage race N5: 1 dropped",
         "dilation: 3 candidates",
     ):

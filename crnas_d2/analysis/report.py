@@ -1,6 +1,6 @@
 """report.html: what a search found, every candidate it scored, and whom its races dropped.
 
-Read from the files of the run's folder alone, so it can be written again at any time:
+Read from the files of the run's folder alone:
 
     OUTPUT_DIR/found*.yaml  stage/ and dilation*/journal.jsonl, race.jsonl  retrain/table.csv
 
@@ -55,21 +55,23 @@ def write_report(folder: Path) -> Path:
 
 def _found(folder: Path) -> Iterable[str]:
     for path in sorted(folder.glob("found*.yaml")):
-        comment = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        comment = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         yield f"<p><b>{escape(path.name)}</b>: {escape(comment)}</p>"
 
 
 def _search(folder: Path) -> Iterable[str]:
-    """Candidates by how far their codes have grown, whole ones first; then the dropped ones."""
+    """Candidates with whole codes, then partial ones, by how far they have grown; then the dropped."""
     records = Journal(folder / "journal.jsonl", writes=False).records
     yield f"<h2>{escape(folder.name)}: {len(records)} candidates saw all of archval</h2>"
 
-    def digits(record: Row) -> int:
-        return len(Architecture.parse(record["architecture"]).dilation_code)
+    def open_digits(record: Row) -> int:
+        architecture = Architecture.parse(record["architecture"])
+        return architecture.blocks - len(architecture.dilation_code)
 
-    ranked = sorted(records, key=lambda r: (-digits(r), -r["score"], r["macs"], r["architecture"]))
-    for number, grown in groupby(ranked, key=digits):
-        yield _table([_without_step(r) for r in grown], f"codes of {number} digits, best first")
+    ranked = sorted(records, key=lambda r: (open_digits(r), -r["score"], r["macs"], r["architecture"]))
+    for number, alike in groupby(ranked, key=open_digits):
+        kind = f"codes with {number} digits left open" if number else "whole codes"
+        yield _table([_without_step(record) for record in alike], f"{kind}, best first")
     yield from _dropped(Journal(folder / "race.jsonl", writes=False).records)
 
 

@@ -274,7 +274,7 @@ def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
 
 
 def build_classification_test_loader(cfg: CfgNode, name: str) -> DataLoader:
-    """Batches of this process's share of a set of labelled images, as large as in training or 64."""
+    """Batches of this process's share of labelled images, as large as in training, at most 64."""
     dicts = DatasetFromList(DatasetCatalog.get(name), copy=False)
     dataset = MapDataset(dicts, _classification_mapper(cfg, is_train=False))
     return DataLoader(

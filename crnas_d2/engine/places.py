@@ -41,7 +41,7 @@ def given_place(environ: Mapping[str, str]) -> Place | None:
     Raises:
         InputError: tasks that SLURM has dealt unequally or in turns to the machines.
     """
-    world = int(environ.get("WORLD_SIZE", "1"))
+    world = int(environ.get("WORLD_SIZE") or 1)
     # Containers of a cluster may set RANK 0 and WORLD_SIZE 1: for one process that is no place.
     if "RANK" in environ and (world > 1 or "LOCAL_RANK" in environ):
         return Place(

@@ -168,7 +168,7 @@ def _check_search_keys(cfg: CfgNode) -> tuple[Budget, ...]:
             f"MODEL.CRNAS.SUPERNET: {cfg.MODEL.CRNAS.SUPERNET!r}: "
             "search_net.py sets it for each step; leave it empty"
         )
-    if node.COMPILE and comm.is_main_process():
+    if node.COMPILE and comm.get_local_rank() == 0:  # once on each machine
         try:
             check_compiler(cfg.MODEL.DEVICE)
         except RuntimeError as error:

@@ -279,6 +279,7 @@ def check_same_run(cfg: CfgNode) -> None:
             raise InputError(
                 f"{key}: {now[key]!r}: the run in {cfg.OUTPUT_DIR} has {before[key]!r}; "
                 "--resume goes on with the same config only"
+                + (", once a candidate is scored" if key in SCORING_KEYS else "")
             )
 
 

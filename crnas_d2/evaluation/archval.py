@@ -222,11 +222,7 @@ class ArchvalScorer:
         )
 
     def _run(self, step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
-        x = x.contiguous(memory_format=self._format)
-        if self._compiled and not self.macs.knows(step, x):
-            with uncompiled():  # a block with the counter's hooks would be compiled anew
-                self.macs.run(step, (), x)
-        return self.macs.run(step, members, x)
+        return self.macs.run(step, members, x.contiguous(memory_format=self._format))
 
     @torch.no_grad()
     def _detect(
@@ -248,6 +244,9 @@ class ArchvalScorer:
         def run(step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
             # Whatever is shared has the same statistics for all members.
             self._norms.use(self._norms.of(step), statistics[members[0]])
+            if self._compiled and not self.macs.knows(step, x):
+                with uncompiled():  # a compiled block does not see the counter's hooks
+                    self.macs.learn(step, x)
             return self._run(step, members, x)
 
         try:

@@ -2,7 +2,9 @@
 
 Blocks are compiled one by one: those of equal shape share a compilation in whatever branch they are,
 so that a supernet of forty branches takes as many as it has different blocks. The sizes of images are
-symbols: what was compiled does not depend on which came first.
+symbols; those that were equal when a block was compiled (height and width, say) share one, and the
+block is compiled once more when they differ. Scores may differ in their last bits from those of the
+blocks as written, and between processes that met the images in another order.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ COMPILATIONS = 256
 TRIAL = """
 import sys, torch
 try:
-    with torch.compiler.set_stance("default"):  # which torch has from 2.6 on
-        torch.compile(torch.sin)(torch.ones(2, device=sys.argv[1]))
+    torch.compile(torch.sin)(torch.ones(2, device=sys.argv[1]))
 except Exception as error:
-    sys.exit(str(error).splitlines()[0])
+    inner = getattr(error, "inner_exception", error)
+    sys.exit((str(inner).strip() or repr(inner)).splitlines()[0])
 """
 
 
@@ -36,9 +38,12 @@ def check_compiler(device: str) -> None:
     Raises:
         RuntimeError: torch.compile does not work here, in one line.
     """
+    if not hasattr(torch.compiler, "set_stance"):
+        raise RuntimeError(f"torch {torch.__version__}: 2.6 or later is needed")
     done = subprocess.run([sys.executable, "-c", TRIAL, device], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"torch.compile: {done.stderr.splitlines()[-1]}")
+        said = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+        raise RuntimeError(f"torch.compile: {said[-1]}")
 
 
 def compile_blocks(network: nn.Module) -> None:

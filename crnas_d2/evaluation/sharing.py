@@ -62,18 +62,20 @@ class MacCounter:
         self._known: dict[tuple[str, torch.Size], int] = {}
 
     def knows(self, step: Step, x: torch.Tensor) -> bool:
-        """Whether the step was run on images of that shape before; the first time, by hooks, counts."""
+        """Whether it is known what a step takes for images of that shape."""
         return (step.name, x.shape) in self._known
+
+    def learn(self, step: Step, x: torch.Tensor) -> torch.Tensor:
+        """Run a step and find out, by hooks, what it takes."""
+        y, self._known[step.name, x.shape] = _counted(step, x)
+        return y
 
     def run(self, step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
         """Run a step that ``members`` share and count it."""
-        key = (step.name, x.shape)
-        if self.knows(step, x):
-            y = step(x)
-        else:
-            y, self._known[key] = _counted(step, x)
-        self.shared += self._known[key]
-        self.alone += self._known[key] * len(members)
+        y = step(x) if self.knows(step, x) else self.learn(step, x)
+        macs = self._known[step.name, x.shape]
+        self.shared += macs
+        self.alone += macs * len(members)
         return y
 
 
