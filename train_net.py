@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 
 from crnas_d2.engine.checkpoint import SafeCheckpointer
-from crnas_d2.engine.launch import run
 from crnas_d2.engine.setup import start_run, train_config
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
+from crnas_d2.launch import run
 from crnas_d2.modeling.build import input_convention
 from detectron2.engine import default_argument_parser
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Scoring with SEARCH.AMP, CHANNELS_LAST and COMPILE against scoring without, on the device at hand.
+"""Scoring with SEARCH.EVAL.AMP, CHANNELS_LAST and COMPILE against scoring without, on the device at hand.
 
     python benchmarks/arithmetic.py [--weights supernet.pth] [--json PATH] [KEY VALUE ...]
 
@@ -23,15 +23,15 @@ import torch
 from common import first_images, show, timed
 from torch import nn
 
+from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_own_data
-from crnas_d2.engine.scoring import Split, build_scorer
-from crnas_d2.engine.setup import read_config
-from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.pipeline.scorer import Split, build_scorer
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-KEYS = ("SEARCH.AMP", "SEARCH.CHANNELS_LAST", "SEARCH.COMPILE")
+KEYS = ("SEARCH.EVAL.AMP", "SEARCH.EVAL.CHANNELS_LAST", "SEARCH.COMPILE")
 
 
 def name_of(values: tuple[Any, ...]) -> str:
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        options = ["SEARCH.RECALIBRATION_IMAGES", str(args.images), *args.opts, "OUTPUT_DIR", folder]
+        options = ["SEARCH.EVAL.RECALIBRATION_IMAGES", str(args.images), *args.opts, "OUTPUT_DIR", folder]
         cfg = read_config(args.config_file, options)
         use_own_data(cfg)
         cfg.MODEL.CRNAS.SUPERNET = "stage"

@@ -29,13 +29,13 @@ from common import generated_data, show
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine import trainer as trainer_module
-from crnas_d2.engine.launch import join
-from crnas_d2.engine.places import Place, local_places
-from crnas_d2.engine.setup import read_config
 from crnas_d2.engine.trainer import SupernetTrainer
-from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.launch import join
+from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.ranks import Place, local_places
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import EventStorage

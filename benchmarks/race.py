@@ -5,7 +5,7 @@
 
 Every eligible candidate is scored once on archval, and its matches are kept in the folder --matches,
 which is good for these weights and this config alone; a second call takes them from there. Each replay
-draws an archval of as many images with replacement, races over it as SEARCH.RACE_CONFIDENCE would have
+draws an archval of as many images with replacement, races over it as SEARCH.RACE.CONFIDENCE would have
 it, in portions of images in random order, and compares the winner with that of the whole search on the
 same archval. ratio: image evaluations of the race over those of the whole search. shortfall: how much
 lower the race's winner scores there.
@@ -26,15 +26,15 @@ from common import show
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
+from crnas_d2.config import read_config
 from crnas_d2.data.datasets import check_dataset, register_coco, use_own_data
 from crnas_d2.data.splits import split, write_split
 from crnas_d2.engine.checkpoint import write_bytes
-from crnas_d2.engine.looks import BOOTSTRAPS
-from crnas_d2.engine.scoring import Split, build_scorer
-from crnas_d2.engine.setup import read_config
 from crnas_d2.engine.trainer import seed_of
 from crnas_d2.evaluation.matches import Matches, bootstrap
 from crnas_d2.modeling.build import stage_space_of
+from crnas_d2.pipeline.looks import BOOTSTRAPS
+from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.search.candidates import grouped
 from crnas_d2.search.journal import Journal
 from crnas_d2.search.race import Race, portions
@@ -97,7 +97,7 @@ def matches_of(cfg: CfgNode, weights: str | None, folder: Path) -> dict[Architec
         raise SystemExit(f"--weights: needed, since {folder} does not hold {new[0]}")
     if new:
         content = check_dataset(cfg.DATASETS.TRAIN[0], "DATASETS.TRAIN")
-        parts = split(content, cfg.SEARCH.ARCHVAL_SIZE, cfg.SEARCH.SPLIT_FIELD, seed_of(cfg))
+        parts = split(content, cfg.SEARCH.ARCHVAL.SIZE, cfg.SEARCH.ARCHVAL.SPLIT_FIELD, seed_of(cfg))
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as splits:
             write_split(parts, Path(splits))
@@ -123,9 +123,9 @@ def replay(found: dict[Architecture, Matches], cfg: CfgNode, number: int) -> tup
     """(part of the image evaluations, how much the race's winner is below the best one)."""
     images = len(next(iter(found.values())).image_ids)
     drawn = np.random.default_rng(number).integers(0, images, images)
-    looks, codes = Replay(found, drawn, cfg.SEARCH.BATCH_SIZE, 1000 * number), list(found)
+    looks, codes = Replay(found, drawn, cfg.SEARCH.EVAL.BATCH_SIZE, 1000 * number), list(found)
     journal, verdicts = (Journal(os.devnull, writes=False) for _ in range(2))
-    confidence = cfg.SEARCH.RACE_CONFIDENCE
+    confidence = cfg.SEARCH.RACE.CONFIDENCE
     compare = Race("stage", "replay", looks, backbone_costs(cfg), journal, verdicts, confidence)
     winner = compare(codes, 1)[0]
     last = len(looks.images) - 1
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the result there")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
-    cfg = read_config(args.config_file, ["SEARCH.RACE_CONFIDENCE", "0.96", *args.opts])
+    cfg = read_config(args.config_file, ["SEARCH.RACE.CONFIDENCE", "0.96", *args.opts])
     use_own_data(cfg)
     cfg.MODEL.CRNAS.SUPERNET = "stage"
     found = matches_of(cfg, args.weights, Path(args.matches))
@@ -161,7 +161,7 @@ def main() -> None:
         "mean_shortfall": float(shortfall.mean()),
         "setting": f"{len(found)} candidates, {args.replays} archvals drawn from "
         f"{len(next(iter(found.values())).image_ids)} images, "
-        f"SEARCH.RACE_CONFIDENCE {cfg.SEARCH.RACE_CONFIDENCE}",
+        f"SEARCH.RACE.CONFIDENCE {cfg.SEARCH.RACE.CONFIDENCE}",
     }
     show(result, args.json)
 

@@ -28,13 +28,13 @@ from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
+from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_own_data
-from crnas_d2.engine.scoring import Split, build_scorer
-from crnas_d2.engine.setup import read_config
 from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.evaluation.recalibration import recalibrated
-from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.search.candidates import Done, Group, ScoreAll
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
@@ -95,11 +95,11 @@ def our_search(cfg: CfgNode, scorer: ArchvalScorer, folder: Path) -> list[tuple[
     space, costs, size = scorer._supernet.space, backbone_costs(cfg), cfg.SEARCH.GROUP_SIZE
     with tempfile.TemporaryDirectory(dir=folder) as fresh:
         journal = Journal(Path(fresh) / "journal.jsonl")
-        compare = ScoreAll(space.step, score, costs, journal, group_size=size)
+        compare = ScoreAll(space.phase, score, costs, journal, group_size=size)
         if isinstance(space, StageSpace):
             stage_search(space, cfg.SEARCH.BUDGETS[0], compare, costs)
         else:
-            greedy_search(space, compare, cfg.SEARCH.TOP_K)
+            greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)
     return seen
 
 
@@ -110,9 +110,9 @@ def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dic
     stock, ours = {}, {}
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for batch_size in (1, cfg.SEARCH.BATCH_SIZE):
+        for batch_size in (1, cfg.SEARCH.EVAL.BATCH_SIZE):
             run = cfg.clone()
-            run.SEARCH.BATCH_SIZE = batch_size
+            run.SEARCH.EVAL.BATCH_SIZE = batch_size
             scorer = build_scorer(run, split, detector)
             ours[threads, batch_size], seen = timed(our_search, run, scorer, folder)
             shared = scorer.macs.shared / scorer.macs.alone
@@ -138,7 +138,7 @@ def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dic
         "highest_score": max(scores),
         "setting": f"{plain} threads, batch 1 against {best[0]} threads, batch {best[1]}, "
         f"groups of {cfg.SEARCH.GROUP_SIZE}, {images} images, "
-        f"{cfg.SEARCH.RECALIBRATION_IMAGES} for recalibration, {cfg.MODEL.DEVICE}",
+        f"{cfg.SEARCH.EVAL.RECALIBRATION_IMAGES} for recalibration, {cfg.MODEL.DEVICE}",
     }
 
 
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        options = ["SEARCH.RECALIBRATION_IMAGES", "16", "SOLVER.STEPS", "()"]
+        options = ["SEARCH.EVAL.RECALIBRATION_IMAGES", "16", "SOLVER.STEPS", "()"]
         options += ["SOLVER.MAX_ITER", str(args.train_steps), "SOLVER.CHECKPOINT_PERIOD", "1000000"]
         cfg = read_config(args.config_file, [*options, *args.opts, "OUTPUT_DIR", folder])
         use_own_data(cfg)
@@ -166,7 +166,7 @@ def main() -> None:
         for logger in ("detectron2", "fvcore"):
             logging.getLogger(logger).setLevel(logging.WARNING)
         assert find_supernet(trainer.model) is not None
-        result = {"step": args.step, **measure(cfg, trainer.model, Path(folder), args.images)}
+        result = {"phase": args.step, **measure(cfg, trainer.model, Path(folder), args.images)}
     show(result, args.json)
 
 

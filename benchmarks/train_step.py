@@ -20,11 +20,11 @@ import torch
 from common import generated_data, show
 
 from crnas_d2.architecture import Architecture
+from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_own_data
-from crnas_d2.engine.setup import read_config
 from crnas_d2.engine.trainer import SupernetTrainer
+from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of
-from crnas_d2.modeling.supernet import find_supernet
 from detectron2.engine import DefaultTrainer
 from detectron2.utils.events import EventStorage
 

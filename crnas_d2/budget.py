@@ -78,7 +78,7 @@ class Budget:
     limits: tuple[Limit, ...]
 
     @classmethod
-    def parse(cls, entry: Entry) -> Budget:
+    def parse(cls, entry: BudgetSpec) -> Budget:
         """An entry of SEARCH.BUDGETS: a number of blocks, limits in text form, or a budget as it is.
 
         Raises:
@@ -151,7 +151,7 @@ class Budget:
 
 
 # What parse takes.
-Entry = Union[Budget, float, str]
+BudgetSpec = Union[Budget, float, str]
 
 
 def _limits(text: str) -> tuple[Limit, ...]:

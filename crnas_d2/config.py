@@ -1,146 +1,337 @@
-"""Every config key of ours, with its meaning, unit and the paper's section. Other keys: detectron2's.
+"""Every config key of ours, in one table: default, meaning, unit, the paper's section, what is allowed,
+and whether a resumed run may change it. And ``read_config``, by which our scripts read a config.
 
-None of detectron2's defaults is changed, so that a project that adds our keys keeps its behaviour.
+None of detectron2's defaults changes, so a project that adds our keys keeps its behaviour.
 """
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+
 from crnas_d2.data import datasets, imagenet  # noqa: F401  (register our data sets)
-from crnas_d2.modeling import build, classifier  # noqa: F401  (register backbones and classifier)
-from crnas_d2.search.greedy import TOP_K
-from detectron2.config import CfgNode as CN
+from crnas_d2.errors import InputError
+from crnas_d2.modeling import build  # noqa: F401  (registers our backbones)
+from crnas_d2.modeling.meta_arch import classifier  # noqa: F401  (registers the classifier)
+from detectron2.config import CfgNode, get_cfg
+
+# When --resume may find another value than the run in OUTPUT_DIR began with.
+NEVER, UNTIL_SCORED, ALWAYS = "never", "until a candidate is scored", "always"
 
 
-def add_crnas_config(cfg: CN) -> None:
-    """Add our keys to a detectron2 config, in place."""
-    _C = cfg
+@dataclass(frozen=True)
+class Check:
+    """What a value has to be.
 
+    Attributes:
+        accepts: whether a value is sound; of a list, each of its entries is asked.
+        allowed: the same in words, for the error message.
+    """
+
+    accepts: Callable[[Any], bool]
+    allowed: str
+
+
+def at_least(least: float) -> Check:
+    return Check(lambda value: least <= value < math.inf, f"at least {least:g} is needed")
+
+
+def one_of(*values: str) -> Check:
+    return Check(lambda value: value in values, f"allowed are {', '.join(map(repr, values))}")
+
+
+def _is_device(value: str) -> bool:
+    try:
+        return bool(torch.device(value))
+    except RuntimeError:
+        return False
+
+
+ANYTHING = Check(lambda value: True, "")  # checked where it is used, or by its type alone
+
+
+@dataclass(frozen=True)
+class Key:
+    """One config key of ours."""
+
+    default: Any
+    check: Check = ANYTHING
+    resume: str = NEVER
+
+
+KEYS = {
     # ---- the network -------------------------------------------------------------------------
-    _C.MODEL.CRNAS = CN()
     # resnet_basic (ResNet18, 34), resnet (ResNet50, 101, 152), resnext or mobilenetv2.
-    _C.MODEL.CRNAS.FAMILY = "resnet"
+    "MODEL.CRNAS.FAMILY": Key("resnet"),
     # Blocks in each stage (paper, Table 5).
-    _C.MODEL.CRNAS.STAGE_CODE = [3, 4, 6, 3]
+    "MODEL.CRNAS.STAGE_CODE": Key([3, 4, 6, 3]),
     # One digit a block, 0, 1, 2 for rates 1, 2, 3 (paper, Table 6); empty: rate 1 everywhere.
-    _C.MODEL.CRNAS.DILATION_CODE = []
-    # "": the fixed network of the two codes; "stage", "dilation": a supernet. search_net.py sets it.
-    _C.MODEL.CRNAS.SUPERNET = ""
+    "MODEL.CRNAS.DILATION_CODE": Key([]),
+    # "": the fixed network of the two codes; or a supernet, which search_net.py sets by itself.
+    "MODEL.CRNAS.SUPERNET": Key("", one_of("", "stage", "dilation")),
     # Channels after the stem, and width of each stage; 0 and empty: the family's own, 64 and
-    # [64, 128, 256, 512] in ResNets, whose stages have 4 * width channels but for resnet_basic.
-    _C.MODEL.CRNAS.STEM_CHANNELS = 0
-    _C.MODEL.CRNAS.WIDTHS = []
+    # [64, 128, 256, 512] in ResNets, whose stages have 4 * width channels except in resnet_basic.
+    "MODEL.CRNAS.STEM_CHANNELS": Key(0, at_least(0)),
+    "MODEL.CRNAS.WIDTHS": Key([]),
     # Factor on both. Supernets of ResNet and ResNeXt have 0.5 in the paper (A.1).
-    _C.MODEL.CRNAS.WIDTH_MULTIPLIER = 1.0
-    # resnext: groups of the 3x3 convolution, and channels of a group in the first stage at full width.
-    _C.MODEL.CRNAS.NUM_GROUPS = 32
-    _C.MODEL.CRNAS.WIDTH_PER_GROUP = 4
+    "MODEL.CRNAS.WIDTH_MULTIPLIER": Key(1.0),
+    # resnext: groups of the 3x3 convolution, and channels a group in the first stage at full width.
+    "MODEL.CRNAS.NUM_GROUPS": Key(32, at_least(1)),
+    "MODEL.CRNAS.WIDTH_PER_GROUP": Key(4, at_least(1)),
     # resnet and resnext: stride in the first 1x1 convolution, as in MSRA's weights, not in the 3x3.
-    _C.MODEL.CRNAS.STRIDE_IN_1X1 = False
-    # "auto": SyncBN when more than one process trains, BN otherwise; or a name of detectron2's
-    # get_norm.
-    _C.MODEL.CRNAS.NORM = "auto"
-    # Stages that build_crnas_backbone returns; the FPN builders go by MODEL.FPN.IN_FEATURES.
-    _C.MODEL.CRNAS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    "MODEL.CRNAS.STRIDE_IN_1X1": Key(False),
+    # "auto": SyncBN when more than one process trains, BN otherwise; or a name that detectron2's
+    # get_norm takes.
+    "MODEL.CRNAS.NORM": Key("auto"),
+    # Stages that build_crnas_backbone returns; the FPN builders follow MODEL.FPN.IN_FEATURES.
+    "MODEL.CRNAS.OUT_FEATURES": Key(["res2", "res3", "res4", "res5"]),
     # Depths that each entry of the stage code may have in the stage supernet; empty: the paper's
     # (Sec. 3.2.1, A.2).
-    _C.MODEL.CRNAS.STAGE_SPACE = []
+    "MODEL.CRNAS.STAGE_SPACE": Key([]),
     # Depth n is the first n blocks of one chain, instead of a chain of its own (paper, Figure 2).
-    _C.MODEL.CRNAS.NESTED_DEPTHS = False
-
+    "MODEL.CRNAS.NESTED_DEPTHS": Key(False),
     # ---- NAS-FPN and classification ----------------------------------------------------------
     # Stacked cells of build_crnas_nas_fpn_backbone (paper, Table 9: 7, with FPN.OUT_CHANNELS 384).
-    _C.MODEL.NAS_FPN = CN()
-    _C.MODEL.NAS_FPN.NUM_CELLS = 7
-    # META_ARCHITECTURE ImageClassifier: number of classes, and the stage that it looks at.
-    _C.MODEL.CLASSIFIER = CN()
-    _C.MODEL.CLASSIFIER.NUM_CLASSES = 1000
-    _C.MODEL.CLASSIFIER.IN_FEATURE = "res5"
+    "MODEL.NAS_FPN.NUM_CELLS": Key(7),
+    # META_ARCHITECTURE ImageClassifier: number of classes, and the stage that it pools.
+    "MODEL.CLASSIFIER.NUM_CLASSES": Key(1000, at_least(1)),
+    "MODEL.CLASSIFIER.IN_FEATURE": Key("res5"),
     # Side in pixels of the square that a classifier sees; the shorter side of a test image is resized
-    # to TEST_RESIZE before the middle is cut out.
-    _C.INPUT.CLASSIFIER_CROP = 224
-    _C.INPUT.CLASSIFIER_TEST_RESIZE = 256
-
+    # to TEST_RESIZE before the centre is cropped.
+    "INPUT.CLASSIFIER_CROP": Key(224),
+    "INPUT.CLASSIFIER_TEST_RESIZE": Key(256),
     # ---- the schedule ------------------------------------------------------------------------
-    # Passes over the images that are trained on; above 0 it gives SOLVER.MAX_ITER, and STEP_EPOCHS
-    # gives SOLVER.STEPS (paper, Sec. 4.1: 13, with 8 and 11). 0: the iterations stand as they are.
-    _C.SOLVER.EPOCHS = 0
-    _C.SOLVER.STEP_EPOCHS = ()
-    # Learning rate for each image of the batch; above 0 it gives SOLVER.BASE_LR (paper: 0.00125).
-    _C.SOLVER.LR_PER_IMAGE = 0.0
-    # Parts that a process's images go through the network in, one after another, before each step.
-    _C.SOLVER.ACCUMULATE = 1
-
-    # ---- a person's own data -----------------------------------------------------------------
+    # Passes over the training images; above 0 it sets SOLVER.MAX_ITER, and STEP_EPOCHS sets
+    # SOLVER.STEPS (paper, Sec. 4.1: 13, with 8 and 11). 0: detectron2's keys count.
+    "SOLVER.EPOCHS": Key(0),
+    "SOLVER.STEP_EPOCHS": Key(()),
+    # Learning rate for each image of the batch; above 0 it sets SOLVER.BASE_LR (paper: 0.00125).
+    "SOLVER.LR_PER_IMAGE": Key(0.0),
+    # Parts that the images of a process pass through the network in, one by one, before each step.
+    "SOLVER.ACCUMULATE": Key(1, at_least(1)),
+    # ---- your own data -----------------------------------------------------------------------
     # A COCO JSON and its image folder; class names come from the JSON. They replace DATASETS.TRAIN
     # or DATASETS.TEST, and the number of classes of the heads, in our two scripts.
-    _C.DATASETS.TRAIN_JSON = ""
-    _C.DATASETS.TRAIN_IMAGES = ""
-    _C.DATASETS.TEST_JSON = ""
-    _C.DATASETS.TEST_IMAGES = ""
-
+    "DATASETS.TRAIN_JSON": Key(""),
+    "DATASETS.TRAIN_IMAGES": Key(""),
+    "DATASETS.TEST_JSON": Key(""),
+    "DATASETS.TEST_IMAGES": Key(""),
     # ---- the search --------------------------------------------------------------------------
-    _C.SEARCH = CN()
-    # Which steps search_net.py takes: "stage" and "dilation" (paper, Sec. 3.3), and "retrain", which
-    # trains the baseline and the found networks with FOUND_BASE's schedule and prints the table.
-    # Without "stage", the dilation search is that of MODEL.CRNAS.STAGE_CODE.
-    _C.SEARCH.STEPS = ("stage", "dilation")
-    # What the found network may cost, each served by the one stage supernet. A number: blocks (8, 16,
-    # 33) in the ResNet series, weighted blocks (16) in MobileNetV2 (paper, A.2). Text: limits that hold
-    # together, as "macs=4.1e9~2%, params=25e6~5%", of blocks, of macs and params of the backbone, and
-    # of latency, seconds that the whole detector takes for an image on MODEL.DEVICE
-    # (crnas_d2/analysis/latency.py). All are those of FOUND_BASE's network, at its INPUT's test size.
-    _C.SEARCH.BUDGETS = (16,)
-    # "exhaustive": every code that meets the budget (paper, Sec. 3.3.1); "evolution" or "random":
-    # EVALUATIONS of them, where they are too many.
-    _C.SEARCH.STAGE_SEARCH = "exhaustive"
-    # "greedy" (paper, Sec. 3.3.2), "evolution" or "random".
-    _C.SEARCH.DILATION_SEARCH = "greedy"
-    # Candidates that each evolutionary or random search scores; fewer where there are no more.
-    _C.SEARCH.EVALUATIONS = 200
-    # Leave branches out of the stage supernet that no eligible code uses; with budgets of blocks alone.
-    _C.SEARCH.ONLY_ELIGIBLE = False
-    # "uniform": independent in each stage (paper, Sec. 3.3.1); "eligible": over the eligible codes,
-    # with budgets of blocks alone.
-    _C.SEARCH.SAMPLING = "uniform"
+    # What search_net.py does: "stage" and "dilation" (paper, Sec. 3.3), and "retrain", which trains
+    # the baseline and the found networks with FOUND_BASE's schedule and prints a table. Without
+    # "stage", the dilation search takes MODEL.CRNAS.STAGE_CODE.
+    "SEARCH.PHASES": Key(("stage", "dilation"), one_of("stage", "dilation", "retrain"), ALWAYS),
+    # What the found network may cost; one stage supernet serves all. A number: blocks (8, 16, 33) in
+    # the ResNet series, weighted blocks (16) in MobileNetV2 (paper, A.2). Or limits that hold together,
+    # each a value and by what fraction of it the cost may differ: {macs: [4.1e9, 0.02], params: [25e6,
+    # 0.05]}, of blocks, of macs and params of the backbone, and of latency, seconds that the whole
+    # detector takes for an image on MODEL.DEVICE. All are those of FOUND_BASE's network at its test size.
+    "SEARCH.BUDGETS": Key((16,)),
+    # The config of the found network, with full widths and its own schedule, on which found.yaml is
+    # based: one path for all budgets, or one for each. Relative to the search's config.
+    "SEARCH.FOUND_BASE": Key(()),
+    # A classification config, with which each supernet is trained first (paper, A.1), and in the phase
+    # "retrain" the baseline and the found networks, too; empty: none. Relative to the search's config.
+    "SEARCH.PRETRAIN": Key(""),
     # Images of the training set held out for scoring; 0: 5,000 (paper, Sec. 4.1), but at most a
-    # fifth of the set.
-    _C.SEARCH.ARCHVAL_SIZE = 0
-    # Entry of an image in the JSON: images with an equal value stay on one side ("id": each alone).
-    _C.SEARCH.SPLIT_FIELD = "id"
+    # fifth of the set. Images whose JSON entries are equal in SPLIT_FIELD stay on one side.
+    "SEARCH.ARCHVAL.SIZE": Key(0),
+    "SEARCH.ARCHVAL.SPLIT_FIELD": Key("id"),
+    # "exhaustive": every code that meets the budget (paper, Sec. 3.3.1); "evolution" or "random":
+    # SEARCH.EVALUATIONS of them, where there are too many.
+    "SEARCH.STAGE.METHOD": Key("exhaustive", one_of("exhaustive", "evolution", "random")),
+    # Build the stage supernet without branches that no eligible code uses. With SAMPLING "eligible"
+    # each path is drawn uniformly from the eligible codes; "uniform": independently in each stage
+    # (paper, Sec. 3.3.1). Both take budgets of blocks only.
+    "SEARCH.STAGE.ONLY_ELIGIBLE": Key(False),
+    "SEARCH.STAGE.SAMPLING": Key("uniform", one_of("uniform", "eligible")),
+    # "greedy" (paper, Sec. 3.3.2), "evolution" or "random".
+    "SEARCH.DILATION.METHOD": Key("greedy", one_of("greedy", "evolution", "random")),
+    # Partial dilation codes kept after each block (paper, Sec. 3.3.2).
+    "SEARCH.DILATION.TOP_K": Key(3, at_least(1)),
+    # Candidates that each evolutionary or random search scores; fewer where there are no more.
+    "SEARCH.EVALUATIONS": Key(200, at_least(1)),
+    # The score: a COCO task and metric on archval, 0 to 100.
+    "SEARCH.EVAL.TASK": Key("bbox", one_of("bbox", "segm")),
+    "SEARCH.EVAL.METRIC": Key("AP", one_of("AP", "AP50", "AP75", "APs", "APm", "APl")),
     # archtrain images over which a path's BatchNorm statistics are recomputed; 0: as trained.
-    _C.SEARCH.RECALIBRATION_IMAGES = 200
-    # Images in one batch of scoring and of recalibration, over all processes' shares alike.
-    _C.SEARCH.BATCH_SIZE = 8
-    # Memory in GB of each process for the decoded images of archval, and as much again for those of
-    # recalibration; what does not fit is read again each time. Of the host, or of MODEL.DEVICE.
-    _C.SEARCH.CACHE_GB = 8.0
-    _C.SEARCH.CACHE_ON_DEVICE = False
-    # Mixed precision in scoring: "", "bf16" or "fp16"; and torch's channels_last memory format, which
-    # suits GPUs with mixed precision. torch.compile of the blocks for detection (torch 2.6 or later and
-    # a C++ compiler): minutes before the first score.
-    _C.SEARCH.AMP = ""
-    _C.SEARCH.CHANNELS_LAST = False
-    _C.SEARCH.COMPILE = False
-    # Candidates that are scored together, so that what their paths have in common is computed once, and
-    # journalled together. No score depends on it.
-    _C.SEARCH.GROUP_SIZE = 32
+    "SEARCH.EVAL.RECALIBRATION_IMAGES": Key(200, at_least(0)),
+    # Images in one batch of scoring and of recalibration, over all processes alike. Scores depend on
+    # it: images of a batch are padded to one size, and each recalibration batch is normalised by itself.
+    "SEARCH.EVAL.BATCH_SIZE": Key(8, at_least(1), UNTIL_SCORED),
+    # Host memory in GB of each process for the decoded images of archval, and as much again for those
+    # of recalibration; images that do not fit are read again each time.
+    "SEARCH.EVAL.CACHE_GB": Key(8.0, at_least(0), ALWAYS),
+    # Mixed precision in scoring, and torch's channels_last memory format.
+    "SEARCH.EVAL.AMP": Key("", one_of("", "bf16", "fp16"), UNTIL_SCORED),
+    "SEARCH.EVAL.CHANNELS_LAST": Key(False, resume=UNTIL_SCORED),
     # Above 0: candidates race over growing portions of archval, and one that is not among the leading
     # quarter in this fraction of bootstraps is dropped (crnas_d2/search/race.py; 0.96 was measured).
     # 0: every candidate sees all of archval, as in the paper.
-    _C.SEARCH.RACE_CONFIDENCE = 0.0
-    # The score: a COCO task ("bbox", "segm") and metric ("AP", "AP50", "AP75", "APs", "APm", "APl").
-    _C.SEARCH.TASK = "bbox"
-    _C.SEARCH.METRIC = "AP"
-    # Partial dilation codes kept after each block (paper, Sec. 3.3.2).
-    _C.SEARCH.TOP_K = TOP_K
-    # The config of the found network: full widths and its own schedule; found.yaml is based on it.
-    _C.SEARCH.FOUND_BASE = ""
-
-    # A classification config, with which each supernet is trained first (paper, A.1), and with the step
-    # "retrain" the baseline and the found networks, too; empty: none. Relative to the search's config.
-    _C.SEARCH.PRETRAIN = ""
-
+    "SEARCH.RACE.CONFIDENCE": Key(
+        0.0, Check(lambda value: value == 0 or 0.5 < value < 1, "0 or above 0.5 and below 1 is needed")
+    ),
     # ---- the run -----------------------------------------------------------------------------
     # Threads of one operation on the CPU, the same for any number of processes, since results
-    # depend on it to the bit; 0: as torch has it. Our scripts read SEED -1 as 0: always seeded.
-    _C.NUM_THREADS = 0
+    # depend on it; 0: torch's default. Our scripts read SEED -1 as 0: always seeded.
+    "NUM_THREADS": Key(0, at_least(0)),
+}
+
+# What our scripts want of detectron2's own keys, and which of them a resumed run may change.
+DETECTRON2_CHECKS = {
+    "DATALOADER.NUM_WORKERS": at_least(0),
+    "INPUT.MAX_SIZE_TRAIN": at_least(1),
+    "INPUT.MAX_SIZE_TEST": at_least(1),
+    "INPUT.MIN_SIZE_TRAIN": at_least(1),
+    "INPUT.MIN_SIZE_TEST": at_least(0),  # 0: not resized
+    "MODEL.DEVICE": Check(_is_device, "cpu, cuda, or another device of torch is needed"),
+    "MODEL.FPN.OUT_CHANNELS": at_least(1),
+    "MODEL.PIXEL_STD": at_least(1e-6),  # a divisor
+    "SOLVER.CHECKPOINT_PERIOD": at_least(1),
+    "SOLVER.MAX_ITER": at_least(1),
+}
+RESUME = {
+    **{name: key.resume for name, key in KEYS.items()},
+    **dict.fromkeys(
+        ("CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD"), ALWAYS
+    ),
+}
+
+# Keys of earlier versions and what replaces them; "": nothing.
+RENAMED = {
+    "SEARCH.STEPS": "SEARCH.PHASES",
+    "SEARCH.STAGE_SEARCH": "SEARCH.STAGE.METHOD",
+    "SEARCH.DILATION_SEARCH": "SEARCH.DILATION.METHOD",
+    "SEARCH.ONLY_ELIGIBLE": "SEARCH.STAGE.ONLY_ELIGIBLE",
+    "SEARCH.SAMPLING": "SEARCH.STAGE.SAMPLING",
+    "SEARCH.TOP_K": "SEARCH.DILATION.TOP_K",
+    "SEARCH.ARCHVAL_SIZE": "SEARCH.ARCHVAL.SIZE",
+    "SEARCH.SPLIT_FIELD": "SEARCH.ARCHVAL.SPLIT_FIELD",
+    "SEARCH.RACE_CONFIDENCE": "SEARCH.RACE.CONFIDENCE",
+    **{
+        f"SEARCH.{name}": f"SEARCH.EVAL.{name}"
+        for name in (
+            *("TASK", "METRIC", "RECALIBRATION_IMAGES", "BATCH_SIZE", "CACHE_GB", "AMP"),
+            "CHANNELS_LAST",
+        )
+    },
+    **dict.fromkeys(("SEARCH.COMPILE", "SEARCH.GROUP_SIZE", "SEARCH.CACHE_ON_DEVICE"), ""),
+}
+
+
+def add_crnas_config(cfg: CfgNode) -> None:
+    """Add our keys to a detectron2 config, in place."""
+    for name, key in KEYS.items():
+        *nodes, last = name.split(".")
+        node = cfg
+        for part in nodes:
+            if part not in node:
+                node[part] = CfgNode()
+            node = node[part]
+        node[last] = key.default
+
+
+def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """detectron2's config with our keys, from a file and KEY VALUE pairs; not frozen.
+
+    Of a schedule in epochs and detectron2's keys for the same, the one given last counts: those of a
+    config come after its ``_BASE_``, and KEY VALUE pairs after the file.
+
+    Raises:
+        InputError: no such file, an unknown key, a value of another type or one that is not allowed.
+    """
+    cfg = get_cfg()
+    add_crnas_config(cfg)
+    if config_file and not os.path.isfile(config_file):
+        raise InputError(f"--config-file: {config_file}: no such file")
+    layers: list[set[str]] = []
+    try:
+        if config_file:
+            layers = list(_layers(config_file))
+            refuse_renamed(set().union(*layers), f"--config-file: {config_file}")
+            cfg.merge_from_file(config_file)
+    except _UNREADABLE as error:
+        raise InputError(f"--config-file: {config_file}: {_line(error)}") from error
+    refuse_renamed(opts[::2], "KEY VALUE")
+    try:
+        cfg.merge_from_list(list(opts))
+    except (KeyError, ValueError, AssertionError) as error:
+        raise InputError(f"KEY VALUE: {' '.join(opts)}: {_line(error)}") from error
+    _let_the_last_schedule_count(cfg, [*layers, set(opts[::2])])
+    check_values(cfg)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+# What yacs and yaml raise for a file that is no config.
+_UNREADABLE = (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError)
+
+
+def _line(error: Exception) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    return " ".join(text.split())
+
+
+def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config's values by their dotted keys; tuples as lists."""
+    if not isinstance(node, dict):
+        return {prefix: list(node) if isinstance(node, tuple) else node}
+    return {
+        key: value
+        for name, child in node.items()
+        for key, value in leaves(child, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def _layers(config_file: str) -> Iterator[set[str]]:
+    """The keys that a config file and its chain of ``_BASE_`` set, the deepest base first."""
+    with open(config_file, encoding="utf-8") as file:
+        content = yaml.unsafe_load(file)
+    content = dict(content or {})
+    base = content.pop("_BASE_", None)
+    if base:
+        base = os.path.expanduser(base)
+        yield from _layers(os.path.join(os.path.dirname(config_file), base))
+    yield set(leaves(content))
+
+
+def refuse_renamed(keys: Iterable[str], where: str) -> None:
+    """Raises InputError, in a line that names the new key, if an earlier version's key is among them."""
+    for key in sorted(set(keys) & RENAMED.keys()):
+        now = RENAMED[key]
+        raise InputError(f"{where}: {key}: " + (f"is {now} now" if now else "is no key any more"))
+
+
+def _let_the_last_schedule_count(cfg: CfgNode, layers: Sequence[set[str]]) -> None:
+    """A config that sets iterations over a base with epochs means iterations; the same of the rate."""
+
+    def last(*keys: str) -> int:
+        """The number of the last layer that sets one of the keys; -1: none."""
+        return max((i for i, layer in enumerate(layers) if layer & set(keys)), default=-1)
+
+    if last("SOLVER.MAX_ITER", "SOLVER.STEPS") > last("SOLVER.EPOCHS"):
+        cfg.SOLVER.EPOCHS, cfg.SOLVER.STEP_EPOCHS = 0, ()
+    if last("SOLVER.BASE_LR") > last("SOLVER.LR_PER_IMAGE"):
+        cfg.SOLVER.LR_PER_IMAGE = 0.0
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Every value that the tables above know is allowed.
+
+    Raises:
+        InputError: the first that is not.
+    """
+    checks = {**{name: key.check for name, key in KEYS.items()}, **DETECTRON2_CHECKS}
+    values = leaves(cfg)
+    for name, check in checks.items():
+        value = values[name]
+        entries = value if isinstance(value, list) else [value]
+        if check is not ANYTHING and not (entries and all(map(check.accepts, entries))):
+            raise InputError(f"{name}: {value!r}: {check.allowed}")

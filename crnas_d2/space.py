@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Union
 
 from crnas_d2.architecture import DIGITS, Architecture
-from crnas_d2.budget import Budget, Costs, Entry
+from crnas_d2.budget import Budget, BudgetSpec, Costs
 from crnas_d2.errors import InputError
 from crnas_d2.seeding import derive_seed
 
@@ -78,7 +78,7 @@ class StageSpace:
         depths: allowed depths (blocks), a tuple for each entry of the code.
     """
 
-    step: ClassVar[str] = "stage"  # of the search over it, in journals
+    phase: ClassVar[str] = "stage"  # of the search over it, in journals
     family: str
     depths: tuple[tuple[int, ...], ...]
 
@@ -109,7 +109,7 @@ class StageSpace:
         """Whether the architecture costs what it may."""
         return budget.meets(costs(architecture))
 
-    def eligible(self, budget: Entry, costs: Costs | None = None) -> list[Architecture]:
+    def eligible(self, budget: BudgetSpec, costs: Costs | None = None) -> list[Architecture]:
         """The codes that meet the budget (paper, Eq. 1).
 
         Args:
@@ -121,12 +121,12 @@ class StageSpace:
         budget = Budget.parse(budget)
         if costs is None and not budget.limits_only("blocks"):
             raise InputError(
-                f"SEARCH.BUDGETS: {budget}: with SEARCH.ONLY_ELIGIBLE and SEARCH.SAMPLING 'eligible' "
+                f"SEARCH.BUDGETS: {budget}: with SEARCH.STAGE.ONLY_ELIGIBLE and SEARCH.STAGE.SAMPLING 'eligible' "
                 "allowed are blocks alone"
             )
         return budget.within(self.codes(), costs or block_costs)
 
-    def only_eligible(self, budgets: Sequence[Entry]) -> StageSpace:
+    def only_eligible(self, budgets: Sequence[BudgetSpec]) -> StageSpace:
         """The space without the depths that no eligible code of any of the budgets uses.
 
         Raises:
@@ -155,7 +155,7 @@ class DilationSpace:
         stage_code: blocks in each stage; fixed.
     """
 
-    step: ClassVar[str] = "dilation"
+    phase: ClassVar[str] = "dilation"
     family: str
     stage_code: tuple[int, ...]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.data.shapes import make_shapes
-from crnas_d2.engine.setup import read_config
 from detectron2.config import CfgNode
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,9 +48,9 @@ TINY = [
     *("SOLVER.WARMUP_ITERS", 2),
     *("SOLVER.CHECKPOINT_PERIOD", 2),
     *("SEARCH.BUDGETS", [5]),
-    *("SEARCH.ARCHVAL_SIZE", 4),
-    *("SEARCH.RECALIBRATION_IMAGES", 4),
-    *("SEARCH.BATCH_SIZE", 2),
+    *("SEARCH.ARCHVAL.SIZE", 4),
+    *("SEARCH.EVAL.RECALIBRATION_IMAGES", 4),
+    *("SEARCH.EVAL.BATCH_SIZE", 2),
     *("NUM_THREADS", 1),
     *("SEED", 3),
 ]

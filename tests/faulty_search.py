@@ -26,10 +26,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import search_net
-from crnas_d2.engine.launch import run
-from crnas_d2.engine.plan import plan_search
 from crnas_d2.engine.trainer import StepTrainer
 from crnas_d2.evaluation.archval import ArchvalScorer
+from crnas_d2.launch import run
+from crnas_d2.pipeline.checks import plan_search
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 

@@ -9,8 +9,8 @@ import numpy as np
 from detectors import TINY
 from PIL import Image
 
+from crnas_d2.config import read_config
 from crnas_d2.data.imagenet import register_image_folder
-from crnas_d2.engine.setup import read_config
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 

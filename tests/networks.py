@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
-from crnas_d2.modeling.mobilenetv2 import MOBILENETV2
-from crnas_d2.modeling.resnet import RESNET_BASIC, resnet, resnext
+from crnas_d2.modeling.backbone.mobilenetv2 import MOBILENETV2
+from crnas_d2.modeling.backbone.resnet import RESNET_BASIC, resnet, resnext
 
 # Paper, Tables 5 and 6.
 CR_RESNET18 = Architecture.parse("resnet_basic/1-1-2-4/0-0-10-1021")

@@ -19,12 +19,12 @@ import pytest
 import torch
 from detectors import ROOT, TINY, command_line, tiny_shapes, tiny_yaml
 
+from crnas_d2.config import read_config
 from crnas_d2.data.splits import write_split
-from crnas_d2.engine.chain import _step_config
-from crnas_d2.engine.launch import run
-from crnas_d2.engine.plan import plan_search
-from crnas_d2.engine.scoring import Split
-from crnas_d2.engine.setup import read_config
+from crnas_d2.launch import run
+from crnas_d2.pipeline.checks import plan_search
+from crnas_d2.pipeline.run import _step_config
+from crnas_d2.pipeline.scorer import Split
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_backbone
@@ -164,7 +164,7 @@ def test_the_bench_lets_good_input_start(bench: Bench) -> None:
     assert bench.starts(TRAIN, "--eval-only")
     assert bench.starts(TRAIN, "MODEL.CRNAS.SUPERNET", "dilation")
     assert bench.starts(SEARCH)
-    assert bench.starts(SEARCH, "SEARCH.STEPS", ("stage", "dilation", "retrain"))
+    assert bench.starts(SEARCH, "SEARCH.PHASES", ("stage", "dilation", "retrain"))
 
 
 def test_a_snapshot_sees_a_touched_file(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ ANY_MACS = "macs=1e6~900%"  # of the tiny detector's backbone
 SEARCHES = [
     (["SEARCH.BUDGETS", (9,)], ["SEARCH.BUDGETS", "9", "costs go from 4 to 8", "nearest: 6, 7, 8"]),
     (["SEARCH.BUDGETS", (5, 3)], ["SEARCH.BUDGETS", "3", "nearest: 4, 5, 6"]),
-    (["SEARCH.BUDGETS", (9,), "SEARCH.ONLY_ELIGIBLE", True], ["SEARCH.BUDGETS", "9", "4 to 8"]),
+    (["SEARCH.BUDGETS", (9,), "SEARCH.STAGE.ONLY_ELIGIBLE", True], ["SEARCH.BUDGETS", "9", "4 to 8"]),
     (["SEARCH.BUDGETS", ("five",)], ["SEARCH.BUDGETS", "'five'", "numbers"]),
     (["SEARCH.BUDGETS", ()], ["SEARCH.BUDGETS", "()", "numbers"]),
     (["SEARCH.BUDGETS", ("macs=5",)], ["SEARCH.BUDGETS: 'macs=5': macs needs a tolerance", "~2%"]),
@@ -242,30 +242,30 @@ SEARCHES = [
     (["SEARCH.BUDGETS", ("macs=5~1%",)], ["SEARCH.BUDGETS: macs=5~1%: none of 16 codes", "nearest"]),
     (["SEARCH.BUDGETS", (5, "latency=1~1%, blocks=9")], ["SEARCH.BUDGETS: 9: none", "6, 7, 8"]),
     (
-        ["SEARCH.BUDGETS", ("macs=5~1%",), "SEARCH.STAGE_SEARCH", "random"],
+        ["SEARCH.BUDGETS", ("macs=5~1%",), "SEARCH.STAGE.METHOD", "random"],
         ["SEARCH.BUDGETS: macs=5~1%: none of 16 codes"],
     ),
     (
-        ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.ONLY_ELIGIBLE", True],
-        ["SEARCH.BUDGETS: macs=1e6~900%: ", "SEARCH.ONLY_ELIGIBLE", "blocks alone"],
+        ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.STAGE.ONLY_ELIGIBLE", True],
+        ["SEARCH.BUDGETS: macs=1e6~900%: ", "SEARCH.STAGE.ONLY_ELIGIBLE", "blocks alone"],
     ),
     (
-        ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.SAMPLING", "eligible"],
-        ["SEARCH.BUDGETS: macs=1e6~900%: ", "SEARCH.SAMPLING 'eligible'", "blocks alone"],
+        ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.STAGE.SAMPLING", "eligible"],
+        ["SEARCH.BUDGETS: macs=1e6~900%: ", "SEARCH.STAGE.SAMPLING 'eligible'", "blocks alone"],
     ),
-    (["SEARCH.STAGE_SEARCH", "greedy"], ["SEARCH.STAGE_SEARCH: 'greedy'", "'exhaustive', 'evolution'"]),
-    (["SEARCH.DILATION_SEARCH", "all"], ["SEARCH.DILATION_SEARCH: 'all'", "'greedy', 'evolution'"]),
+    (["SEARCH.STAGE.METHOD", "greedy"], ["SEARCH.STAGE.METHOD: 'greedy'", "'exhaustive', 'evolution'"]),
+    (["SEARCH.DILATION.METHOD", "all"], ["SEARCH.DILATION.METHOD: 'all'", "'greedy', 'evolution'"]),
     (["SEARCH.EVALUATIONS", 0], ["SEARCH.EVALUATIONS: 0: at least 1"]),
-    (["SEARCH.STEPS", ("stage", "tea")], ["SEARCH.STEPS", "'tea'", "'dilation'"]),
-    (["SEARCH.SAMPLING", "fair"], ["SEARCH.SAMPLING", "'fair'", "'uniform', 'eligible'"]),
-    (["SEARCH.TOP_K", 0], ["SEARCH.TOP_K", "0", "at least 1"]),
-    (["SEARCH.ARCHVAL_SIZE", 12], ["SEARCH.ARCHVAL_SIZE", "12", "1 to 11", "12 training images"]),
-    (["SEARCH.ARCHVAL_SIZE", 500], ["SEARCH.ARCHVAL_SIZE", "500", "1 to 11"]),
-    (["SEARCH.ARCHVAL_SIZE", -1], ["SEARCH.ARCHVAL_SIZE", "-1", "1 to 11"]),
-    (["SEARCH.SPLIT_FIELD", "slide"], ["SEARCH.SPLIT_FIELD", "'slide'", "file_name, height, id"]),
-    (["SEARCH.METRIC", "APxl"], ["SEARCH.METRIC", "'APxl'", "AP, AP50"]),
-    (["SEARCH.METRIC", "APl"], ["SEARCH.METRIC", "bbox APl", "no object that counts"]),
-    (["SEARCH.TASK", "segm"], ["SEARCH.TASK", "'segm'", "MASK_ON", "bbox"]),
+    (["SEARCH.PHASES", ("stage", "tea")], ["SEARCH.PHASES", "'tea'", "'dilation'"]),
+    (["SEARCH.STAGE.SAMPLING", "fair"], ["SEARCH.STAGE.SAMPLING", "'fair'", "'uniform', 'eligible'"]),
+    (["SEARCH.DILATION.TOP_K", 0], ["SEARCH.DILATION.TOP_K", "0", "at least 1"]),
+    (["SEARCH.ARCHVAL.SIZE", 12], ["SEARCH.ARCHVAL.SIZE", "12", "1 to 11", "12 training images"]),
+    (["SEARCH.ARCHVAL.SIZE", 500], ["SEARCH.ARCHVAL.SIZE", "500", "1 to 11"]),
+    (["SEARCH.ARCHVAL.SIZE", -1], ["SEARCH.ARCHVAL.SIZE", "-1", "1 to 11"]),
+    (["SEARCH.ARCHVAL.SPLIT_FIELD", "slide"], ["SEARCH.ARCHVAL.SPLIT_FIELD", "'slide'", "file_name, height, id"]),
+    (["SEARCH.EVAL.METRIC", "APxl"], ["SEARCH.EVAL.METRIC", "'APxl'", "AP, AP50"]),
+    (["SEARCH.EVAL.METRIC", "APl"], ["SEARCH.EVAL.METRIC", "bbox APl", "no object that counts"]),
+    (["SEARCH.EVAL.TASK", "segm"], ["SEARCH.EVAL.TASK", "'segm'", "MASK_ON", "bbox"]),
     (["SEARCH.FOUND_BASE", "no/such.yaml"], ["SEARCH.FOUND_BASE", "no/such.yaml", "no such"]),
     (["MODEL.CRNAS.SUPERNET", "stage"], ["MODEL.CRNAS.SUPERNET", "'stage'", "leave it empty"]),
     (["MODEL.BACKBONE.FREEZE_AT", 2], ["MODEL.BACKBONE.FREEZE_AT", "2", "allowed is 0"]),
@@ -287,9 +287,9 @@ def test_a_search_that_cannot_be(bench: Bench, options: list[Any], shown: list[s
     "options",
     [
         ["SEARCH.BUDGETS", (5, ANY_MACS, f"blocks=5, {ANY_MACS}", "latency=1e-9~1%")],
-        ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.STAGE_SEARCH", "evolution"],
-        ["SEARCH.BUDGETS", (9, "macs=5~1%"), "SEARCH.STEPS", ("dilation",)],
-        ["SEARCH.BUDGETS", ("blocks=5~20%",), "SEARCH.ONLY_ELIGIBLE", True],
+        ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.STAGE.METHOD", "evolution"],
+        ["SEARCH.BUDGETS", (9, "macs=5~1%"), "SEARCH.PHASES", ("dilation",)],
+        ["SEARCH.BUDGETS", ("blocks=5~20%",), "SEARCH.STAGE.ONLY_ELIGIBLE", True],
     ],
     ids=str,
 )
@@ -363,7 +363,7 @@ class TestData:
 
     def test_the_test_set_too(self, bench: Bench, name: str) -> None:
         """Of a search only where it retrains: it does not look at the test set before."""
-        options = ["SEARCH.STEPS", ("stage", "dilation", "retrain")]
+        options = ["SEARCH.PHASES", ("stage", "dilation", "retrain")]
         gone = ["DATASETS.TEST_IMAGES", "no/such/folder"]
         assert "DATASETS.TEST_IMAGES" in bench.call(name, *options, *gone)
         path = bench.json(lambda content: content["categories"][0].update(name="circle"))
@@ -416,14 +416,14 @@ class TestAnotherSpace:
 @pytest.mark.parametrize(("held_kind", "kind"), [("dilation", "stage"), ("stage", "dilation")])
 def test_weights_of_another_space_for_a_search(bench: Bench, held_kind: str, kind: str) -> None:
     path = bench.checkpoint(*of(held_kind, []))
-    error = bench.call(SEARCH, "SEARCH.STEPS", (kind,), "MODEL.WEIGHTS", path)
+    error = bench.call(SEARCH, "SEARCH.PHASES", (kind,), "MODEL.WEIGHTS", path)
     assert error.startswith(f"error: MODEL.WEIGHTS: {path}: is of another network or space: ")
 
 
 def test_weights_of_the_first_supernet_start_a_search(bench: Bench) -> None:
     weights = ["MODEL.WEIGHTS", bench.checkpoint(*of("stage", []))]
     assert bench.starts(SEARCH, *weights)
-    assert "MODEL.WEIGHTS" in bench.call(SEARCH, *weights, "SEARCH.STEPS", ("dilation",))
+    assert "MODEL.WEIGHTS" in bench.call(SEARCH, *weights, "SEARCH.PHASES", ("dilation",))
     # The second supernet is another one, so it starts without them.
     plan = plan_search(default_argument_parser().parse_args(bench.arguments(weights)))
     parts = Split("archtrain", "archval", plan.parts[1])
@@ -478,15 +478,15 @@ def test_what_suits_the_device_may_change_before_the_first_score(bench: Bench, l
     cfg = bench.starts(SEARCH)
     bench.earlier_run(*of("stage", []), folder="stage")
     bench.output.joinpath("config.yaml").write_text(cfg.dump())
-    changed = ["SEARCH.BATCH_SIZE", 1, "SEARCH.AMP", "bf16", "SEARCH.CHANNELS_LAST", True]
-    assert bench.starts(SEARCH, "--resume", *changed).SEARCH.BATCH_SIZE == 1
+    changed = ["SEARCH.EVAL.BATCH_SIZE", 1, "SEARCH.EVAL.AMP", "bf16", "SEARCH.EVAL.CHANNELS_LAST", True]
+    assert bench.starts(SEARCH, "--resume", *changed).SEARCH.EVAL.BATCH_SIZE == 1
     bench.output.joinpath(left).parent.mkdir(exist_ok=True)
     if left.endswith("matches"):
         bench.output.joinpath(left).mkdir()
     else:
         bench.output.joinpath(left).touch()
     error = bench.call(SEARCH, "--resume", *changed)
-    assert error.startswith(f"error: SEARCH.AMP: 'bf16': the run in {bench.output} has ''")
+    assert error.startswith(f"error: SEARCH.EVAL.AMP: 'bf16': the run in {bench.output} has ''")
 
 
 @pytest.mark.parametrize("folder", ["stage", "dilation_N5", "retrain/found"])
@@ -499,8 +499,8 @@ def test_a_folder_that_holds_a_search(bench: Bench, folder: str) -> None:
 
 def test_steps_that_pass_over_the_stage_search_of_the_folder(bench: Bench) -> None:
     (bench.output / "stage").mkdir(parents=True)
-    error = bench.call(SEARCH, "--resume", "SEARCH.STEPS", ("dilation",))
-    assert error.startswith("error: SEARCH.STEPS: ('dilation',): ") and "name stage, too" in error
+    error = bench.call(SEARCH, "--resume", "SEARCH.PHASES", ("dilation",))
+    assert error.startswith("error: SEARCH.PHASES: ('dilation',): ") and "name stage, too" in error
 
 
 def test_runs_of_others_below_the_folder_are_no_hindrance(bench: Bench) -> None:
@@ -538,7 +538,7 @@ def test_a_search_evaluates_nothing(bench: Bench) -> None:
 def test_own_training_data_alone_is_not_evaluated_on_other_data(bench: Bench) -> None:
     none = ["DATASETS.TEST_JSON", "", "DATASETS.TEST_IMAGES", "", "DATASETS.TEST", ("bccd_val",)]
     assert bench.starts(TRAIN, *none).DATASETS.TEST == ()
-    error = bench.call(SEARCH, *none, "SEARCH.STEPS", ("stage", "retrain"))
+    error = bench.call(SEARCH, *none, "SEARCH.PHASES", ("stage", "retrain"))
     assert error.startswith("error: DATASETS.TEST: (): one test set is needed to retrain")
 
 

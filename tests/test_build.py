@@ -8,11 +8,11 @@ import pytest
 import torch
 from detectors import FAMILIES, HEADS, TINY
 
+from crnas_d2.config import read_config
 from crnas_d2.engine.draws import seeded_draws
-from crnas_d2.engine.setup import read_config
 from crnas_d2.modeling import build
+from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import SUPERNETS, architecture_of
-from crnas_d2.modeling.supernet import find_supernet
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import BitMasks, Boxes, Instances

@@ -15,7 +15,7 @@ from detectors import ROOT, TINY, command_line, tiny_shapes
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
-from crnas_d2.engine.setup import read_config
+from crnas_d2.config import read_config
 from crnas_d2.modeling.build import stage_space_of
 from detectron2.config import CfgNode
 
@@ -104,7 +104,7 @@ def test_two_budgets_from_one_supernet(folder: Path) -> None:
 def test_evolution_and_random_search_under_a_budget_of_latency(folder: Path) -> None:
     """Started, and once more resumed: nothing is measured or scored a second time."""
     options = ["SEARCH.BUDGETS", ("latency=0.02~400%, blocks=6~30%",), "SEARCH.EVALUATIONS", 6]
-    options += ["SEARCH.STAGE_SEARCH", "evolution", "SEARCH.DILATION_SEARCH", "random"]
+    options += ["SEARCH.STAGE.METHOD", "evolution", "SEARCH.DILATION.METHOD", "random"]
     shown = start(folder, *options)
     out = folder / "out"
     assert shown.splitlines()[-1] == f"written: {out}/found.yaml, {out}/report.html"
@@ -130,7 +130,7 @@ def test_evolution_and_random_search_under_a_budget_of_latency(folder: Path) -> 
 @pytest.mark.slow
 def test_a_race_in_one_process_and_in_two(folder: Path) -> None:
     """From one checkpoint, to the byte; resumed once more, nothing is written."""
-    options = ["SEARCH.RACE_CONFIDENCE", 0.6, "SEARCH.BATCH_SIZE", 1, "SEARCH.STEPS", ("stage",)]
+    options = ["SEARCH.RACE.CONFIDENCE", 0.6, "SEARCH.EVAL.BATCH_SIZE", 1, "SEARCH.PHASES", ("stage",)]
     options += ["SEARCH.BUDGETS", (5, 6), "SOLVER.MAX_ITER", 60, "SOLVER.BASE_LR", 0.02]
     out = folder / "out"
     shown = start(folder, *options)
@@ -139,7 +139,7 @@ def test_a_race_in_one_process_and_in_two(folder: Path) -> None:
     names += [str(path.relative_to(out)) for path in sorted((out / "stage" / "matches").rglob("*.npz"))]
     before = {name: (out / name).read_bytes() for name in names}
     dropped, finished = records(out / "stage/race.jsonl"), records(out / "stage/journal.jsonl")
-    assert {record["step"] for record in dropped} <= {"stage race N5", "stage race N6"}
+    assert {record["phase"] for record in dropped} <= {"stage race N5", "stage race N6"}
     assert len(dropped) + len(finished) == 4 + 6 and len(finished) < 10
     report = (out / "report.html").read_text()
     assert all(record["architecture"] in report for record in [*dropped, *finished])

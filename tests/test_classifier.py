@@ -14,15 +14,16 @@ import torch
 from detectors import FAMILIES, HEADS, ROOT, TINY, command_line
 from image_folders import COLOURS, TINY_CLASSIFIER, make_image_folder, register, tiny_classifier
 
+from crnas_d2.config import read_config
 from crnas_d2.data import loader
-from crnas_d2.engine.setup import read_config, train_config
+from crnas_d2.engine.setup import train_config
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.errors import InputError
-from crnas_d2.evaluation import classification
+from crnas_d2.evaluation import topk as classification
 from crnas_d2.evaluation.batches import FixedBatches
-from crnas_d2.evaluation.classification import TopKEvaluator
 from crnas_d2.evaluation.recalibration import recalibrated
-from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.evaluation.topk import TopKEvaluator
+from crnas_d2.modeling.backbone.supernet import find_supernet
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import (

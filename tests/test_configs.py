@@ -13,11 +13,12 @@ import pytest
 import torch
 from detectors import ROOT
 
-from crnas_d2.engine.plan import plan_search
+from crnas_d2.config import read_config
 from crnas_d2.engine.schedule import check_schedule
-from crnas_d2.engine.setup import check_network, read_config
+from crnas_d2.engine.setup import check_network
+from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, family_of, stage_space_of
-from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.pipeline.checks import plan_search
 from crnas_d2.space import block_cost
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -112,7 +113,7 @@ def trains_and_answers(cfg: CfgNode, model: torch.nn.Module) -> None:
 
 def trains_along_a_path(path: Path, supernet: str) -> None:
     """The supernet that a config describes or leads to; of each entry's depths only the first two."""
-    cfg = shrunk(path, "MODEL.CRNAS.SUPERNET", supernet, "SEARCH.ONLY_ELIGIBLE", False)
+    cfg = shrunk(path, "MODEL.CRNAS.SUPERNET", supernet, "SEARCH.STAGE.ONLY_ELIGIBLE", False)
     cfg.MODEL.CRNAS.STAGE_SPACE = [list(depths[:2]) for depths in stage_space_of(cfg).depths]
     model = build_model(cfg)
     found = find_supernet(model)

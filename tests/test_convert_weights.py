@@ -25,12 +25,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.engine.setup import check_weights, read_config
+from crnas_d2.config import read_config
+from crnas_d2.engine.setup import check_weights
 from crnas_d2.errors import InputError
-from crnas_d2.modeling.array_pickle import load_arrays
 from crnas_d2.modeling.build import input_convention
-from crnas_d2.modeling.sources import CONVENTIONS, read_source
-from crnas_d2.modeling.weights import check_backbone_weights
+from crnas_d2.modeling.checkpoint.array_pickle import load_arrays
+from crnas_d2.modeling.checkpoint.published import CONVENTIONS, read_source
+from crnas_d2.modeling.checkpoint.weights import check_backbone_weights
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
@@ -47,7 +48,7 @@ SHORT = {  # few blocks, full width: the chains of the supernets' sources
     "mobilenetv2": MOBILENETV2,
 }
 
-# Written down by hand, from the documents that crnas_d2/modeling/sources.py names.
+# Written down by hand, from the documents that crnas_d2/modeling/checkpoint/published.py names.
 TORCHVISION = ("RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], False)
 MSRA = ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0], True)
 FAIR = ("BGR", [103.53, 116.28, 123.675], [57.375, 57.12, 58.395], False)

@@ -63,7 +63,7 @@ def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
 def test_any_number_of_processes_scores_the_same(kind: str, tmp_path: Path) -> None:
     """From one checkpoint, to the bit; each process forwards only its share."""
     options = ["MODEL.CRNAS.SUPERNET", kind, "SOLVER.MAX_ITER", 60, "SOLVER.IMS_PER_BATCH", 4]
-    options += ["SOLVER.BASE_LR", 0.02, "SOLVER.CHECKPOINT_PERIOD", 1000, "SEARCH.BATCH_SIZE", 1]
+    options += ["SOLVER.BASE_LR", 0.02, "SOLVER.CHECKPOINT_PERIOD", 1000, "SEARCH.EVAL.BATCH_SIZE", 1]
     cfg = tiny_config(tmp_path / "data", tmp_path / "out", *options)
     SupernetTrainer(cfg).train()
     cfg.MODEL.WEIGHTS = str(tmp_path / "out" / "model_final.pth")
@@ -83,7 +83,7 @@ def test_any_number_of_processes_scores_the_same(kind: str, tmp_path: Path) -> N
 def test_a_whole_search_in_two_processes(tmp_path: Path) -> None:
     """torchrun search_net.py, retraining included: journals, found.yaml and the table."""
     options = [*tiny_shapes(tmp_path / "data"), "OUTPUT_DIR", str(tmp_path / "out")]
-    options += ["SEARCH.STEPS", ("stage", "dilation", "retrain")]
+    options += ["SEARCH.PHASES", ("stage", "dilation", "retrain")]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *torchrun, str(ROOT / "search_net.py")]
     command += ["--config-file", str(tiny_yaml(tmp_path / "search.yaml")), *command_line(options)]

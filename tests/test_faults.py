@@ -30,7 +30,7 @@ from test_checkpoint import DAMAGES, Trap
 CONFIGS = {
     "a text for a number": (TRAIN, ["SOLVER.BASE_LR", "fast"], "BASE_LR"),
     "a number for a list": (TRAIN, ["MODEL.CRNAS.WIDTHS", 3], "WIDTHS"),
-    "a text for a switch": (SEARCH, ["SEARCH.ONLY_ELIGIBLE", "yes"], "ONLY_ELIGIBLE"),
+    "a text for a switch": (SEARCH, ["SEARCH.STAGE.ONLY_ELIGIBLE", "yes"], "ONLY_ELIGIBLE"),
     "negative rate": (TRAIN, ["SOLVER.BASE_LR", -1.0], "SOLVER: cannot be used: Invalid learning rate"),
     "negative momentum": (TRAIN, ["SOLVER.MOMENTUM", -1.0], "Invalid momentum value: -1.0"),
     "no iteration": (SEARCH, ["SOLVER.MAX_ITER", 0], "SOLVER.MAX_ITER: 0: at least 1"),
@@ -38,7 +38,7 @@ CONFIGS = {
     "negative passes": (TRAIN, ["SOLVER.ACCUMULATE", -1], "SOLVER.ACCUMULATE: -1: at least 1"),
     "negative workers": (TRAIN, ["DATALOADER.NUM_WORKERS", -1], "DATALOADER.NUM_WORKERS: -1: "),
     "negative threads": (SEARCH, ["NUM_THREADS", -2], "NUM_THREADS: -2: at least 0"),
-    "negative cache": (SEARCH, ["SEARCH.CACHE_GB", -1.0], "SEARCH.CACHE_GB: -1.0: at least 0"),
+    "negative cache": (SEARCH, ["SEARCH.EVAL.CACHE_GB", -1.0], "SEARCH.EVAL.CACHE_GB: -1.0: at least 0"),
     "images of no size": (TRAIN, ["INPUT.MIN_SIZE_TRAIN", []], "INPUT.MIN_SIZE_TRAIN: (): "),
     "images of no width": (TRAIN, ["INPUT.MAX_SIZE_TEST", 0], "INPUT.MAX_SIZE_TEST: 0: at least 1"),
     "a deviation of 0": (TRAIN, ["MODEL.PIXEL_STD", [0.0] * 3], "MODEL.PIXEL_STD: [0.0, 0.0, 0.0]: "),
@@ -46,12 +46,12 @@ CONFIGS = {
     "unknown heads": (SEARCH, ["MODEL.ROI_HEADS.NAME", "Nope"], "'Nope' found in 'ROI_HEADS'"),
     "unknown schedule": (TRAIN, ["SOLVER.LR_SCHEDULER_NAME", "Nope"], "Unknown LR scheduler: Nope"),
     "unknown warmup": (TRAIN, ["SOLVER.WARMUP_METHOD", "Nope"], "Unknown warmup method: Nope"),
-    "unknown precision": (SEARCH, ["SEARCH.AMP", "fp8"], "SEARCH.AMP: 'fp8': allowed are '', 'bf16'"),
+    "unknown precision": (SEARCH, ["SEARCH.EVAL.AMP", "fp8"], "SEARCH.EVAL.AMP: 'fp8': allowed are '', 'bf16'"),
     "unknown device": (TRAIN, ["MODEL.DEVICE", "gpu"], "MODEL.DEVICE: 'gpu': cuda"),
     "unknown color": (TRAIN, ["INPUT.FORMAT", "XYZ"], "INPUT: images cannot be read"),
     "unknown flip": (TRAIN, ["INPUT.RANDOM_FLIP", "Nope"], "INPUT: images cannot be read"),
-    "unknown metric": (SEARCH, ["SEARCH.METRIC", "mAP"], "SEARCH.METRIC: 'mAP': allowed are AP, AP50"),
-    "a coin as confidence": (SEARCH, ["SEARCH.RACE_CONFIDENCE", 0.5], "SEARCH.RACE_CONFIDENCE: 0.5: "),
+    "unknown metric": (SEARCH, ["SEARCH.EVAL.METRIC", "mAP"], "SEARCH.EVAL.METRIC: 'mAP': allowed are AP, AP50"),
+    "a coin as confidence": (SEARCH, ["SEARCH.RACE.CONFIDENCE", 0.5], "SEARCH.RACE.CONFIDENCE: 0.5: "),
     "no folder": (TRAIN, ["OUTPUT_DIR", ""], "OUTPUT_DIR: '': a folder is needed"),
     "batch and passes": (TRAIN, ["SOLVER.ACCUMULATE", 4], "SOLVER.IMS_PER_BATCH: 2: a multiple"),
     "steps backwards": (TRAIN, ["SOLVER.STEPS", [5, 3]], "SOLVER: cannot be used: "),
@@ -130,7 +130,7 @@ def earlier(bench: Bench, change: Callable[[Path], object]) -> list[Any]:  # noq
     return ["--resume"]
 
 
-RECORD = {"step": "stage", "architecture": "resnet/1-1-1-2/0-0-0-00", "score": 1.5}
+RECORD = {"phase": "stage", "architecture": "resnet/1-1-1-2/0-0-0-00", "score": 1.5}
 
 
 def journal(*lines: Any, name: str = "journal.jsonl") -> Callable[[Bench, Any], list[Any]]:
@@ -185,28 +185,28 @@ FILES: dict[str, tuple[str, Callable[..., list[Any]], Any, str]] = {
     "only checkpoint, emptied": (TRAIN, earlier, DAMAGES["emptied"], "is damaged (0 bytes"),
     "only checkpoint, flipped": (TRAIN, earlier, DAMAGES["flipped"], "is damaged ("),
     "journal, garbage inside": (SEARCH, journal(RECORD, "garbage"), None, "jsonl:2: not a scored"),
-    "journal, a line torn inside": (SEARCH, journal('{"step": "st'), None, "jsonl:1: not a scored"),
+    "journal, a line torn inside": (SEARCH, journal('{"phase": "st'), None, "jsonl:1: not a scored"),
     "journal, an empty line": (SEARCH, journal(RECORD, ""), None, "jsonl:2: not a scored"),
     "journal, score NaN": (SEARCH, journal({**RECORD, "score": math.nan}), None, "nan is not finite"),
     "journal, score a text": (SEARCH, journal({**RECORD, "score": "1"}), None, "jsonl:1: not a scored"),
-    "journal, no score": (SEARCH, journal({"step": "stage"}), None, "jsonl:1: not a scored"),
+    "journal, no score": (SEARCH, journal({"phase": "stage"}), None, "jsonl:1: not a scored"),
     "journal, twice": (SEARCH, journal(RECORD, RECORD), None, "jsonl:2: not a scored candidate"),
     "journal, a list": (SEARCH, journal([RECORD]), None, "journal.jsonl:1: not a scored candidate"),
     "race, a line torn inside": (
         SEARCH,
-        journal('{"step": "st', name="race.jsonl"),
+        journal('{"phase": "st', name="race.jsonl"),
         None,
         "race.jsonl:1: not a scored",
     ),
     "race, another step": (
         SEARCH,
-        journal({**RECORD, "step": "dilation race N5"}, name="race.jsonl"),
+        journal({**RECORD, "phase": "dilation race N5"}, name="race.jsonl"),
         None,
         "race.jsonl:1: step 'dilation race N5': allowed is 'stage'",
     ),
     "journal, another step": (
         SEARCH,
-        journal({**RECORD, "step": "dilation"}),
+        journal({**RECORD, "phase": "dilation"}),
         None,
         "journal.jsonl:1: step 'dilation': allowed is 'stage'",
     ),
@@ -335,7 +335,7 @@ UNDER_WAY = {
     ),
     "pictures gone, search": (
         "0 search gone",
-        ["SEARCH.CACHE_GB", 0.0],
+        ["SEARCH.EVAL.CACHE_GB", 0.0],
         2,
         "cannot be read as an image: No such file",
     ),
@@ -350,7 +350,7 @@ def search(folder: Path, out: str, fault: str, *options: Any) -> subprocess.Comp
         ROOT,
         "tests/faulty_search.py",
         *("--config-file", str(tiny_yaml(folder / "search.yaml")), *flags),
-        *(*pairs, "SEARCH.STEPS", ("stage",), *options),
+        *(*pairs, "SEARCH.PHASES", ("stage",), *options),
         FAULT=fault,
         IMAGES=str(folder / "data" / "images"),
     )
@@ -405,7 +405,7 @@ def test_a_fault_while_a_run_is_under_way(fault: str, tmp_path: Path, without_fa
 @pytest.mark.parametrize(("what", "status"), [("full400", 1), ("kill", -9)])
 def test_a_fault_while_a_race_is_under_way(what: str, status: int, tmp_path: Path) -> None:
     """Resumed, the race has the files that it would have had, to the byte."""
-    options = ["SEARCH.RACE_CONFIDENCE", 0.6, "SEARCH.BATCH_SIZE", 1, "SOLVER.MAX_ITER", 60]
+    options = ["SEARCH.RACE.CONFIDENCE", 0.6, "SEARCH.EVAL.BATCH_SIZE", 1, "SOLVER.MAX_ITER", 60]
     assert search(tmp_path, "alone", "", *options).returncode == 0
     done = search(tmp_path, "out", f"0 search {what}", *options)
     assert done.returncode == status and "Traceback" not in done.stderr
@@ -426,7 +426,7 @@ def test_a_fault_while_a_race_is_under_way(what: str, status: int, tmp_path: Pat
 @pytest.mark.slow
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     """Of the second step, when the first one is done."""
-    steps = ["SEARCH.STEPS", ("stage", "dilation")]
+    steps = ["SEARCH.PHASES", ("stage", "dilation")]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "dilation").write_text("a file")
     done = search(tmp_path, "out", "", *steps)

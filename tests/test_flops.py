@@ -22,7 +22,7 @@ from torch import nn
 from crnas_d2.analysis import flops
 from crnas_d2.analysis.costs import backbone_costs, input_size
 from crnas_d2.analysis.flops import DETECTIONS, PROPOSALS, Cost
-from crnas_d2.engine.setup import read_config
+from crnas_d2.config import read_config
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import architecture_of
 from detectron2.config import CfgNode

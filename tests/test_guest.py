@@ -15,8 +15,8 @@ from detectors import ROOT, TINY, tiny_shapes
 
 from crnas_d2 import add_crnas_config
 from crnas_d2.architecture import Architecture
-from crnas_d2.engine.found import found_config, write_found
-from crnas_d2.engine.setup import read_config
+from crnas_d2.config import read_config
+from crnas_d2.pipeline.found_config import found_config, write_found
 from detectron2.config import CfgNode, get_cfg
 
 FOUND = Architecture.parse("resnet/1-3-1-2/0-120-2-01")

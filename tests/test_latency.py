@@ -18,7 +18,7 @@ from crnas_d2.analysis.costs import input_size
 from crnas_d2.analysis.latency import REPEATS, WARM_UP, LatencyCosts, Stopwatch
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
-from crnas_d2.engine.setup import read_config
+from crnas_d2.config import read_config
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import stage_space_of
 from crnas_d2.search.candidates import Done, Group, ScoreAll

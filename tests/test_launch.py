@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from detectors import command_line, tiny_shapes, tiny_yaml
 
-from crnas_d2.engine.places import Place, first_host, given_place, local_places
 from crnas_d2.errors import InputError
+from crnas_d2.ranks import Place, first_host, given_place, local_places
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 BATCH_SCRIPT = {  # the variables of a script of sbatch --nodes 2 --ntasks 4
@@ -168,7 +168,7 @@ def started(
     """A search, which dies with the test at the latest."""
     pairs = [*tiny_shapes(bench / "data"), "OUTPUT_DIR", str(out), "SEARCH.GROUP_SIZE", 1]
     pairs += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1]
-    pairs += ["SEARCH.STEPS", ("stage",)]
+    pairs += ["SEARCH.PHASES", ("stage",)]
     process = subprocess.Popen(
         [*before, str(SCRIPT), "--config-file", str(bench / "search.yaml"), *flags]
         + command_line(pairs),
@@ -233,7 +233,7 @@ def test_one_that_dies_takes_the_run_down(
     assert first in errors[0], text
     if place == "search":  # the first group was done before the third one began
         scored = (out / "stage" / "journal.jsonl").read_text().splitlines()
-        assert {json.loads(line)["step"] for line in scored} == {"stage"}
+        assert {json.loads(line)["phase"] for line in scored} == {"stage"}
 
 
 @pytest.mark.slow

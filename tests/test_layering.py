@@ -29,7 +29,7 @@ FORBIDDEN = {
 READERS = (
     "crnas_d2.config",
     "crnas_d2.modeling.build",
-    "crnas_d2.modeling.classifier",
+    "crnas_d2.modeling.meta_arch.classifier",
     "crnas_d2.engine",
     "crnas_d2.data.datasets",
     "crnas_d2.data.loader",
@@ -113,7 +113,7 @@ from . import build
 def f(cfg):
     from crnas_d2.search.greedy import TOP_K
 """
-    assert set(imported(ast.parse(code), "crnas_d2.modeling.family", is_package=False)) == {
+    assert set(imported(ast.parse(code), "crnas_d2.modeling.backbone.family", is_package=False)) == {
         "torch.nn",
         *("crnas_d2", "crnas_d2.engine"),
         *("crnas_d2.data", "crnas_d2.data.splits"),

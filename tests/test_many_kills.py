@@ -86,7 +86,7 @@ def dilation_search(folder: Path, name: str, processes: int) -> subprocess.Popen
     command += ["--resume"] if (folder / name).exists() else []
     log = open(folder / f"{name}.out", "ab")
     return subprocess.Popen(
-        [*command, *command_line([*options, "SEARCH.STEPS", ("dilation",)])],
+        [*command, *command_line([*options, "SEARCH.PHASES", ("dilation",)])],
         env={**os.environ, "COUNT_FILE": str(folder / f"{name}-passes.txt")},
         stdout=log,
         stderr=log,

@@ -10,7 +10,7 @@ from networks import randomise
 from torch import nn
 from torch.testing import assert_close
 
-from crnas_d2.modeling.nas_fpn import NASFPN, Cell
+from crnas_d2.modeling.neck.nas_fpn import NASFPN, Cell
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from crnas_d2.errors import InputError
-from crnas_d2.modeling import norm
-from crnas_d2.modeling.norm import UnbiasedSyncBatchNorm, resolve_norm
+from crnas_d2.modeling.backbone import norm
+from crnas_d2.modeling.backbone.norm import UnbiasedSyncBatchNorm, resolve_norm
 from detectron2.layers import BatchNorm2d, get_norm
 
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from detectors import ROOT, TINY, command_line
 
+from crnas_d2.config import read_config
 from crnas_d2.data.shapes import make_shapes
-from crnas_d2.engine.setup import read_config
 from detectron2.config import CfgNode
 
 # Ids as people have them: with gaps, and not in the order of the names.

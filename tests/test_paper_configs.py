@@ -17,12 +17,12 @@ from detectors import ROOT
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
-from crnas_d2.engine.pretrain import pretrain_config
+from crnas_d2.config import read_config
 from crnas_d2.engine.schedule import resolve_schedule
-from crnas_d2.engine.setup import read_config
+from crnas_d2.modeling.backbone.norm import resolve_norm
+from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, family_of, stage_space_of
-from crnas_d2.modeling.norm import resolve_norm
-from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.pipeline.pretraining import pretrain_config
 from crnas_d2.space import FAMILY_DEPTHS
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
@@ -208,8 +208,8 @@ def test_searches(name: str, tables: dict[str, Any]) -> None:
         assert len(space.eligible(budget)) == counts[key]
     budgets = {"resnet_basic": [8], "mobilenetv2": [16]}.get(family, [16, 33])
     assert list(cfg.SEARCH.BUDGETS) == budgets
-    assert (cfg.SEARCH.SAMPLING, cfg.SEARCH.ONLY_ELIGIBLE) == ("uniform", False)
-    assert (cfg.SEARCH.ARCHVAL_SIZE, cfg.SEARCH.TOP_K) == (5000, tables["greedy"]["top_K"])
+    assert (cfg.SEARCH.STAGE.SAMPLING, cfg.SEARCH.STAGE.ONLY_ELIGIBLE) == ("uniform", False)
+    assert (cfg.SEARCH.ARCHVAL.SIZE, cfg.SEARCH.DILATION.TOP_K) == (5000, tables["greedy"]["top_K"])
     assert tuple(cfg.DATASETS.TRAIN) == ("coco_2017_train",)
     path = str(CONFIGS / "Search" / cfg.SEARCH.PRETRAIN)
     pretrain_config(cfg, path)  # raises what search_net.py would say of it

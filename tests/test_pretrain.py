@@ -11,12 +11,13 @@ import torch
 from detectors import FAMILIES, HEADS, TINY, command_line, tiny_config, tiny_shapes
 from image_folders import tiny_classifier
 
-from crnas_d2.engine.chain import run_search
-from crnas_d2.engine.plan import plan_search
-from crnas_d2.engine.pretrain import pretrained
-from crnas_d2.engine.setup import check_weights, read_config
+from crnas_d2.config import read_config
+from crnas_d2.engine.setup import check_weights
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.errors import InputError
+from crnas_d2.pipeline.checks import plan_search
+from crnas_d2.pipeline.pretraining import pretrained
+from crnas_d2.pipeline.run import run_search
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
@@ -140,8 +141,8 @@ def test_every_network_of_a_chain_starts_as_a_classifier(
         started.append((trainer.cfg, {k: v.clone() for k, v in trainer.model.state_dict().items()}))
 
     monkeypatch.setattr(DetectionTrainer, "resume_or_load", resume_or_load)
-    steps = ["SEARCH.STEPS", ("stage", "dilation", "retrain"), "SOLVER.MAX_ITER", 2]
-    steps += ["SEARCH.RECALIBRATION_IMAGES", 2]
+    steps = ["SEARCH.PHASES", ("stage", "dilation", "retrain"), "SOLVER.MAX_ITER", 2]
+    steps += ["SEARCH.EVAL.RECALIBRATION_IMAGES", 2]
     args = search_arguments(tmp_path, *steps, *FAMILIES[family])
     run_search(plan_search(args), resume=True)
     kinds = [(cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.CRNAS.SUPERNET) for cfg, _ in started]

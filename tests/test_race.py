@@ -14,12 +14,12 @@ import torch
 from test_scoring import trained
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.engine.looks import ArchvalLooks
-from crnas_d2.engine.scoring import build_scorer
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.batches import FixedBatches
 from crnas_d2.evaluation.matches import bootstrap
-from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.pipeline.looks import ArchvalLooks
+from crnas_d2.pipeline.scorer import build_scorer
 from crnas_d2.search.candidates import ScoreAll
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
@@ -123,9 +123,9 @@ def test_who_was_dropped_and_why(tmp_path: Path) -> None:
     dropped, finished = records(tmp_path / "race.jsonl"), records(tmp_path / "journal.jsonl")
     assert sorted(r["architecture"] for r in dropped + finished) == sorted(map(str, CODES))
     assert {r["architecture"] for r in finished} == {str(c.architecture) for c in found}
-    assert all(r["step"] == "stage" and r["blocks"] == 16 for r in finished)
+    assert all(r["phase"] == "stage" and r["blocks"] == 16 for r in finished)
     for record in dropped:
-        assert record["step"] == "stage race N16" and record["images"] in looks.images[:-1]
+        assert record["phase"] == "stage race N16" and record["images"] in looks.images[:-1]
         assert record["score"] < record["leader_score"] and record["behind"] >= 0.95
         assert len(found) <= record["racing"] <= len(CODES)
         code, leader = (Architecture.parse(record[key]) for key in ("architecture", "leader"))
@@ -253,7 +253,7 @@ def test_portions(count: int, ends: list[int]) -> None:
 @pytest.mark.parametrize("kind", ["stage", "dilation"])
 def test_who_sees_all_of_archval_has_the_score_of_the_whole_search(kind: str, tmp_path: Path) -> None:
     """Partial codes, too; from what is on disk after the first time, and nothing else."""
-    cfg, split, detector = trained(tmp_path, kind, "SEARCH.BATCH_SIZE", 1)
+    cfg, split, detector = trained(tmp_path, kind, "SEARCH.EVAL.BATCH_SIZE", 1)
     space = find_supernet(detector).space
     if isinstance(space, StageSpace):
         codes = list(space.codes())[:6]

@@ -55,7 +55,7 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def scored(step: str, code: str, score: float, macs: int = 9) -> dict[str, Any]:
-    return {"step": step, "architecture": f"resnet/{code}", "score": score, "macs": macs, "params": 7}
+    return {"phase": step, "architecture": f"resnet/{code}", "score": score, "macs": macs, "params": 7}
 
 
 STAGE = [

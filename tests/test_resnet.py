@@ -10,9 +10,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.modeling.family import Family, build_network
-from crnas_d2.modeling.mobilenetv2 import MOBILENETV2
-from crnas_d2.modeling.resnet import RESNET_BASIC, resnet, resnext
+from crnas_d2.modeling.backbone.family import Family, build_network
+from crnas_d2.modeling.backbone.mobilenetv2 import MOBILENETV2
+from crnas_d2.modeling.backbone.resnet import RESNET_BASIC, resnet, resnext
 
 STAGES = ("res2", "res3", "res4", "res5")
 FAMILIES = {f.name: f for f in (RESNET_BASIC, resnet(), resnext(), MOBILENETV2)}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from detectors import ROOT, tiny_config
 
-from crnas_d2.engine import retrain
+from crnas_d2.pipeline import retraining as retrain
 from crnas_d2.errors import InputError
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from detectors import ROOT, tiny_config, tiny_shapes
 
-from crnas_d2.config import add_crnas_config
+from crnas_d2.config import add_crnas_config, read_config
 from crnas_d2.engine.schedule import check_schedule, resolve_schedule
-from crnas_d2.engine.setup import read_config, train_config
+from crnas_d2.engine.setup import train_config
 from crnas_d2.engine.trainer import DetectionTrainer
 from crnas_d2.errors import InputError
 from detectron2.config import CfgNode, get_cfg

@@ -21,14 +21,14 @@ from torch.testing import assert_close
 
 from crnas_d2.analysis.costs import backbone_costs, input_size
 from crnas_d2.data.coco_json import read_coco_json
-from crnas_d2.engine.scoring import Split, build_scorer, recalibration_images
 from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.evaluation.batches import FixedBatches
 from crnas_d2.evaluation.coco import METRICS, TASKS, CocoMetric
 from crnas_d2.evaluation.recalibration import recalibrated
-from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.pipeline.scorer import Split, build_scorer, recalibration_images
 from crnas_d2.space import StageSpace
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -114,7 +114,7 @@ def plain_score(cfg: CfgNode, split: Split, detector: nn.Module) -> float:
 
 def test_a_score_is_the_plain_loops(tmp_path: Path) -> None:
     """Without recalibration, whole codes: set the path, then detectron2's own evaluation."""
-    cfg, split, detector = trained(tmp_path, "stage", "SEARCH.RECALIBRATION_IMAGES", 0)
+    cfg, split, detector = trained(tmp_path, "stage", "SEARCH.EVAL.RECALIBRATION_IMAGES", 0)
     score = build_scorer(cfg, split, detector).scores
     supernet = find_supernet(detector)
     paths = [supernet.space.sample(0, i) for i in range(3)]
@@ -171,7 +171,7 @@ def test_multiply_accumulates_are_those_of_the_architectures(tmp_path: Path) -> 
     scorer = build_scorer(cfg, split, detector)
     codes = list(find_supernet(detector).space.codes())[:3]
     scorer.scores(codes)
-    images = len(split.archval_content["images"]) + cfg.SEARCH.RECALIBRATION_IMAGES
+    images = len(split.archval_content["images"]) + cfg.SEARCH.EVAL.RECALIBRATION_IMAGES
     costs = backbone_costs(cfg)
     height, width = input_size(cfg)
     pixels = 96 * 96 / (height * width)  # the pictures are square
@@ -188,8 +188,8 @@ def certainty_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> Archval
 
 
 BF16, CHANNELS_LAST, COMPILE = (
-    ["SEARCH.AMP", "bf16"],
-    ["SEARCH.CHANNELS_LAST", True],
+    ["SEARCH.EVAL.AMP", "bf16"],
+    ["SEARCH.EVAL.CHANNELS_LAST", True],
     ["SEARCH.COMPILE", True],
 )
 NO_COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++")
@@ -220,8 +220,8 @@ def test_mixed_precision_leaves_coordinates_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Boxes go into RoIAlign, and masks into their boxes, in float32; convolutions are in bf16."""
-    options = [*HEADS["MaskRCNN"], "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "SEARCH.TASK", "segm"]
-    cfg, split, detector = trained(tmp_path, "stage", *options, "SEARCH.AMP", "bf16")
+    options = [*HEADS["MaskRCNN"], "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "SEARCH.EVAL.TASK", "segm"]
+    cfg, split, detector = trained(tmp_path, "stage", *options, "SEARCH.EVAL.AMP", "bf16")
     seen: dict[str, set[torch.dtype]] = {"roi": set(), "conv": set(), "mask": set()}
 
     for module in detector.modules():
@@ -254,8 +254,8 @@ def test_equal_blocks_share_a_compilation(
         traced.append(graph)
         return graph.forward
 
-    options = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "SEARCH.BATCH_SIZE", 4]
-    options += ["SEARCH.RECALIBRATION_IMAGES", 3]  # which is no size of a batch of archval
+    options = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "SEARCH.EVAL.BATCH_SIZE", 4]
+    options += ["SEARCH.EVAL.RECALIBRATION_IMAGES", 3]  # which is no size of a batch of archval
     cfg, split, detector = trained(tmp_path, kind, "MODEL.CRNAS.STAGE_CODE", [1, 3, 3, 1], *options)
     supernet = find_supernet(detector)
     paths = [supernet.space.sample(0, i) for i in range(12)]
@@ -355,7 +355,7 @@ def test_recalibration_changes_the_score_and_nothing_else(tmp_path: Path) -> Non
     before = {k: v.clone() for k, v in detector.state_dict().items()}
     path = find_supernet(detector).space.sample(0, 0)
     with_it = build_scorer(cfg, split, detector).scores([path])
-    cfg.SEARCH.RECALIBRATION_IMAGES = 0
+    cfg.SEARCH.EVAL.RECALIBRATION_IMAGES = 0
     assert build_scorer(cfg, split, detector).scores([path]) != with_it
     assert all(torch.equal(before[key], value) for key, value in detector.state_dict().items())
 

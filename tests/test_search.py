@@ -95,7 +95,7 @@ def alternative(
     seed: int,
     **options: Any,
 ) -> list[Candidate]:
-    compare = ScoreAll(space.step, score, costs, journal, **options)
+    compare = ScoreAll(space.phase, score, costs, journal, **options)
     return search(space, budget, compare, costs, evaluations, seed)
 
 
@@ -108,7 +108,7 @@ def timeless(path: Path) -> list[dict[str, Any]]:
 
 
 def record(name: str = "resnet/1-1-2-2/0-0-00-00", score: float = 1.5) -> dict[str, Any]:
-    return {"step": "stage", "architecture": name, "score": score}
+    return {"phase": "stage", "architecture": name, "score": score}
 
 
 def filled(path: Path, count: int = 3) -> Journal:
@@ -513,7 +513,7 @@ def test_what_a_line_says(tmp_path: Path) -> None:
     (line,) = lines(path)
     assert line.pop("seconds") >= 0
     assert line == {
-        "step": "stage",
+        "phase": "stage",
         "architecture": str(code),
         "score": arbitrary(code),
         **costs(code),
@@ -575,14 +575,14 @@ def lines_of(data: bytes) -> list[dict[str, Any]]:
         b"[1, 2]",
         b'"text"',
         b"{}",
-        b'{"step": "stage", "architecture": "x"}',
-        b'{"step": "stage", "score": 1.0}',
+        b'{"phase": "stage", "architecture": "x"}',
+        b'{"phase": "stage", "score": 1.0}',
         b'{"architecture": "x", "score": 1.0}',
-        b'{"step": "stage", "architecture": "x", "score": null}',
-        b'{"step": "stage", "architecture": "x", "score": "1.0"}',
-        b'{"step": "stage", "architecture": "x", "score": NaN}',
-        b'{"step": "stage", "architecture": "x", "score": Infinity}',
-        b'{"step": ["stage"], "architecture": "x", "score": 1.0}',
+        b'{"phase": "stage", "architecture": "x", "score": null}',
+        b'{"phase": "stage", "architecture": "x", "score": "1.0"}',
+        b'{"phase": "stage", "architecture": "x", "score": NaN}',
+        b'{"phase": "stage", "architecture": "x", "score": Infinity}',
+        b'{"phase": ["stage"], "architecture": "x", "score": 1.0}',
         b"\xff\xfe\xfd",
     ],
 )

@@ -146,14 +146,14 @@ def test_a_size_that_cannot_be(size: int) -> None:
     with pytest.raises(InputError) as caught:
         split(generated(30), size, "id", 0)
     message = str(caught.value)
-    assert message.startswith(f"SEARCH.ARCHVAL_SIZE: {size}: allowed are 1 to 29")
+    assert message.startswith(f"SEARCH.ARCHVAL.SIZE: {size}: allowed are 1 to 29")
     assert "30 training images" in message and "\n" not in message
 
 
 def test_groups_that_are_all_too_large() -> None:
-    with pytest.raises(InputError, match=r"^SEARCH.ARCHVAL_SIZE: 3: every group of 'field'"):
+    with pytest.raises(InputError, match=r"^SEARCH.ARCHVAL.SIZE: 3: every group of 'field'"):
         split(generated(28, per_field=4), 3, "field", 0)
-    with pytest.raises(InputError, match=r"^SEARCH.ARCHVAL_SIZE: .*every group of 'field'"):
+    with pytest.raises(InputError, match=r"^SEARCH.ARCHVAL.SIZE: .*every group of 'field'"):
         split(generated(30, per_field=30), 0, "field", 0)
 
 
@@ -162,7 +162,7 @@ def test_a_field_that_an_image_lacks() -> None:
     del content["images"][4]["field"]
     with pytest.raises(InputError) as caught:
         split(content, 0, "field", 0)
-    assert str(caught.value).startswith("SEARCH.SPLIT_FIELD: 'field': image 988 has no such entry")
+    assert str(caught.value).startswith("SEARCH.ARCHVAL.SPLIT_FIELD: 'field': image 988 has no such entry")
     assert "file_name, id, slide" in str(caught.value)
 
 
@@ -174,7 +174,7 @@ def test_a_part_without_an_annotation(part: str, other: str) -> None:
     with pytest.raises(InputError) as caught:
         split(content, 6, "id", 0)
     count = len(parts[part]["images"])
-    assert str(caught.value).startswith(f"SEARCH.ARCHVAL_SIZE: 6: {part} of {count} images")
+    assert str(caught.value).startswith(f"SEARCH.ARCHVAL.SIZE: 6: {part} of {count} images")
 
 
 def test_written_anew_over_what_a_kill_left(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from networks import FAMILIES, SMALL_CODES, SMALL_WIDTHS, randomise
 from torch import nn
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.modeling.family import build_network
-from crnas_d2.modeling.supernet import DilationSupernet, StageSupernet, Supernet, find_supernet
+from crnas_d2.modeling.backbone.family import build_network
+from crnas_d2.modeling.backbone.supernet import DilationSupernet, StageSupernet, Supernet, find_supernet
 from crnas_d2.space import FAMILY_DEPTHS, DilationSpace, StageSpace
 
 STAGES = ("res2", "res3", "res4", "res5")

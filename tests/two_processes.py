@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torchvision.ops import boxes as box_ops
 
+from crnas_d2.config import read_config
 from crnas_d2.data.coco_json import read_coco_json
 from crnas_d2.data.datasets import use_own_data
-from crnas_d2.engine.launch import join
-from crnas_d2.engine.places import given_place
-from crnas_d2.engine.scoring import Split, build_scorer
-from crnas_d2.engine.setup import read_config
 from crnas_d2.engine.trainer import SupernetTrainer
-from crnas_d2.modeling.supernet import find_supernet
+from crnas_d2.launch import join
+from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.pipeline.scorer import Split, build_scorer
+from crnas_d2.ranks import given_place
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 

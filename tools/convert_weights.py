@@ -6,7 +6,7 @@
 
 The config says what network is wanted, and any stage code; for a supernet add MODEL.CRNAS.SUPERNET
 stage or dilation, to a config of configs/Search, too. Blocks are matched by position
-(crnas_d2/modeling/convert.py), and the log says where each block came from. A supernet takes converted
+(crnas_d2/modeling/checkpoint/convert.py), and the log says where each block came from. A supernet takes converted
 weights at full width only, MODEL.CRNAS.WIDTH_MULTIPLIER 1.0.
 Taken are torchvision's state dicts of ResNet, ResNeXt and MobileNetV2 (.pth), detectron2's
 ImageNetPretrained (.pkl) and checkpoints of our own fixed networks (.pth). INPUT.FORMAT,
@@ -24,12 +24,13 @@ from pathlib import Path
 
 import torch
 
-from crnas_d2.engine.setup import check_network, read_config
+from crnas_d2.config import read_config
+from crnas_d2.engine.setup import check_network
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import architecture_of, family_of, input_convention
-from crnas_d2.modeling.convert import convert
-from crnas_d2.modeling.sources import CONVENTIONS, read_source
-from crnas_d2.modeling.weights import BARE, check_convention
+from crnas_d2.modeling.checkpoint.convert import convert
+from crnas_d2.modeling.checkpoint.published import CONVENTIONS, read_source
+from crnas_d2.modeling.checkpoint.weights import BARE, check_convention
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 

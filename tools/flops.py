@@ -23,7 +23,8 @@ from tabulate import tabulate
 from crnas_d2.analysis import flops
 from crnas_d2.analysis.costs import input_size
 from crnas_d2.analysis.flops import Cost
-from crnas_d2.engine.setup import check_network, read_config
+from crnas_d2.config import read_config
+from crnas_d2.engine.setup import check_network
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import architecture_of
 from detectron2.config import CfgNode

@@ -20,7 +20,7 @@ from typing import Any
 from tabulate import tabulate
 
 from crnas_d2.analysis.costs import backbone_costs
-from crnas_d2.engine.setup import read_config
+from crnas_d2.config import read_config
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import architecture_of
 

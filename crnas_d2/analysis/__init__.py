@@ -1,5 +1,5 @@
 """What reads and never trains: costs.py and flops.py count, latency.py measures, report.py shows."""
 
-from crnas_d2 import lines
+from crnas_d2 import compat
 
-lines.prepare()  # before anything of detectron2 is imported
+compat.prepare()  # before anything of detectron2 is imported

@@ -34,7 +34,7 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.utils import comm
 
 WARM_UP, REPEATS = 3, 9  # forward passes; the middle one of the repeats counts
-STEP = "latency"  # of the records in the journal
+PHASE = "latency"  # of the records in the journal
 NEAR = 2  # measured is what is predicted within this many times the tolerance of a budget
 
 
@@ -152,7 +152,7 @@ class LatencyCosts:
 
     def __call__(self, architecture: Architecture) -> _WithLatency:
         found = _WithLatency(self._costs(architecture), lambda: self._latency(architecture))
-        known = self._journal.score(STEP, str(architecture))
+        known = self._journal.score(PHASE, str(architecture))
         if known is not None:
             found["latency"] = known
         return found
@@ -184,12 +184,12 @@ class LatencyCosts:
         return smallest, of_smallest, of_a_block
 
     def _measured(self, architecture: Architecture) -> float:
-        known = self._journal.score(STEP, str(architecture))
+        known = self._journal.score(PHASE, str(architecture))
         if known is not None:
             return known
         seconds = self._measure(architecture) if comm.is_main_process() else 0.0
         seconds = comm.all_gather(seconds)[0]
         logging.getLogger(__name__).info("%s: %.4g s an image", architecture, seconds)
-        record = {"step": STEP, "architecture": str(architecture), "score": seconds}
+        record = {"phase": PHASE, "architecture": str(architecture), "score": seconds}
         self._journal.add({**record, "device": self._device})
         return seconds

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from crnas_d2.architecture import Architecture
+from crnas_d2.files import write_text
 from crnas_d2.search.journal import Journal
 
 Row = Mapping[str, Any]
@@ -46,10 +47,8 @@ def write_report(folder: Path) -> Path:
             parts += _search(journal.parent)
     parts += _retrained(folder / "retrain" / "table.csv")
     path = folder / "report.html"
-    beside = path.with_name("report.html.part")
     head = f'<meta charset="utf-8"><title>{escape(folder.resolve().name)}</title><style>{STYLE}</style>'
-    beside.write_text("\n".join(["<!doctype html>", head, *parts, ""]), encoding="utf-8")
-    beside.replace(path)
+    write_text(path, "\n".join(["<!doctype html>", head, *parts, ""]))
     return path
 
 
@@ -71,15 +70,15 @@ def _search(folder: Path) -> Iterable[str]:
     ranked = sorted(records, key=lambda r: (open_digits(r), -r["score"], r["macs"], r["architecture"]))
     for number, alike in groupby(ranked, key=open_digits):
         kind = f"codes with {number} digits left open" if number else "whole codes"
-        yield _table([_without_step(record) for record in alike], f"{kind}, best first")
+        yield _table([_without_phase(record) for record in alike], f"{kind}, best first")
     yield from _dropped(Journal(folder / "race.jsonl", writes=False).records)
 
 
 def _dropped(records: Sequence[Row]) -> Iterable[str]:
-    for step, of_race in groupby(sorted(records, key=lambda r: r["step"]), key=lambda r: r["step"]):
-        rows = [_without_step(record) for record in of_race]
+    for phase, of_race in groupby(sorted(records, key=lambda r: r["phase"]), key=lambda r: r["phase"]):
+        rows = [_without_phase(record) for record in of_race]
         why = (
-            f"{step}: {len(rows)} dropped. images: seen by then; score: on them; behind: in what part "
+            f"{phase}: {len(rows)} dropped. images: seen by then; score: on them; behind: in what part "
             "of the bootstraps it was not among the leading quarter"
         )
         yield _table(rows, why)
@@ -92,9 +91,9 @@ def _retrained(path: Path) -> Iterable[str]:
             yield _table(list(csv.DictReader(file)), str(path.name))
 
 
-def _without_step(record: Row) -> Row:
+def _without_phase(record: Row) -> Row:
     """What a line of a journal says of its candidate, that first."""
-    rest = {key: value for key, value in record.items() if key != "step"}
+    rest = {key: value for key, value in record.items() if key != "phase"}
     return {"architecture": rest.pop("architecture"), **rest}
 
 

@@ -6,6 +6,6 @@ the training loader, whose batches are a function of (seed, iteration), and the 
 a generated data set for the demo and the tests.
 """
 
-from crnas_d2 import lines
+from crnas_d2 import compat
 
-lines.prepare()  # before anything of detectron2 is imported
+compat.prepare()  # before anything of detectron2 is imported

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crnas_d2.errors import InputError
+from crnas_d2.files import write_text
 from crnas_d2.seeding import derive_seed
 
 ARCHVAL_SIZE = 5000  # images (paper, Sec. 4.1); of a small set a fifth
@@ -35,14 +36,14 @@ def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: i
     wanted = size or min(ARCHVAL_SIZE, max(count // 5, 1))
     if not 0 < wanted < count:
         raise InputError(
-            f"SEARCH.ARCHVAL_SIZE: {size}: allowed are 1 to {count - 1}, "
+            f"SEARCH.ARCHVAL.SIZE: {size}: allowed are 1 to {count - 1}, "
             f"for {count} training images, or 0 for the default"
         )
     groups: dict[str, list[int]] = defaultdict(list)
     for image in images:
         if field not in image:
             raise InputError(
-                f"SEARCH.SPLIT_FIELD: {field!r}: image {image['id']} has no such entry; "
+                f"SEARCH.ARCHVAL.SPLIT_FIELD: {field!r}: image {image['id']} has no such entry; "
                 f"it has {', '.join(sorted(image))}"
             )
         groups[str(image[field])].append(image["id"])
@@ -52,7 +53,7 @@ def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: i
             chosen.update(groups[key])
     if not chosen:
         raise InputError(
-            f"SEARCH.ARCHVAL_SIZE: {wanted}: every group of {field!r} has more images than that"
+            f"SEARCH.ARCHVAL.SIZE: {wanted}: every group of {field!r} has more images than that"
         )
     return chosen
 
@@ -82,16 +83,13 @@ def split(
     for name, part in zip(("archtrain", "archval"), parts):
         if not part["annotations"]:
             raise InputError(
-                f"SEARCH.ARCHVAL_SIZE: {size}: {name} of {len(part['images'])} images "
+                f"SEARCH.ARCHVAL.SIZE: {size}: {name} of {len(part['images'])} images "
                 "would have no annotation"
             )
     return parts
 
 
 def write_split(parts: tuple[dict[str, Any], dict[str, Any]], folder: Path) -> None:
-    """Write archtrain.json and archval.json, each beside and renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write archtrain.json and archval.json."""
     for name, part in zip(("archtrain", "archval"), parts):
-        beside = folder / f"{name}.json.part"
-        beside.write_text(json.dumps(part), encoding="utf-8")
-        beside.replace(folder / f"{name}.json")
+        write_text(folder / f"{name}.json", json.dumps(part))

@@ -7,16 +7,16 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from crnas_d2.errors import InputError
-from crnas_d2.modeling.array_pickle import load_arrays
-from crnas_d2.modeling.weights import read_checkpoint
+from crnas_d2.files import write_atomically, write_bytes
+from crnas_d2.modeling.checkpoint.array_pickle import load_arrays
+from crnas_d2.modeling.checkpoint.weights import read_checkpoint
 from detectron2.checkpoint import DetectionCheckpointer
 
 
@@ -24,7 +24,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer, whose files appear whole or not at all.
 
     Args:
-        input_convention: goes into every file (crnas_d2/modeling/weights.py).
+        input_convention: goes into every file (crnas_d2/modeling/checkpoint/weights.py).
     """
 
     def __init__(
@@ -51,7 +51,9 @@ class SafeCheckpointer(DetectionCheckpointer):
             if not torch.isfinite(tensor).all():
                 raise FloatingPointError(f"{key} is not finite, so {name}.pth was not written")
         data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
-        _write(os.path.join(self.save_dir, f"{name}.pth"), lambda file: torch.save(data, file))
+        write_atomically(
+            os.path.join(self.save_dir, f"{name}.pth"), lambda file: torch.save(data, file)
+        )
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -122,31 +124,3 @@ def _damage(path: Path) -> str:
     except Exception as error:  # a broken archive may raise any
         return f"{path.stat().st_size} bytes, {error}" if path.is_file() else str(error)
     return f"{part} has changed" if part else ""
-
-
-def write_bytes(path: str, content: bytes) -> None:
-    """Write a file that appears whole or not at all.
-
-    Raises:
-        OSError: naming the file.
-    """
-    _write(path, lambda file: file.write(content))
-
-
-def _write(path: str, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside and rename it when it is on disk."""
-    beside = path + ".part"
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (OSError, RuntimeError) as error:
-        # When a write has failed, torch.save fails once more, with a RuntimeError.
-        cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if not isinstance(cause, OSError):
-            raise
-        if os.path.isfile(beside):
-            os.remove(beside)  # the disk may be full of it
-        raise OSError(cause.errno, cause.strerror, path) from error

@@ -1,27 +1,16 @@
-"""Hooks of a supernet's training: the path of an iteration, the progress bar, and the searches."""
+"""Hooks of training: the path of an iteration, and the progress bar."""
 
 from __future__ import annotations
 
-import functools
-import logging
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from tqdm import tqdm
 
-from crnas_d2.architecture import Architecture
-from crnas_d2.budget import Budget, Costs, Entry
-from crnas_d2.engine.gradients import broadcast_model
-from crnas_d2.engine.looks import ArchvalLooks
-from crnas_d2.evaluation.archval import ArchvalScorer
-from crnas_d2.modeling.supernet import Supernet
-from crnas_d2.search.candidates import Candidate, Compare, ScoreAll
-from crnas_d2.search.journal import Journal
-from crnas_d2.search.race import Race
-from crnas_d2.space import Space, StageSpace
+from crnas_d2.budget import BudgetSpec
+from crnas_d2.modeling.backbone.supernet import Supernet
+from crnas_d2.space import StageSpace
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -37,13 +26,6 @@ def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
     )
 
 
-def search_bar(desc: str, candidates: Sequence[Architecture]) -> tqdm:
-    """The bar of candidates that are compared; of dilation codes, with how far they have grown."""
-    if candidates and "dilation" in desc:
-        desc += f", {len(candidates[0].dilation_code)} of {candidates[0].blocks} digits"
-    return progress_bar(candidates, desc=desc, unit="code")
-
-
 class PathSampler(HookBase):
     """Before each step, set the supernet's path: a function of (seed, iteration) alone.
 
@@ -51,7 +33,7 @@ class PathSampler(HookBase):
         budgets: if any, stage paths are drawn from the codes that meet one of them; of blocks alone.
     """
 
-    def __init__(self, supernet: Supernet, seed: int, budgets: Sequence[Entry] = ()) -> None:
+    def __init__(self, supernet: Supernet, seed: int, budgets: Sequence[BudgetSpec] = ()) -> None:
         self._supernet = supernet
         self._seed = seed
         space = supernet.space
@@ -84,110 +66,3 @@ class ProgressBar(HookBase):
 
     def after_train(self) -> None:
         self._bar.close()
-
-
-# A search as stage_search: of (space, budget, compare, costs).
-Search = Callable[[Any, Budget, Compare, Costs], list[Candidate]]
-
-
-class SearchHook(HookBase):
-    """Runs a search for each budget when the training of the supernet has come to its end.
-
-    Args:
-        build_scorer: called with the trained detector.
-        space: the supernet's; one supernet and one journal serve all budgets.
-        budgets: at least one.
-        search: what is called.
-        costs: of an architecture.
-        folder: of journal.jsonl, which remembers scored candidates, and of what a race writes.
-        group_size: candidates scored together.
-        race_confidence: as Race's; 0: no race, every candidate is scored on all of archval.
-        seed: of a race.
-
-    Attributes:
-        results: candidates by budget, best first; empty until the search has run.
-    """
-
-    def __init__(
-        self,
-        build_scorer: Callable[[Any], ArchvalScorer],
-        *,
-        space: Space,
-        budgets: Sequence[Budget],
-        search: Search,
-        costs: Costs,
-        folder: Path,
-        group_size: int,
-        race_confidence: float,
-        seed: int,
-    ) -> None:
-        self._build_scorer = build_scorer
-        self._space = space
-        self._budgets = budgets
-        self._search = search
-        self._costs = costs
-        self._folder = folder
-        self._group_size = group_size
-        self._race_confidence = race_confidence
-        self._seed = seed
-        self.results: dict[Budget, list[Candidate]] = {}
-
-    def _journal(self, name: str) -> Journal:
-        return Journal(self._folder / name, writes=comm.is_main_process())
-
-    def _comparison(
-        self, budget: Budget, scorer: ArchvalScorer, journal: Journal, verdicts: Journal
-    ) -> Compare:
-        step = self._space.step
-        bar = functools.partial(search_bar, f"{step} search {budget}")
-        if not self._race_confidence:
-            return ScoreAll(step, scorer, self._costs, journal, bar, self._group_size)
-        return Race(
-            step,
-            budget.name,
-            ArchvalLooks(scorer, self._folder / "matches", self._seed),
-            self._costs,
-            journal,
-            verdicts,
-            self._race_confidence,
-            bar,
-            self._group_size,
-        )
-
-    def after_train(self) -> None:
-        if self.trainer.iter < self.trainer.max_iter:
-            return  # training was cut short
-        broadcast_model(self.trainer.model)
-        # The last checkpoint is written; what training alone needs leaves its memory to scoring.
-        self.trainer.optimizer.zero_grad(set_to_none=True)
-        self.trainer.optimizer.state.clear()
-        scorer = self._build_scorer(self.trainer.model)
-        journal, verdicts = self._journal("journal.jsonl"), self._journal("race.jsonl")
-        comm.synchronize()  # everybody has read the journals before rank 0 writes to them
-        for budget in self._budgets:
-            compare = self._comparison(budget, scorer, journal, verdicts)
-            self.results[budget] = self._search(self._space, budget, compare, self._costs)
-        if scorer.macs.alone:
-            logging.getLogger(__name__).info(
-                "backbone of this process: %.3g multiply-accumulates, %.3f of those one by one",
-                scorer.macs.shared,
-                scorer.macs.shared / scorer.macs.alone,
-            )
-        if self._race_confidence:
-            dropped = Counter(record["images"] for record in verdicts.records)
-            parts = [f"{count} after {images} images" for images, count in sorted(dropped.items())]
-            logging.getLogger(__name__).info(
-                "race: dropped %s; %d saw all of archval (%s)",
-                ", ".join(parts) or "nobody",
-                len(journal.records),
-                self._folder / "race.jsonl",
-            )
-        for budget, candidates in self.results.items():
-            best = candidates[0]
-            logging.getLogger(__name__).info(
-                "budget %s: best of %d: %s with %.2f",
-                budget,
-                len(candidates),
-                best.architecture,
-                best.score,
-            )

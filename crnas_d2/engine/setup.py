@@ -3,126 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from torch import nn
 
-from crnas_d2.config import add_crnas_config
+from crnas_d2.config import ALWAYS, NEVER, RESUME, UNTIL_SCORED, leaves, read_config, refuse_renamed
 from crnas_d2.data.datasets import check_dataset, use_own_data
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
 from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.schedule import check_schedule
-from crnas_d2.engine.scoring import AMP
 from crnas_d2.errors import InputError
+from crnas_d2.files import write_text
 from crnas_d2.modeling.build import SUPERNETS, architecture_of, input_convention, stage_space_of
-from crnas_d2.modeling.classifier import ImageClassifier
-from crnas_d2.modeling.weights import check_backbone_weights, read_checkpoint
+from crnas_d2.modeling.checkpoint.weights import check_backbone_weights, read_checkpoint
+from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
 from crnas_d2.search.journal import Journal
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-
-# What yacs and yaml raise for a file that is no config.
-_UNREADABLE = (AssertionError, AttributeError, KeyError, OSError, ValueError, yaml.YAMLError)
-
-
-# May differ between a run and its resumption: where and how fast it runs, which steps it takes.
-FREE_KEYS = (
-    "CUDNN_BENCHMARK",
-    "DATALOADER.NUM_WORKERS",
-    "OUTPUT_DIR",
-    "SEARCH.CACHE_GB",
-    "SEARCH.CACHE_ON_DEVICE",
-    "SEARCH.GROUP_SIZE",
-    "SEARCH.STEPS",
-    "SOLVER.CHECKPOINT_PERIOD",
-)
-# May differ as long as no candidate is scored: what suits a device may show only then.
-SCORING_KEYS = ("SEARCH.AMP", "SEARCH.BATCH_SIZE", "SEARCH.CHANNELS_LAST", "SEARCH.COMPILE")
-
-
-# The smallest values that mean something.
-LEAST = {
-    "DATALOADER.NUM_WORKERS": 0,
-    "INPUT.MAX_SIZE_TRAIN": 1,
-    "INPUT.MAX_SIZE_TEST": 1,
-    "INPUT.MIN_SIZE_TRAIN": 1,
-    "INPUT.MIN_SIZE_TEST": 0,  # as it is
-    "MODEL.CLASSIFIER.NUM_CLASSES": 1,
-    "MODEL.FPN.OUT_CHANNELS": 1,
-    "MODEL.PIXEL_STD": 1e-6,  # it divides
-    "NUM_THREADS": 0,
-    "SEARCH.CACHE_GB": 0,
-    "SOLVER.ACCUMULATE": 1,
-    "SOLVER.CHECKPOINT_PERIOD": 1,
-    "SOLVER.MAX_ITER": 1,
-}
-
-
-def read_config(config_file: str, opts: list[str]) -> CfgNode:
-    """detectron2's config with our keys, from a file and KEY VALUE pairs; not frozen.
-
-    Raises:
-        InputError: no such file, an unknown key, a value of another type or one that means nothing.
-    """
-    cfg = get_cfg()
-    add_crnas_config(cfg)
-    if config_file and not os.path.isfile(config_file):
-        raise InputError(f"--config-file: {config_file}: no such file")
-    try:
-        if config_file:
-            cfg.merge_from_file(config_file)
-    except _UNREADABLE as error:
-        raise InputError(f"--config-file: {config_file}: {_line(error)}") from error
-    try:
-        cfg.merge_from_list(opts)
-    except (KeyError, ValueError, AssertionError) as error:
-        raise InputError(f"KEY VALUE: {' '.join(opts)}: {_line(error)}") from error
-    _check_values(cfg)
-    _let_iterations_win(cfg, opts[::2])
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    return cfg
-
-
-def _check_values(cfg: CfgNode) -> None:
-    for key, least in LEAST.items():
-        value = functools.reduce(getattr, key.split("."), cfg)
-        values = value if isinstance(value, (list, tuple)) else [value]
-        if not values or min(values) < least:
-            raise InputError(f"{key}: {value}: at least {least} is needed")
-    if cfg.SEARCH.AMP not in AMP:
-        raise InputError(f"SEARCH.AMP: {cfg.SEARCH.AMP!r}: allowed are {', '.join(map(repr, AMP))}")
-    try:
-        torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError:
-        raise InputError(
-            f"MODEL.DEVICE: {cfg.MODEL.DEVICE!r}: cuda, or cpu, or another device of torch is needed"
-        ) from None
-
-
-def _let_iterations_win(cfg: CfgNode, given: list[str]) -> None:
-    """KEY VALUE pairs come after the file: detectron2's own keys there replace a schedule in epochs."""
-    if {"SOLVER.MAX_ITER", "SOLVER.STEPS"} & set(given) and "SOLVER.EPOCHS" not in given:
-        cfg.SOLVER.EPOCHS, cfg.SOLVER.STEP_EPOCHS = 0, ()
-    if "SOLVER.BASE_LR" in given and "SOLVER.LR_PER_IMAGE" not in given:
-        cfg.SOLVER.LR_PER_IMAGE = 0.0
-
-
-def _line(error: Exception) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-    return " ".join(text.split())
 
 
 def check_network(cfg: CfgNode) -> None:
@@ -176,7 +83,7 @@ def _outline(cfg: CfgNode) -> nn.Module:
     except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"MODEL.META_ARCHITECTURE: {name!r}: cannot be built over {cfg.MODEL.BACKBONE.NAME!r} with "
-            f"these keys of MODEL: {type(error).__name__} {_line(error)}"
+            f"these keys of MODEL: {type(error).__name__} {' '.join(str(error).split())}"
         ) from error
 
 
@@ -218,7 +125,7 @@ def check_output(folder: str, resume: bool, traces: Sequence[str]) -> None:
         traces: patterns of files that an earlier run leaves, ``TRAINING`` or ``SEARCH``.
 
     Raises:
-        InputError: the folder is a file, holds such a file, or a journal that is none of its step.
+        InputError: the folder is a file, holds such a file, or a journal that is none of its phase.
     """
     path = Path(folder)
     if not folder:
@@ -237,50 +144,49 @@ def check_output(folder: str, resume: bool, traces: Sequence[str]) -> None:
 
 
 def _check_journal(path: Path) -> None:
-    step = path.parent.name.split("_")[0]
+    phase = path.parent.name.split("_")[0]
     for number, record in enumerate(Journal(path, writes=False).records, start=1):
-        if str(record["step"]).split()[:1] != [step]:
+        if str(record["phase"]).split()[:1] != [phase]:
             raise InputError(
-                f"{path}:{number}: step {record['step']!r}: allowed is {step!r}; "
+                f"{path}:{number}: phase {record['phase']!r}: allowed is {phase!r}; "
                 "mend or remove the line"
             )
 
 
 def check_same_run(cfg: CfgNode) -> None:
-    """What stands in OUTPUT_DIR was computed with this config, FREE_KEYS apart.
+    """The run in OUTPUT_DIR has the same config, but for keys that --resume may change (config.RESUME).
 
-    SCORING_KEYS, too, before the first score. A config.yaml that a kill has torn counts for what can be
-    read of it.
+    A config.yaml that a kill has torn counts as far as it can be read.
 
     Raises:
-        InputError: the first key that differs.
+        InputError: the first key that differs, or one of an earlier version.
     """
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
     try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, yaml.YAMLError):
         return
-
-    def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {prefix: list(node) if isinstance(node, tuple) else node}
-        return {
-            key: value
-            for name, child in node.items()
-            for key, value in leaves(child, f"{prefix}.{name}" if prefix else name).items()
-        }
-
-    folder = path.parent
-    scored = [*folder.glob("*/journal.jsonl"), *folder.glob("*/matches")]
-    free = FREE_KEYS if scored else FREE_KEYS + SCORING_KEYS
-    before, now = leaves(held), leaves(yaml.safe_load(cfg.dump()))
+    refuse_renamed(before, str(path))
+    scored = any(path.parent.glob("*/journal.jsonl")) or any(path.parent.glob("*/matches"))
+    now = leaves(yaml.safe_load(cfg.dump()))
     for key in sorted(before.keys() & now.keys()):
-        if before[key] != now[key] and key not in free:
+        may_change = RESUME.get(key, NEVER)
+        if before[key] == now[key] or may_change == ALWAYS:
+            continue
+        if may_change == NEVER or scored:
             raise InputError(
                 f"{key}: {now[key]!r}: the run in {cfg.OUTPUT_DIR} has {before[key]!r}; "
-                "--resume goes on with the same config only"
-                + (", once a candidate is scored" if key in SCORING_KEYS else "")
+                "--resume continues with the same config only"
+                + (", once a candidate is scored" if may_change == UNTIL_SCORED else "")
             )
+
+
+def write_config(cfg: CfgNode) -> None:
+    """Write OUTPUT_DIR/config.yaml on rank 0; the other ranks wait for it."""
+    comm.synchronize()  # every rank has looked before the first one writes
+    if comm.is_main_process():
+        write_text(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
+    comm.synchronize()
 
 
 def check_data(cfg: CfgNode, side: str) -> None:

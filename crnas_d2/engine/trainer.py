@@ -28,10 +28,10 @@ from crnas_d2.engine.gradients import average, broadcast_model, path_only
 from crnas_d2.engine.hooks import PathSampler, ProgressBar
 from crnas_d2.engine.schedule import resolve_schedule
 from crnas_d2.errors import InputError
-from crnas_d2.evaluation.classification import TopKEvaluator
+from crnas_d2.evaluation.topk import TopKEvaluator
+from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, input_convention
-from crnas_d2.modeling.supernet import find_supernet
-from crnas_d2.modeling.weights import check_backbone_weights
+from crnas_d2.modeling.checkpoint.weights import check_backbone_weights
 from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -274,7 +274,7 @@ class SupernetTrainer(DetectionTrainer):
                 f"MODEL.CRNAS.SUPERNET: {self.cfg.MODEL.CRNAS.SUPERNET!r}: "
                 "'stage' or 'dilation' is needed to train a supernet"
             )
-        budgets = self.cfg.SEARCH.BUDGETS if self.cfg.SEARCH.SAMPLING == "eligible" else ()
+        budgets = self.cfg.SEARCH.BUDGETS if self.cfg.SEARCH.STAGE.SAMPLING == "eligible" else ()
         sampler = PathSampler(supernet, seed_of(self.cfg), budgets)
         kept = [h for h in super().build_hooks() if not isinstance(h, hooks.EvalHook)]
         return [sampler, *kept]

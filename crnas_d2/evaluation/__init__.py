@@ -5,6 +5,6 @@ common. compiled.py: torch.compile of blocks. recalibration.py: BatchNorm statis
 the metric. matches.py: the metric of weighted images. classification.py: top-1 and top-5.
 """
 
-from crnas_d2 import lines
+from crnas_d2 import compat
 
-lines.prepare()  # before anything of detectron2 is imported
+compat.prepare()  # before anything of detectron2 is imported

@@ -1,7 +1,7 @@
 """The scorer: the BatchNorm statistics of paths are recomputed, then they detect on archval.
 
 Candidates are scored in groups, batch by batch: what their paths have in common is computed once, in
-recalibration and in detection (crnas_d2/evaluation/sharing.py). The scores are those that each would
+recalibration and in detection (crnas_d2/evaluation/shared_forward.py). The scores are those that each would
 get alone.
 """
 
@@ -24,8 +24,8 @@ from crnas_d2.evaluation.coco import CocoMetric
 from crnas_d2.evaluation.compiled import compile_blocks, uncompiled
 from crnas_d2.evaluation.matches import Matches, match
 from crnas_d2.evaluation.recalibration import BackboneNorms, PathOf, Statistics, statistics_of
-from crnas_d2.evaluation.sharing import MacCounter, Members, walk
-from crnas_d2.modeling.supernet import Step, find_supernet
+from crnas_d2.evaluation.shared_forward import MacCounter, Members, walk
+from crnas_d2.modeling.backbone.supernet import Segment, find_supernet
 from crnas_d2.space import StageSpace
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
@@ -221,8 +221,8 @@ class ArchvalScorer:
             lambda number: space.complete(architecture, self._seed, number),
         )
 
-    def _run(self, step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
-        return self.macs.run(step, members, x.contiguous(memory_format=self._format))
+    def _run(self, segment: Segment, members: Members, x: torch.Tensor) -> torch.Tensor:
+        return self.macs.run(segment, members, x.contiguous(memory_format=self._format))
 
     @torch.no_grad()
     def _detect(
@@ -241,13 +241,13 @@ class ArchvalScorer:
         paths = [self._completions(architecture)[1] for architecture in group]
         mine: Detected = []
 
-        def run(step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
+        def run(segment: Segment, members: Members, x: torch.Tensor) -> torch.Tensor:
             # Whatever is shared has the same statistics for all members.
-            self._norms.use(self._norms.of(step), statistics[members[0]])
-            if self._compiled and not self.macs.knows(step, x):
+            self._norms.use(self._norms.of(segment), statistics[members[0]])
+            if self._compiled and not self.macs.knows(segment, x):
                 with uncompiled():  # a compiled block does not see the counter's hooks
-                    self.macs.learn(step, x)
-            return self._run(step, members, x)
+                    self.macs.learn(segment, x)
+            return self._run(segment, members, x)
 
         try:
             with self._precision():
@@ -257,8 +257,8 @@ class ArchvalScorer:
                     found: list[list[dict[str, Any]]] = [[] for _ in paths]
                     x = self._detector.preprocess_image(inputs).tensor
                     taken = [path(number) for path in paths]
-                    steps = [self._supernet.steps(architecture) for architecture in taken]
-                    for member, features in walk(steps, x, run):
+                    segments = [self._supernet.segments(architecture) for architecture in taken]
+                    for member, features in walk(segments, x, run):
                         self._norms.use(self._norms.above, statistics[member])
                         with self._supernet.replaying(taken[member], features):
                             outputs = self._detector(inputs)

@@ -72,9 +72,9 @@ class CocoMetric:
         self, content: dict[str, Any], task: str, metric: str, backend: str | None = None
     ) -> None:
         if task not in TASKS:
-            raise InputError(f"SEARCH.TASK: {task!r}: allowed are {', '.join(TASKS)}")
+            raise InputError(f"SEARCH.EVAL.TASK: {task!r}: allowed are {', '.join(TASKS)}")
         if metric not in METRICS:
-            raise InputError(f"SEARCH.METRIC: {metric!r}: allowed are {', '.join(METRICS)}")
+            raise InputError(f"SEARCH.EVAL.METRIC: {metric!r}: allowed are {', '.join(METRICS)}")
         self.task = task
         self.metric = metric
         truth = _copy(content, task)
@@ -88,7 +88,7 @@ class CocoMetric:
             self._nothing = _load(self.backend, {**truth, "annotations": []})
         if self(_perfect(truth, task)) < 0:  # COCOeval's -1: nothing to measure
             raise InputError(
-                f"SEARCH.METRIC: {task} {metric}: archval of {len(truth['images'])} images "
+                f"SEARCH.EVAL.METRIC: {task} {metric}: archval of {len(truth['images'])} images "
                 "has no object that counts for it"
             )
 
@@ -209,12 +209,12 @@ def _copy(content: dict[str, Any], task: str) -> dict[str, Any]:
             whole = _load("pycocotools", content)
         for mine, annotation in zip(truth["annotations"], content["annotations"]):
             if "segmentation" not in annotation:
-                raise InputError("SEARCH.TASK: 'segm': archval has annotations without masks")
+                raise InputError("SEARCH.EVAL.TASK: 'segm': archval has annotations without masks")
             try:
                 mine["segmentation"] = whole.annToRLE(annotation)
             except Exception as error:  # pycocotools raises whatever comes
                 raise InputError(
-                    f"SEARCH.TASK: 'segm': annotation {annotation['id']} of archval: its "
+                    f"SEARCH.EVAL.TASK: 'segm': annotation {annotation['id']} of archval: its "
                     f"segmentation is neither polygons nor RLE ({error})"
                 ) from error
     return truth

@@ -4,7 +4,7 @@ In a supernet the running statistics of a layer mix all paths that led to it, so
 recomputed before it is scored. Statistics are exact and pooled: each batch is normalised by its own
 mean and variance, as in training, and mean and variance of the whole population are taken. They are
 taken per batch and put together in batch order in float64: the same to the bit for any number of
-processes. Paths of a group share what they have in common: statistics before the first step that
+processes. Paths of a group share what they have in common: statistics before the first segment that
 differs do not depend on it.
 """
 
@@ -21,8 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.evaluation.batches import FixedBatches, gather_in_order
-from crnas_d2.evaluation.sharing import Members, walk
-from crnas_d2.modeling.supernet import Step, Supernet
+from crnas_d2.evaluation.shared_forward import Members, walk
+from crnas_d2.modeling.backbone.supernet import Segment, Supernet
 
 # Of one layer and one batch: number of values a channel; mean and biased variance, (C,) in float64.
 Moments = tuple[int, np.ndarray, np.ndarray]
@@ -72,7 +72,7 @@ def pooled(moments: Sequence[Moments]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class BackboneNorms:
-    """The BatchNorm layers of a detector's backbone, those of its supernet by step.
+    """The BatchNorm layers of a detector's backbone, those of its supernet by segment.
 
     Args:
         backbone: a detector's, the supernet itself or with a neck above it.
@@ -88,15 +88,15 @@ class BackboneNorms:
         self._names = {id(norm): name for name, norm in self.every.items()}
         inside = {id(module) for module in supernet.modules()}
         self.above = {n: m for n, m in self.every.items() if id(m) not in inside}
-        self._of_steps: dict[str, dict[str, _BatchNorm]] = {}
+        self._of_segments: dict[str, dict[str, _BatchNorm]] = {}
         self._before = {n: (m.running_mean, m.running_var) for n, m in self.every.items()}
 
-    def of(self, step: Step) -> dict[str, _BatchNorm]:
-        """The layers that a step runs through."""
-        if step.name not in self._of_steps:
-            found = [module for _, module in step.modules() if id(module) in self._names]
-            self._of_steps[step.name] = {self._names[id(norm)]: norm for norm in found}
-        return self._of_steps[step.name]
+    def of(self, segment: Segment) -> dict[str, _BatchNorm]:
+        """The layers that a segment runs through."""
+        if segment.name not in self._of_segments:
+            found = [module for _, module in segment.modules() if id(module) in self._names]
+            self._of_segments[segment.name] = {self._names[id(norm)]: norm for norm in found}
+        return self._of_segments[segment.name]
 
     def use(self, norms: Mapping[str, _BatchNorm], statistics: Statistics) -> None:
         """Let these layers normalise by the statistics, or by their own where there are none."""
@@ -114,7 +114,7 @@ def statistics_of(
     norms: BackboneNorms,
     batches: FixedBatches,
     paths: Sequence[PathOf],
-    run: Callable[[Step, Members, torch.Tensor], torch.Tensor],
+    run: Callable[[Segment, Members, torch.Tensor], torch.Tensor],
 ) -> list[Statistics]:
     """Statistics of each path's layers, on every process.
 
@@ -124,14 +124,14 @@ def statistics_of(
         batches: images of archtrain.
         paths: for each, the path that a batch takes: one path, or a completion of a partial code a
             batch.
-        run: runs a step.
+        run: runs a segment.
     """
     mine = []
     with torch.no_grad(), recording(norms.every) as seen:
 
-        def recorded(step: Step, members: Members, x: torch.Tensor) -> torch.Tensor:
+        def recorded(segment: Segment, members: Members, x: torch.Tensor) -> torch.Tensor:
             seen.clear()
-            y = run(step, members, x)
+            y = run(segment, members, x)
             shares.append((members, dict(seen)))
             return y
 
@@ -139,8 +139,8 @@ def statistics_of(
             shares: list[tuple[Members, Seen]] = []
             x = detector.preprocess_image(inputs).tensor
             taken = [path(number) for path in paths]
-            steps = [supernet.steps(architecture) for architecture in taken]
-            for member, features in walk(steps, x, recorded):
+            segments = [supernet.segments(architecture) for architecture in taken]
+            for member, features in walk(segments, x, recorded):
                 if norms.above:
                     seen.clear()
                     with supernet.replaying(taken[member], features):
@@ -180,7 +180,7 @@ def _moments(
 def _pooled_by_path(
     moments: Sequence[dict[str, list[Moments]]], norms: Mapping[str, _BatchNorm]
 ) -> list[Statistics]:
-    """Paths that share a step share its moments, which are pooled once."""
+    """Paths that share a segment share its moments, which are pooled once."""
     different = {tuple(map(id, found)): found for path in moments for found in path.values()}
     if not different:
         return [{} for _ in moments]
@@ -204,7 +204,7 @@ def recalibrated(
     """
     norms = BackboneNorms(detector.backbone, supernet)
     paths = [path_of]
-    (found,) = statistics_of(detector, supernet, norms, batches, paths, run=lambda step, _, x: step(x))
+    (found,) = statistics_of(detector, supernet, norms, batches, paths, run=lambda segment, _, x: segment(x))
     norms.use(norms.every, found)
     try:
         yield

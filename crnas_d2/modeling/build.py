@@ -16,13 +16,13 @@ from typing import Any
 
 from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
 from crnas_d2.errors import InputError
-from crnas_d2.modeling.family import Family, Norm, build_network
-from crnas_d2.modeling.mobilenetv2 import MOBILENETV2
-from crnas_d2.modeling.nas_fpn import NASFPN
-from crnas_d2.modeling.norm import resolve_norm
-from crnas_d2.modeling.resnet import RESNET_BASIC, resnet, resnext
-from crnas_d2.modeling.supernet import DilationSupernet, StageSupernet
-from crnas_d2.modeling.weights import load_below_neck
+from crnas_d2.modeling.backbone.family import Family, Norm, build_network
+from crnas_d2.modeling.backbone.mobilenetv2 import MOBILENETV2
+from crnas_d2.modeling.backbone.norm import resolve_norm
+from crnas_d2.modeling.backbone.resnet import RESNET_BASIC, resnet, resnext
+from crnas_d2.modeling.backbone.supernet import DilationSupernet, StageSupernet
+from crnas_d2.modeling.checkpoint.weights import load_below_neck
+from crnas_d2.modeling.neck.nas_fpn import NASFPN
 from crnas_d2.space import FAMILY_DEPTHS, DilationSpace, StageSpace
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -79,7 +79,7 @@ def architecture_of(cfg: CfgNode) -> Architecture:
 
 
 def input_convention(cfg: CfgNode) -> dict[str, Any]:
-    """What weights of this config's network expect of their input (crnas_d2/modeling/weights.py)."""
+    """What weights of this config's network expect of their input (crnas_d2/modeling/checkpoint/weights.py)."""
     return {
         "format": cfg.INPUT.FORMAT,
         "pixel_mean": [float(value) for value in cfg.MODEL.PIXEL_MEAN],
@@ -98,7 +98,7 @@ def _are_depths(depths: object) -> bool:
 
 
 def stage_space_of(cfg: CfgNode) -> StageSpace:
-    """The stage space, without branches that no eligible code uses if SEARCH.ONLY_ELIGIBLE says so.
+    """The stage space, without branches that no eligible code uses if SEARCH.STAGE.ONLY_ELIGIBLE says so.
 
     Raises:
         InputError: MODEL.CRNAS.STAGE_SPACE is not a list of positive depths for each stage, or no
@@ -118,7 +118,7 @@ def stage_space_of(cfg: CfgNode) -> StageSpace:
                 "allowed there is [1]"
             )
     space = StageSpace(family, tuple(tuple(sorted(depths)) for depths in lists))
-    return space.only_eligible(cfg.SEARCH.BUDGETS) if cfg.SEARCH.ONLY_ELIGIBLE else space
+    return space.only_eligible(cfg.SEARCH.BUDGETS) if cfg.SEARCH.STAGE.ONLY_ELIGIBLE else space
 
 
 def _scaled_widths(node: CfgNode, family: Family) -> list[int]:

@@ -37,9 +37,9 @@ def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda c: (-c.score, c.costs["macs"], str(c.architecture)))
 
 
-def journalled(journal: Journal, step: str, architecture: Architecture, costs: Costs) -> Candidate:
+def journalled(journal: Journal, phase: str, architecture: Architecture, costs: Costs) -> Candidate:
     """The candidate as it stands in the journal."""
-    score = journal.score(step, str(architecture))
+    score = journal.score(phase, str(architecture))
     assert score is not None
     return Candidate(architecture, score, costs(architecture))
 
@@ -81,7 +81,7 @@ class ScoreAll:
     divided by the group's size; they overlap with the next group's.
 
     Args:
-        step: the space's, which stands in every line of the journal.
+        phase: the space's, which stands in every line of the journal.
         score: of groups.
         costs: of an architecture.
         journal: what stands in it is not scored again; each group is written as soon as it is scored.
@@ -91,14 +91,14 @@ class ScoreAll:
 
     def __init__(
         self,
-        step: str,
+        phase: str,
         score: Score,
         costs: Costs,
         journal: Journal,
         progress: Progress = iter,
         group_size: int = 1,
     ) -> None:
-        self._step = step
+        self._phase = phase
         self._score = score
         self._costs = costs
         self._journal = journal
@@ -110,12 +110,12 @@ class ScoreAll:
         """All of them, best first, however few the search goes on with."""
 
         def is_new(architecture: Architecture) -> bool:
-            return self._journal.score(self._step, str(architecture)) is None
+            return self._journal.score(self._phase, str(architecture)) is None
 
         groups = grouped(list(filter(is_new, architectures)), self._group_size)
         with closing(in_turn(groups, self._progress(architectures))) as handed_out:
             self._score(map(self._note_start, handed_out), self._add)
-        return ranked(journalled(self._journal, self._step, a, self._costs) for a in architectures)
+        return ranked(journalled(self._journal, self._phase, a, self._costs) for a in architectures)
 
     def _note_start(self, group: Group) -> Group:
         self._started.append(time.perf_counter())
@@ -126,7 +126,7 @@ class ScoreAll:
         for member, found in zip(group, scores):
             self._journal.add(
                 {
-                    "step": self._step,
+                    "phase": self._phase,
                     "architecture": str(member),
                     "score": found,
                     **self._costs(member),

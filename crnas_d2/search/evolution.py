@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.budget import Budget, Costs, Entry
+from crnas_d2.budget import Budget, BudgetSpec, Costs
 from crnas_d2.search.candidates import Candidate, Compare, ranked
 from crnas_d2.search.random_search import eligible_draws
 from crnas_d2.seeding import derive_seed
@@ -24,7 +24,7 @@ TRIES = 200  # for one child that is new and meets the budget; then a random can
 
 
 def evolution(
-    space: Space, budget: Entry, compare: Compare, costs: Costs, evaluations: int, seed: int
+    space: Space, budget: BudgetSpec, compare: Compare, costs: Costs, evaluations: int, seed: int
 ) -> list[Candidate]:
     """The candidates, best first.
 

@@ -16,7 +16,7 @@ from crnas_d2.errors import InputError
 
 
 class Journal:
-    """Scores by (step, architecture in text form), kept in a file of JSON lines.
+    """Scores by (phase, architecture in text form), kept in a file of JSON lines.
 
     Args:
         path: the file; made, with its folder, by the first ``add``.
@@ -50,25 +50,25 @@ class Journal:
                 file.truncate(whole)
 
     def _check(self, record: dict[str, Any]) -> None:
-        key = (record["step"], record["architecture"])
+        key = (record["phase"], record["architecture"])
         if key in self._scores:
             raise ValueError(f"{key} stands here a second time")
         if not math.isfinite(record["score"]):
             raise ValueError(f"{key}: score {record['score']} is not finite")
 
     def _remember(self, record: dict[str, Any]) -> None:
-        self._scores[record["step"], record["architecture"]] = float(record["score"])
+        self._scores[record["phase"], record["architecture"]] = float(record["score"])
         self.records.append(record)
 
-    def score(self, step: str, architecture: str) -> float | None:
+    def score(self, phase: str, architecture: str) -> float | None:
         """The recorded score, or None if this candidate was not scored yet."""
-        return self._scores.get((step, architecture))
+        return self._scores.get((phase, architecture))
 
     def add(self, record: dict[str, Any]) -> None:
         """Write one scored candidate through to disk, then remember it.
 
         Args:
-            record: at least ``step``, ``architecture`` and ``score``.
+            record: at least ``phase``, ``architecture`` and ``score``.
 
         Raises:
             ValueError: a score that is not finite, or a second one; nothing is written.

@@ -18,7 +18,7 @@ from crnas_d2.budget import Costs
 from crnas_d2.search.candidates import Candidate, Progress, grouped, in_turn, journalled, ranked
 from crnas_d2.search.journal import Journal
 
-# Chosen, with SEARCH.RACE_CONFIDENCE 0.96, on replays of the BCCD search (docs/BENCHMARKS.md).
+# Chosen, with SEARCH.RACE.CONFIDENCE 0.96, on replays of the BCCD search (docs/BENCHMARKS.md).
 PORTIONS = (0.17, 0.24, 0.35, 0.5, 0.6, 0.7, 0.83, 1.0)  # of archval, seen so far
 LEADING = 0.25  # of those in the race
 
@@ -49,8 +49,8 @@ class Race:
     """Compares candidates by a race; in place of ScoreAll.
 
     Args:
-        step: the space's, which stands in every line of the journal.
-        name: of this search among those of the step, such as its budget.
+        phase: the space's, which stands in every line of the journal.
+        name: of this search among those of the phase, such as its budget.
         looks: at archval.
         costs: of an architecture.
         journal: of those that saw all of archval, with their scores.
@@ -64,7 +64,7 @@ class Race:
 
     def __init__(
         self,
-        step: str,
+        phase: str,
         name: str,
         looks: Looks,
         costs: Costs,
@@ -74,7 +74,7 @@ class Race:
         progress: Progress = iter,
         group_size: int = 1,
     ) -> None:
-        self._step = step
+        self._phase = phase
         self._name = name
         self._looks = looks
         self._costs = costs
@@ -129,11 +129,11 @@ class Race:
         behind: float,
     ) -> None:
         leader = max(found, key=lambda a: (found[a][0], str(a)))
-        step = f"{self._step} race {self._name}"
-        if self._verdicts.score(step, str(architecture)) is None:
+        phase = f"{self._phase} race {self._name}"
+        if self._verdicts.score(phase, str(architecture)) is None:
             self._verdicts.add(
                 {
-                    "step": step,
+                    "phase": phase,
                     "architecture": str(architecture),
                     "score": found[architecture][0],
                     "images": self._looks.images[portion],
@@ -146,11 +146,11 @@ class Race:
 
     def _finish(self, running: Sequence[Architecture]) -> list[Candidate]:
         """Best first; those that are not journalled yet are, in the order given."""
-        new = [a for a in running if self._journal.score(self._step, str(a)) is None]
+        new = [a for a in running if self._journal.score(self._phase, str(a)) is None]
         for architecture, scores in zip(new, self._looks.scores(new, len(self._looks.images) - 1)):
-            record = {"step": self._step, "architecture": str(architecture), "score": scores[0]}
+            record = {"phase": self._phase, "architecture": str(architecture), "score": scores[0]}
             self._journal.add({**record, **self._costs(architecture)})
-        return ranked(journalled(self._journal, self._step, a, self._costs) for a in running)
+        return ranked(journalled(self._journal, self._phase, a, self._costs) for a in running)
 
 
 def fractions_behind(scores: Sequence[Sequence[float]], leading: int) -> list[float]:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.budget import Budget, Costs, Entry
+from crnas_d2.budget import Budget, BudgetSpec, Costs
 from crnas_d2.search.candidates import Candidate, Compare
 from crnas_d2.seeding import derive_seed
 from crnas_d2.space import Space
@@ -35,7 +35,7 @@ def _codes(alternatives: tuple[tuple[int, ...], ...], rng: random.Random) -> Ite
             yield code
 
 
-def eligible_draws(space: Space, budget: Entry, costs: Costs, seed: int) -> Iterator[Architecture]:
+def eligible_draws(space: Space, budget: BudgetSpec, costs: Costs, seed: int) -> Iterator[Architecture]:
     """Different architectures of the space that meet the budget, uniformly, one after another.
 
     All of them if the space has at most ``DRAWS`` codes. Costs are asked for as they are drawn.
@@ -58,7 +58,7 @@ def eligible_draws(space: Space, budget: Entry, costs: Costs, seed: int) -> Iter
 
 
 def random_search(
-    space: Space, budget: Entry, compare: Compare, costs: Costs, evaluations: int, seed: int
+    space: Space, budget: BudgetSpec, compare: Compare, costs: Costs, evaluations: int, seed: int
 ) -> list[Candidate]:
     """The drawn candidates, best first.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from crnas_d2.budget import Costs, Entry
+from crnas_d2.budget import BudgetSpec, Costs
 from crnas_d2.search.candidates import Candidate, Compare
 from crnas_d2.space import StageSpace
 
 
-def stage_search(space: StageSpace, budget: Entry, compare: Compare, costs: Costs) -> list[Candidate]:
+def stage_search(space: StageSpace, budget: BudgetSpec, compare: Compare, costs: Costs) -> list[Candidate]:
     """The codes of the space whose cost is the budget, best first.
 
     Raises:

@@ -26,14 +26,15 @@ from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs
 from crnas_d2.data.datasets import register_coco
 from crnas_d2.data.splits import write_split
-from crnas_d2.engine.found import found_config, write_found
-from crnas_d2.engine.hooks import Search, SearchHook
-from crnas_d2.engine.plan import ALTERNATIVES, LATENCIES, Plan, check_met
-from crnas_d2.engine.pretrain import pretrained
-from crnas_d2.engine.retrain import retrain
-from crnas_d2.engine.scoring import Split, build_scorer
+from crnas_d2.engine.setup import write_config
 from crnas_d2.engine.trainer import SupernetTrainer, seed_of
 from crnas_d2.modeling.build import architecture_of, stage_space_of
+from crnas_d2.pipeline.checks import ALTERNATIVES, LATENCIES, Plan, check_met
+from crnas_d2.pipeline.found_config import found_config, write_found
+from crnas_d2.pipeline.pretraining import pretrained
+from crnas_d2.pipeline.retraining import retrain
+from crnas_d2.pipeline.scorer import Split, build_scorer
+from crnas_d2.pipeline.search_hook import Search, SearchHook
 from crnas_d2.search.candidates import Candidate, Compare
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
@@ -42,9 +43,11 @@ from crnas_d2.space import DilationSpace, StageSpace, block_cost
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+GROUP_SIZE = 32  # candidates that are scored together
+
 
 def run_search(plan: Plan, resume: bool) -> list[str]:
-    """Take the steps of SEARCH.STEPS.
+    """Take the steps of SEARCH.PHASES.
 
     Returns:
         paths of what was written, for the last line.
@@ -54,12 +57,12 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
     written = []
     named = architecture_of(cfg)
     winners = {Budget.parse(block_cost(named)): named}
-    if "stage" in cfg.SEARCH.STEPS:
+    if "stage" in cfg.SEARCH.PHASES:
         results = _stage_step(plan, parts, resume)
         winners = {budget: found[0].architecture for budget, found in results.items()}
     for budget, architecture in winners.items():
         suffix = f"_{budget.name}" if len(winners) > 1 else ""
-        if "dilation" in cfg.SEARCH.STEPS:
+        if "dilation" in cfg.SEARCH.PHASES:
             best = _dilation_step(plan, parts, resume, budget, architecture, f"dilation{suffix}")
             architecture = best.architecture
         path = folder / f"found{suffix}.yaml"
@@ -68,7 +71,7 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
             write_found(path, found_config(cfg, plan.base, architecture), comment)
         comm.synchronize()
         written.append(str(path))
-    if "retrain" in cfg.SEARCH.STEPS:
+    if "retrain" in cfg.SEARCH.PHASES:
         written += retrain(cfg, plan.base, written, folder / "retrain", plan.pretrain)
     if comm.is_main_process():
         written.append(str(write_report(folder)))
@@ -97,7 +100,7 @@ def _step_config(
     cfg = plan.cfg.clone()
     cfg.defrost()
     cfg.MODEL.CRNAS.SUPERNET = supernet
-    if supernet == "dilation" and "stage" in cfg.SEARCH.STEPS:
+    if supernet == "dilation" and "stage" in cfg.SEARCH.PHASES:
         if cfg.MODEL.WEIGHTS:
             logging.getLogger(__name__).warning(
                 "MODEL.WEIGHTS %s were for the stage supernet; the dilation supernet starts from "
@@ -112,10 +115,7 @@ def _step_config(
     cfg.DATASETS.TEST = ()
     cfg.OUTPUT_DIR = str(plan.folder / folder)
     cfg.freeze()
-    if comm.is_main_process():
-        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-        (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
-    comm.synchronize()
+    write_config(cfg)
     return cfg
 
 
@@ -130,8 +130,8 @@ def _comparison(cfg: CfgNode) -> dict[str, Any]:
     """SearchHook's arguments that both steps have in common."""
     return {
         "folder": Path(cfg.OUTPUT_DIR),
-        "group_size": cfg.SEARCH.GROUP_SIZE,
-        "race_confidence": cfg.SEARCH.RACE_CONFIDENCE,
+        "group_size": GROUP_SIZE,
+        "race_confidence": cfg.SEARCH.RACE.CONFIDENCE,
         "seed": seed_of(cfg),
     }
 
@@ -166,7 +166,7 @@ def _stage_step(plan: Plan, parts: Split, resume: bool) -> dict[Budget, list[Can
         functools.partial(build_scorer, cfg, parts),
         space=space,
         budgets=plan.budgets,
-        search=_alternative(cfg, cfg.SEARCH.STAGE_SEARCH) or stage_search,
+        search=_alternative(cfg, cfg.SEARCH.STAGE.METHOD) or stage_search,
         costs=costs,
         **_comparison(cfg),
     )
@@ -189,13 +189,13 @@ def _dilation_step(
     trainer = SupernetTrainer(cfg)
 
     def greedy(space: DilationSpace, _: Budget, compare: Compare, __: Costs) -> list[Candidate]:
-        return greedy_search(space, compare, cfg.SEARCH.TOP_K)  # every dilation code meets the budget
+        return greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)  # every dilation code meets the budget
 
     search = SearchHook(
         functools.partial(build_scorer, cfg, parts),
         space=DilationSpace(architecture.family, architecture.stage_code),
         budgets=[budget],
-        search=_alternative(cfg, cfg.SEARCH.DILATION_SEARCH) or greedy,
+        search=_alternative(cfg, cfg.SEARCH.DILATION.METHOD) or greedy,
         costs=backbone_costs(plan.network),
         **_comparison(cfg),
     )

@@ -19,11 +19,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from crnas_d2 import lines
-from crnas_d2.engine.places import Place, given_place, local_places
-from crnas_d2.engine.setup import read_config
-from crnas_d2.engine.watch import watched
+from crnas_d2 import compat
+from crnas_d2.config import read_config
 from crnas_d2.errors import InputError
+from crnas_d2.ranks import Place, given_place, local_places
+from crnas_d2.watch import watched
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 
 Main = Callable[[argparse.Namespace], None]
@@ -56,7 +56,7 @@ def join(place: Place, device: str) -> None:
         rank=place.rank,
         timeout=DEFAULT_TIMEOUT,  # rank 0 computes the last metrics alone while the others wait
     )
-    lines.create_local_process_group(place.local_world)
+    compat.create_local_process_group(place.local_world)
 
 
 def run(

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from crnas_d2.architecture import DIGITS, Architecture
-from crnas_d2.modeling.family import Family, Norm, make_chain
+from crnas_d2.modeling.backbone.family import Family, Norm, make_chain
 from crnas_d2.space import DilationSpace, StageSpace
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
@@ -33,24 +33,24 @@ class ChoiceBlock(nn.ModuleList):
     (N, C, H, W) to (N, C', H/stride, W/stride), the same for every digit.
     """
 
-    digit = 0  # written by Step alone
+    digit = 0  # written by Segment alone
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self[self.digit](x)
 
 
 @dataclass(frozen=True)
-class Step:
+class Segment:
     """A piece of a path that is computed as a whole: the stem, a branch, or a block.
 
-    Paths whose first steps have equal names compute the same up to there.
+    Paths whose first segments have equal names compute the same up to there.
 
     Attributes:
-        name: tells steps apart that compute differently.
+        name: tells segments apart that compute differently.
         module: (N, C, H, W) to (N, C', H', W').
         prefix: the module's dotted name in the supernet.
-        output: the stage that this step completes, if any.
-        choice: the module's choice block, if it has one, and the digit that this step takes.
+        output: the stage that this segment completes, if any.
+        choice: the module's choice block, if it has one, and the digit that this segment takes.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Step:
         return self.module(x)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """(dotted name in the supernet, module) of everything that this step runs through."""
+        """(dotted name in the supernet, module) of everything that this segment runs through."""
         passed_by = {
             id(module)
             for digit, alternative in enumerate(self.choice or ())
@@ -151,7 +151,7 @@ class Supernet(Backbone):
         finally:
             self._replayed = None
 
-    def steps(self, architecture: Architecture) -> list[Step]:
+    def segments(self, architecture: Architecture) -> list[Segment]:
         """The path from the images to the last stage, in pieces."""
         raise NotImplementedError
 
@@ -169,10 +169,10 @@ class Supernet(Backbone):
         if self._replayed is not None:
             return dict(self._replayed)
         outputs = {}
-        for step in self.steps(self.path):
-            x = step(x)
-            if step.output in self._out_features:
-                outputs[step.output] = x
+        for segment in self.segments(self.path):
+            x = segment(x)
+            if segment.output in self._out_features:
+                outputs[segment.output] = x
         return outputs
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -229,20 +229,20 @@ class StageSupernet(Supernet):
         """Depths of the entries of a stage."""
         return [architecture.stage_code[entry.position] for entry in self._family.stages[name]]
 
-    def steps(self, architecture: Architecture) -> list[Step]:
-        found = [Step("stem", self.stem, "stem")]
+    def segments(self, architecture: Architecture) -> list[Segment]:
+        found = [Segment("stem", self.stem, "stem")]
         for stage in self._shapes:
             for entry, depth in enumerate(self._depths(stage, architecture)):
                 prefix = f"{stage}.{entry}"
                 branches = getattr(self, stage)[entry]
                 if self.nested:
                     names = [f"{prefix}.{block}" for block in range(depth)]
-                    found += [Step(name, branches[i], name) for i, name in enumerate(names)]
+                    found += [Segment(name, branches[i], name) for i, name in enumerate(names)]
                 else:
                     name = f"{prefix}.{depth}"
-                    found.append(Step(name, branches[str(depth)], name))
+                    found.append(Segment(name, branches[str(depth)], name))
             last = found.pop()
-            found.append(Step(f"{last.name} > {stage}", last.module, last.prefix, stage))
+            found.append(Segment(f"{last.name} > {stage}", last.module, last.prefix, stage))
         return found
 
     def subnet_key(self, key: str, architecture: Architecture) -> str | None:
@@ -306,14 +306,14 @@ class DilationSupernet(Supernet):
         found = (getattr(block, self._family.choice, None) for block in blocks)
         return [choice for choice in found if choice is not None]
 
-    def steps(self, architecture: Architecture) -> list[Step]:
-        found = [Step("stem", self.stem, "stem")]
+    def segments(self, architecture: Architecture) -> list[Segment]:
+        found = [Segment("stem", self.stem, "stem")]
         for stage, digits in self._family.digits(architecture).items():
             for number, (block, digit) in enumerate(zip(getattr(self, stage), digits)):
                 name = f"{stage}.{number}"
                 output = stage if number == len(digits) - 1 else None
                 choice = getattr(block, self._family.choice, None)
-                found.append(Step(f"{name}: {digit}", block, name, output, choice, digit))
+                found.append(Segment(f"{name}: {digit}", block, name, output, choice, digit))
         return found
 
     def subnet_key(self, key: str, architecture: Architecture) -> str | None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from fvcore.nn import weight_init
 from torch import nn
 
-from crnas_d2.modeling.family import Norm
+from crnas_d2.modeling.backbone.family import Norm
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import Backbone
 

@@ -12,12 +12,14 @@ from typing import Any
 from tabulate import tabulate
 
 from crnas_d2.analysis.costs import backbone_costs
+from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_own_data
-from crnas_d2.engine.found import OWN_DATA
-from crnas_d2.engine.pretrain import pretrained
-from crnas_d2.engine.setup import check_same_run, read_config
+from crnas_d2.engine.setup import check_same_run, write_config
 from crnas_d2.engine.trainer import DetectionTrainer
+from crnas_d2.files import write_text
 from crnas_d2.modeling.build import architecture_of
+from crnas_d2.pipeline.found_config import OWN_DATA
+from crnas_d2.pipeline.pretraining import pretrained
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
@@ -65,10 +67,7 @@ def train_and_test(cfg: CfgNode, pretrain: str) -> dict[str, Any]:
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     comm.synchronize()  # every process has looked before the first one writes
-    if comm.is_main_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
-    comm.synchronize()
+    write_config(cfg)
     logging.getLogger(__name__).info("training %s", path.parent)
     trainer = DetectionTrainer(pretrained(cfg, pretrain, resume=True))
     trainer.resume_or_load(resume=True)
@@ -82,9 +81,7 @@ def train_and_test(cfg: CfgNode, pretrain: str) -> dict[str, Any]:
     }
     if comm.is_main_process():
         row.update({metric: trainer.last_results["bbox"][metric] for metric in METRICS})
-        beside = path.with_name("results.json.part")
-        beside.write_text(json.dumps(row), encoding="utf-8")
-        beside.replace(path)
+        write_text(path, json.dumps(row))
     comm.synchronize()
     return row
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from crnas_d2.architecture import Architecture
+from crnas_d2.files import write_text
 from detectron2.config import CfgNode
 
 OWN_DATA = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
@@ -39,8 +40,6 @@ def found_config(cfg: CfgNode, base: str, architecture: Architecture) -> dict[st
 
 
 def write_found(path: Path, content: dict[str, Any], comment: str) -> None:
-    """Write the config, with one line of comment on top, beside and renamed."""
-    beside = path.with_name(path.name + ".part")
+    """Write the config, with one line of comment on top."""
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
-    beside.write_text(f"# {comment}\n{text}", encoding="utf-8")
-    beside.replace(path)
+    write_text(path, f"# {comment}\n{text}")

@@ -11,7 +11,7 @@ import logging
 import torch
 
 from crnas_d2.errors import InputError
-from crnas_d2.modeling.family import Norm
+from crnas_d2.modeling.backbone.family import Norm
 from detectron2.layers import NaiveSyncBatchNorm, get_norm
 from detectron2.utils import comm
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from crnas_d2.modeling.family import Entry, Family, Norm
+from crnas_d2.modeling.backbone.family import Chain, Family, Norm
 from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 
@@ -60,7 +60,7 @@ def _family(name: str, block: Callable[[int, int, int, Norm], CNNBlockBase]) -> 
     return Family(
         name,
         BasicStem,
-        {stage: (Entry(i, block, stride),) for i, (stage, stride) in enumerate(STRIDES.items())},
+        {stage: (Chain(i, block, stride),) for i, (stage, stride) in enumerate(STRIDES.items())},
         choice="conv2",
         stem_channels=64,
         widths=WIDTHS,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from crnas_d2.errors import InputError
-from crnas_d2.modeling.array_pickle import load_arrays
+from crnas_d2.modeling.checkpoint.array_pickle import load_arrays
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 from detectron2.utils.file_io import PathManager
 
@@ -35,7 +35,7 @@ def _convention(order: str, mean: list[float], std: list[float], stride_in_1x1: 
     }
 
 
-# By the name of --input-convention; the parts are those of crnas_d2/modeling/weights.py. Where the
+# By the name of --input-convention; the parts are those of crnas_d2/modeling/checkpoint/weights.py. Where the
 # deviation is 1, the first convolution holds it. Sources, in detectron2: the default config (msra),
 # tools/convert-torchvision-to-d2.py, configs/COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml (fair)
 # and checkpoint/catalog.py (detectron).

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from crnas_d2.modeling.family import Entry, Family, Norm
+from crnas_d2.modeling.backbone.family import Chain, Family, Norm
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 
 EXPANSION = 6  # inner over incoming channels (Sandler et al. 2018, Table 2); the first block has 1
@@ -86,10 +86,10 @@ MOBILENETV2 = Family(
     "mobilenetv2",
     Stem,
     {
-        "res2": (Entry(1, _first, 1), Entry(2, _later, 2)),
-        "res3": (Entry(3, _later, 2),),
-        "res4": (Entry(4, _later, 2), Entry(5, _later, 1)),
-        "res5": (Entry(6, _later, 2), Entry(7, _later, 1), Entry(8, Tail, 1)),
+        "res2": (Chain(1, _first, 1), Chain(2, _later, 2)),
+        "res3": (Chain(3, _later, 2),),
+        "res4": (Chain(4, _later, 2), Chain(5, _later, 1)),
+        "res5": (Chain(6, _later, 2), Chain(7, _later, 1), Chain(8, Tail, 1)),
     },
     choice="depthwise",
     stem_channels=32,

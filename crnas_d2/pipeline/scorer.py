@@ -19,7 +19,7 @@ from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
 
-AMP = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by SEARCH.AMP
+AMP = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by SEARCH.EVAL.AMP
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def recalibration_images(
 
 
 def build_metric(cfg: CfgNode, split: Split) -> CocoMetric:
-    """The metric of SEARCH.TASK and SEARCH.METRIC over archval.
+    """The metric of SEARCH.EVAL.TASK and SEARCH.EVAL.METRIC over archval.
 
     Raises:
         InputError: archval cannot give it.
     """
-    return CocoMetric(split.archval_content, cfg.SEARCH.TASK, cfg.SEARCH.METRIC)
+    return CocoMetric(split.archval_content, cfg.SEARCH.EVAL.TASK, cfg.SEARCH.EVAL.METRIC)
 
 
 def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScorer:
@@ -59,9 +59,8 @@ def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScor
     form = functools.partial(
         FixedBatches,
         mapper=mapper,
-        batch_size=cfg.SEARCH.BATCH_SIZE,
-        cache_bytes=cfg.SEARCH.CACHE_GB * 1e9,
-        kept_on=detector.device if cfg.SEARCH.CACHE_ON_DEVICE else "cpu",
+        batch_size=cfg.SEARCH.EVAL.BATCH_SIZE,
+        cache_bytes=cfg.SEARCH.EVAL.CACHE_GB * 1e9,
         seed=seed,
     )
     archval = get_detection_dataset_dicts(split.archval, filter_empty=False)
@@ -70,11 +69,10 @@ def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScor
     return ArchvalScorer(
         detector,
         form(archval),
-        form(recalibration_images(archtrain, cfg.SEARCH.RECALIBRATION_IMAGES, seed)),
+        form(recalibration_images(archtrain, cfg.SEARCH.EVAL.RECALIBRATION_IMAGES, seed)),
         build_metric(cfg, split),
         sorted(contiguous, key=contiguous.get),
         seed,
-        amp=AMP[cfg.SEARCH.AMP],
-        channels_last=cfg.SEARCH.CHANNELS_LAST,
-        compiled=cfg.SEARCH.COMPILE,
+        amp=AMP[cfg.SEARCH.EVAL.AMP],
+        channels_last=cfg.SEARCH.EVAL.CHANNELS_LAST,
     )

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.engine.checkpoint import write_bytes
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.evaluation.batches import gather_in_order
 from crnas_d2.evaluation.matches import Matches, bootstrap
+from crnas_d2.files import write_bytes
 from crnas_d2.search.race import portions
 from crnas_d2.seeding import derive_seed
 from detectron2.utils import comm
@@ -55,8 +55,7 @@ class ArchvalLooks:
         """Detect on the portion, and write the matches through to disk."""
         for architecture, found in zip(group, self._scorer.matches(group, self._batches[portion])):
             path = self._path(architecture, portion)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(str(path), found.to_bytes())
+            write_bytes(path, found.to_bytes())
 
     def scores(self, architectures: Sequence[Architecture], portion: int) -> list[list[float]]:
         """Of each the metric over the images seen up to the portion, then over bootstraps of them.

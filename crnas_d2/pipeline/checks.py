@@ -12,13 +12,11 @@ from typing import Any
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.budget import Budget, Costs
+from crnas_d2.config import read_config
 from crnas_d2.data.datasets import check_dataset, use_own_data
 from crnas_d2.data.loader import check_loading
 from crnas_d2.data.splits import split
-from crnas_d2.engine.pretrain import pretrain_config
-from crnas_d2.engine.retrain import retrain_config
 from crnas_d2.engine.schedule import check_schedule
-from crnas_d2.engine.scoring import Split, build_metric
 from crnas_d2.engine.setup import (
     SEARCH,
     check_data,
@@ -27,32 +25,25 @@ from crnas_d2.engine.setup import (
     check_same_run,
     check_weights,
     processes,
-    read_config,
 )
 from crnas_d2.engine.trainer import seed_of
 from crnas_d2.errors import InputError
-from crnas_d2.evaluation.compiled import check_compiler
 from crnas_d2.modeling.build import stage_space_of
+from crnas_d2.pipeline.pretraining import pretrain_config
+from crnas_d2.pipeline.retraining import retrain_config
+from crnas_d2.pipeline.scorer import Split, build_metric
 from crnas_d2.search.candidates import Candidate
 from crnas_d2.search.evolution import evolution
 from crnas_d2.search.random_search import eligible_draws, random_search
 from crnas_d2.space import block_costs
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.utils import comm
 
-STEPS = ("stage", "dilation", "retrain")
 # Searches that take SEARCH.EVALUATIONS, in place of the paper's.
 ALTERNATIVES: dict[str, Callable[..., list[Candidate]]] = {
     "evolution": evolution,
     "random": random_search,
 }
-CHOICES = {
-    "SAMPLING": ("uniform", "eligible"),
-    "STAGE_SEARCH": ("exhaustive", *ALTERNATIVES),
-    "DILATION_SEARCH": ("greedy", *ALTERNATIVES),
-}
-LEAST = {"BATCH_SIZE": 1, "GROUP_SIZE": 1, "TOP_K": 1, "EVALUATIONS": 1, "RECALIBRATION_IMAGES": 0}
 LATENCIES = "latency.jsonl"
 
 
@@ -87,7 +78,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     check_network(cfg)
     first = _first_step(cfg)
     check_network(first)
-    retrains = "retrain" in cfg.SEARCH.STEPS
+    retrains = "retrain" in cfg.SEARCH.PHASES
     use_own_data(cfg, test=retrains)
     check_loading(cfg, processes(args))
     if len(cfg.DATASETS.TRAIN) != 1:
@@ -96,7 +87,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
         )
     check_schedule(cfg)
     base, network = _found_base(cfg, args.config_file)
-    if "stage" in cfg.SEARCH.STEPS:
+    if "stage" in cfg.SEARCH.PHASES:
         counted = [budget.without("latency") for budget in budgets]
         only_blocks = all(budget.limits_only("blocks") for budget in counted)
         check_met(cfg, counted, block_costs if only_blocks else backbone_costs(network))
@@ -108,15 +99,15 @@ def plan_search(args: argparse.Namespace) -> Plan:
         raise InputError(
             f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN[0]!r}: has no COCO JSON, which a search splits"
         )
-    parts = split(content, cfg.SEARCH.ARCHVAL_SIZE, cfg.SEARCH.SPLIT_FIELD, seed_of(cfg))
+    parts = split(content, cfg.SEARCH.ARCHVAL.SIZE, cfg.SEARCH.ARCHVAL.SPLIT_FIELD, seed_of(cfg))
     build_metric(cfg, Split("", "", parts[1]))
     check_output(cfg.OUTPUT_DIR, args.resume, (*SEARCH, LATENCIES))
     if args.resume:
         check_same_run(cfg)
         _check_same_split(parts, Path(cfg.OUTPUT_DIR))
-    if "stage" not in cfg.SEARCH.STEPS and (Path(cfg.OUTPUT_DIR) / "stage").exists():
+    if "stage" not in cfg.SEARCH.PHASES and (Path(cfg.OUTPUT_DIR) / "stage").exists():
         raise InputError(
-            f"SEARCH.STEPS: {tuple(cfg.SEARCH.STEPS)}: {cfg.OUTPUT_DIR} holds a stage search, whose "
+            f"SEARCH.PHASES: {tuple(cfg.SEARCH.PHASES)}: {cfg.OUTPUT_DIR} holds a stage search, whose "
             "result the next steps take; name stage, too: what is done is not done again"
         )
     check_weights(first, args.resume)
@@ -132,14 +123,14 @@ def _check_retraining(cfg: CfgNode, base: str, pretrain: str, args: argparse.Nam
     if run.MODEL.WEIGHTS:
         raise InputError(
             f"SEARCH.FOUND_BASE: {base}: has MODEL.WEIGHTS {run.MODEL.WEIGHTS}, which a found network "
-            "of another code could not take; to retrain (SEARCH.STEPS), allowed is none"
+            "of another code could not take; to retrain (SEARCH.PHASES), allowed is none"
         )
     if pretrain:
         pretrain_config(run, pretrain)
     if len(run.DATASETS.TEST) != 1:
         raise InputError(
             f"DATASETS.TEST: {tuple(run.DATASETS.TEST)}: "
-            "one test set is needed to retrain (SEARCH.STEPS)"
+            "one test set is needed to retrain (SEARCH.PHASES)"
         )
     check_data(run, "TRAIN")
     check_data(run, "TEST")
@@ -158,38 +149,20 @@ def _check_same_split(parts: tuple[dict[str, Any], dict[str, Any]], folder: Path
 def _check_search_keys(cfg: CfgNode) -> tuple[Budget, ...]:
     """Returns: the budgets."""
     node = cfg.SEARCH
-    if not node.STEPS or any(step not in STEPS for step in node.STEPS):
-        raise InputError(f"SEARCH.STEPS: {tuple(node.STEPS)}: allowed are some of {STEPS}")
-    for key, allowed in CHOICES.items():
-        if node[key] not in allowed:
-            raise InputError(f"SEARCH.{key}: {node[key]!r}: allowed are {allowed}")
     if cfg.MODEL.CRNAS.SUPERNET:
         raise InputError(
             f"MODEL.CRNAS.SUPERNET: {cfg.MODEL.CRNAS.SUPERNET!r}: "
             "search_net.py sets it for each step; leave it empty"
         )
-    if node.COMPILE and comm.get_local_rank() == 0:  # once on each machine
-        try:
-            check_compiler(cfg.MODEL.DEVICE)
-        except RuntimeError as error:
-            raise InputError(f"SEARCH.COMPILE: True: {error}; allowed here is False") from error
-    if node.TASK == "segm" and not cfg.MODEL.MASK_ON:
-        raise InputError("SEARCH.TASK: 'segm': MODEL.MASK_ON is False; allowed is bbox")
-    for key, least in LEAST.items():
-        if node[key] < least:
-            raise InputError(f"SEARCH.{key}: {node[key]}: at least {least} is needed")
-    if node.RACE_CONFIDENCE and not 0.5 < node.RACE_CONFIDENCE < 1:
-        raise InputError(
-            f"SEARCH.RACE_CONFIDENCE: {node.RACE_CONFIDENCE}: allowed are 0.0 (no race), and above 0.5 "
-            "and below 1"
-        )
+    if node.EVAL.TASK == "segm" and not cfg.MODEL.MASK_ON:
+        raise InputError("SEARCH.EVAL.TASK: 'segm': MODEL.MASK_ON is False; allowed is bbox")
     budgets = tuple(map(Budget.parse, node.BUDGETS))
     if not budgets or len({budget.name for budget in budgets}) != len(budgets):
         raise InputError(
             f"SEARCH.BUDGETS: {tuple(node.BUDGETS)}: different numbers of blocks, or limits of "
             "different values, are needed"
         )
-    if "stage" in node.STEPS and node.SAMPLING == "eligible":
+    if "stage" in node.PHASES and node.STAGE.SAMPLING == "eligible":
         stage_space_of(cfg).only_eligible(budgets)
     return budgets
 
@@ -202,7 +175,7 @@ def check_met(cfg: CfgNode, budgets: Sequence[Budget], costs: Costs) -> None:
     """
     space = stage_space_of(cfg)
     for budget in budgets:
-        if cfg.SEARCH.STAGE_SEARCH == "exhaustive":
+        if cfg.SEARCH.STAGE.METHOD == "exhaustive":
             space.eligible(budget, costs)
         else:
             next(eligible_draws(space, budget, costs, seed_of(cfg)))
@@ -212,7 +185,7 @@ def _first_step(cfg: CfgNode) -> CfgNode:
     """The config of the first supernet that is trained, as far as its network and weights go."""
     first = cfg.clone()
     for step in ("dilation", "stage"):
-        if step in cfg.SEARCH.STEPS:
+        if step in cfg.SEARCH.PHASES:
             first.MODEL.CRNAS.SUPERNET = step
             first.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / step)
     return first
@@ -224,7 +197,7 @@ def _found_base(cfg: CfgNode, config_file: str) -> tuple[str, CfgNode]:
     SEARCH.FOUND_BASE, relative to the search's config or to here; else the search's own config file.
     It counts as it stands in its file: no KEY VALUE reaches it.
     """
-    named = cfg.SEARCH.FOUND_BASE or os.path.basename(config_file)
+    named = (cfg.SEARCH.FOUND_BASE or [""])[0] or os.path.basename(config_file)
     path = _beside(config_file, named, "SEARCH.FOUND_BASE")
     found = read_config(path, [])
     check_network(found)
@@ -269,6 +242,6 @@ def _pretrain_config(cfg: CfgNode, first: CfgNode, args: argparse.Namespace) -> 
     check_loading(run, processes(args))
     check_schedule(run)
     check_data(run, "TRAIN")
-    if "retrain" in cfg.SEARCH.STEPS:
+    if "retrain" in cfg.SEARCH.PHASES:
         check_data(run, "TEST")
     return path

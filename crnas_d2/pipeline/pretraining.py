@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from crnas_d2.engine.setup import check_same_run, read_config
+from crnas_d2.config import read_config
+from crnas_d2.engine.setup import check_same_run, write_config
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import input_convention
-from crnas_d2.modeling.classifier import ImageClassifier
+from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
@@ -72,10 +73,7 @@ def pretrained(cfg: CfgNode, path: str, resume: bool) -> CfgNode:
     if resume:
         check_same_run(run)
     comm.synchronize()  # every process has looked before the first one writes
-    if comm.is_main_process():
-        Path(run.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-        (Path(run.OUTPUT_DIR) / "config.yaml").write_text(run.dump(), encoding="utf-8")
-    comm.synchronize()
+    write_config(run)
     logging.getLogger(__name__).info("pre-training in %s", run.OUTPUT_DIR)
     trainer = (SupernetTrainer if run.MODEL.CRNAS.SUPERNET else DetectionTrainer)(run)
     trainer.resume_or_load(resume)

@@ -1,4 +1,4 @@
-"""crnas_d2/lines.py: no detectron2, one without its compiled module, a compiled one; 0.5 and main.
+"""crnas_d2/compat.py: no detectron2, one without its compiled module, a compiled one; 0.5 and main.
 
 What `prepare()` does depends on what is installed, so that each case runs in a Python of its own.
 Most of them see the standard library, crnas_d2 and made-up packages only (`python -I -S`): they
@@ -56,7 +56,7 @@ def fake_detectron2(folder: Path, deform_conv: str, numpy: str = "1.23.5", pil: 
 
 
 def test_without_detectron2_one_error_says_how_to_get_it():
-    result = bare_python("from crnas_d2.lines import prepare; prepare()")
+    result = bare_python("from crnas_d2.compat import prepare; prepare()")
     assert result.returncode == 1
     message = result.stderr[result.stderr.index("ImportError") :]
     assert "not installed" in message
@@ -73,7 +73,7 @@ def test_a_blocked_detectron2_is_the_same_error():
                 if name.partition(".")[0] == "detectron2":
                     raise ModuleNotFoundError("blocked")
         sys.meta_path.insert(0, Blocker())
-        from crnas_d2.lines import prepare
+        from crnas_d2.compat import prepare
         prepare()
         """
     )
@@ -82,14 +82,14 @@ def test_a_blocked_detectron2_is_the_same_error():
 
 def test_a_clone_beside_the_script_is_not_an_installed_detectron2(tmp_path):
     (tmp_path / "detectron2" / "configs").mkdir(parents=True)
-    result = bare_python("from crnas_d2.lines import prepare; prepare()", tmp_path)
+    result = bare_python("from crnas_d2.compat import prepare; prepare()", tmp_path)
     assert "ImportError" in result.stderr
     assert f"({tmp_path / 'detectron2'}) is a folder, not an installed package" in result.stderr
 
 
 def test_the_pure_core_works_without_it():
     result = bare_python(
-        "import crnas_d2, crnas_d2.architecture, crnas_d2.space, crnas_d2.search, crnas_d2.lines"
+        "import crnas_d2, crnas_d2.architecture, crnas_d2.space, crnas_d2.search, crnas_d2.compat"
     )
     assert result.returncode == 0, result.stderr
 
@@ -98,7 +98,7 @@ def test_the_pure_core_works_without_it():
 
 
 PRINT_WHAT_IS_THERE = """
-    from crnas_d2.lines import prepare
+    from crnas_d2.compat import prepare
     prepare()
     prepare()
     assert "detectron2" not in sys.modules and "torch" not in sys.modules
@@ -151,7 +151,7 @@ def test_every_attribute_of_the_stand_in_refuses_when_called(tmp_path):
     result = bare_python(
         """
         import importlib.util
-        from crnas_d2.lines import prepare
+        from crnas_d2.compat import prepare
         prepare()
         from detectron2 import _C
         import detectron2._C as same
@@ -201,7 +201,7 @@ def test_the_installed_detectron2_detects_trains_and_evaluates_on_the_cpu():
     pytest.importorskip("torch")
     result = full_python(
         """
-        from crnas_d2.lines import prepare
+        from crnas_d2.compat import prepare
         prepare()
         import json, tempfile
         import numpy, torch
@@ -294,7 +294,7 @@ def test_create_local_process_group_on_two_machines_of_two(tmp_path):
     result = full_python(
         f"""
         import multiprocessing
-        from crnas_d2.lines import create_local_process_group, prepare
+        from crnas_d2.compat import create_local_process_group, prepare
         prepare()
         import torch, torch.distributed as dist
         from detectron2.utils import comm

@@ -22,7 +22,7 @@ Norm = Union[str, Callable[[int], nn.Module]]  # as detectron2.layers.get_norm t
 
 
 @dataclass(frozen=True)
-class Entry:
+class Chain:
     """One entry of the stage code: a chain of equal blocks.
 
     Attributes:
@@ -54,13 +54,13 @@ class Family:
 
     name: str
     stem: Callable[[int, int, Norm], CNNBlockBase]
-    stages: Mapping[str, tuple[Entry, ...]]
+    stages: Mapping[str, tuple[Chain, ...]]
     choice: str
     stem_channels: int
     widths: tuple[int, ...]
     projects_by_width: bool
 
-    def entries(self) -> Iterator[tuple[str, Entry]]:
+    def entries(self) -> Iterator[tuple[str, Chain]]:
         """(stage name, entry) in the order of the network, that of ``widths``."""
         for name, entries in self.stages.items():
             for entry in entries:
@@ -87,7 +87,7 @@ def dilate(conv: nn.Conv2d, digit: int) -> None:
 
 def make_chain(
     family: Family,
-    entry: Entry,
+    entry: Chain,
     in_channels: int,
     width: int,
     digits: Sequence[int],

@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crnas_d2.errors import InputError
-from crnas_d2.modeling.family import Family
-from crnas_d2.modeling.sources import Source, Weights
-from crnas_d2.modeling.supernet import StageSupernet
+from crnas_d2.modeling.backbone.family import Family
+from crnas_d2.modeling.backbone.supernet import StageSupernet
+from crnas_d2.modeling.checkpoint.published import Source, Weights
 from detectron2.layers import CNNBlockBase
 
 COUNTER = "num_batches_tracked"  # of BatchNorm; not of frozen norms, nor of other libraries

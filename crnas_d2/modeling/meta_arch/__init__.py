@@ -1,0 +1,1 @@
+"""Meta-architectures that detectron2 does not have."""

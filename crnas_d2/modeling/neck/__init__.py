@@ -1,0 +1,1 @@
+"""Necks that detectron2 does not have."""
