@@ -131,7 +131,7 @@ KEYS = {
     # the ResNet series, weighted blocks (16) in MobileNetV2 (paper, A.2). Or limits that hold together,
     # each a value and by what fraction of it the cost may differ: {macs: [4.1e9, 0.02], params: [25e6,
     # 0.05]}, of blocks, of macs and params of the backbone, and of latency, seconds that the whole
-    # detector takes for an image on MODEL.DEVICE. All are those of FOUND_BASE's network at its test size.
+    # detector takes for an image on MODEL.DEVICE. They are FOUND_BASE's network's at its test size.
     "SEARCH.BUDGETS": Key((16,)),
     # The config of the found network, with full widths and its own schedule, on which found.yaml is
     # based: one path for all budgets, or one for each. Relative to the search's config.
@@ -163,7 +163,7 @@ KEYS = {
     # archtrain images over which a path's BatchNorm statistics are recomputed; 0: as trained.
     "SEARCH.EVAL.RECALIBRATION_IMAGES": Key(200, at_least(0)),
     # Images in one batch of scoring and of recalibration, over all processes alike. Scores depend on
-    # it: images of a batch are padded to one size, and each recalibration batch is normalised by itself.
+    # it: a batch's images are padded to one size, and recalibration normalises each batch by itself.
     "SEARCH.EVAL.BATCH_SIZE": Key(8, at_least(1), UNTIL_SCORED),
     # Host memory in GB of each process for the decoded images of archval, and as much again for those
     # of recalibration; images that do not fit are read again each time.
@@ -303,7 +303,7 @@ def _layers(config_file: str) -> Iterator[set[str]]:
 
 
 def refuse_renamed(keys: Iterable[str], where: str) -> None:
-    """Raises InputError, in a line that names the new key, if an earlier version's key is among them."""
+    """Raise InputError, naming the new key, if a key of an earlier version is among them."""
     for key in sorted(set(keys) & RENAMED.keys()):
         now = RENAMED[key]
         raise InputError(f"{where}: {key}: " + (f"is {now} now" if now else "is no key any more"))

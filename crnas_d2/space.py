@@ -121,8 +121,8 @@ class StageSpace:
         budget = Budget.parse(budget)
         if costs is None and not budget.limits_only("blocks"):
             raise InputError(
-                f"SEARCH.BUDGETS: {budget}: with SEARCH.STAGE.ONLY_ELIGIBLE and SEARCH.STAGE.SAMPLING 'eligible' "
-                "allowed are blocks alone"
+                f"SEARCH.BUDGETS: {budget}: SEARCH.STAGE.ONLY_ELIGIBLE and SAMPLING 'eligible' allow "
+                "limits of blocks only"
             )
         return budget.within(self.codes(), costs or block_costs)
 

@@ -24,7 +24,6 @@ from crnas_d2.files import write_text
 from crnas_d2.modeling.build import SUPERNETS, architecture_of, input_convention, stage_space_of
 from crnas_d2.modeling.checkpoint.weights import check_backbone_weights, read_checkpoint
 from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
-from crnas_d2.search.journal import Journal
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
@@ -108,24 +107,17 @@ def check_weights(cfg: CfgNode, resume: bool) -> None:
         read_checkpoint(path, key)
 
 
-# What train_net.py and search_net.py leave in their OUTPUT_DIR.
-TRAINING = ("last_checkpoint",)
-SEARCH = (
-    *("stage/last_checkpoint", "stage/journal.jsonl", "stage/race.jsonl", "stage/matches"),
-    *("dilation*/last_checkpoint", "dilation*/journal.jsonl", "dilation*/race.jsonl"),
-    "dilation*/matches",
-    *("retrain/*/last_checkpoint", "*/pretrain/last_checkpoint", "retrain/*/pretrain/last_checkpoint"),
-)
+TRAINING = ("last_checkpoint",)  # what train_net.py leaves in its OUTPUT_DIR
 
 
 def check_output(folder: str, resume: bool, traces: Sequence[str]) -> None:
     """Without --resume, a folder that holds a run is not written over.
 
     Args:
-        traces: patterns of files that an earlier run leaves, ``TRAINING`` or ``SEARCH``.
+        traces: patterns of files that an earlier run leaves.
 
     Raises:
-        InputError: the folder is a file, holds such a file, or a journal that is none of its phase.
+        InputError: the folder is a file, or holds such a file.
     """
     path = Path(folder)
     if not folder:
@@ -136,21 +128,8 @@ def check_output(folder: str, resume: bool, traces: Sequence[str]) -> None:
     if kept and not resume:
         raise InputError(
             f"OUTPUT_DIR: {folder}: holds {kept[0].relative_to(path)} of an earlier run; "
-            "--resume goes on with it, or name another folder"
+            "--resume continues it, or name another folder"
         )
-    for file in kept:
-        if file.name in ("journal.jsonl", "race.jsonl"):
-            _check_journal(file)
-
-
-def _check_journal(path: Path) -> None:
-    phase = path.parent.name.split("_")[0]
-    for number, record in enumerate(Journal(path, writes=False).records, start=1):
-        if str(record["phase"]).split()[:1] != [phase]:
-            raise InputError(
-                f"{path}:{number}: phase {record['phase']!r}: allowed is {phase!r}; "
-                "mend or remove the line"
-            )
 
 
 def check_same_run(cfg: CfgNode) -> None:

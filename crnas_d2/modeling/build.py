@@ -98,11 +98,10 @@ def _are_depths(depths: object) -> bool:
 
 
 def stage_space_of(cfg: CfgNode) -> StageSpace:
-    """The stage space, without branches that no eligible code uses if SEARCH.STAGE.ONLY_ELIGIBLE says so.
+    """The stage space of MODEL.CRNAS.STAGE_SPACE, by default the paper's.
 
     Raises:
-        InputError: MODEL.CRNAS.STAGE_SPACE is not a list of positive depths for each stage, or no
-            code meets a budget.
+        InputError: it is not a list of positive depths for each stage.
     """
     family = family_of(cfg).name
     lists = cfg.MODEL.CRNAS.STAGE_SPACE or FAMILY_DEPTHS[family]
@@ -117,8 +116,7 @@ def stage_space_of(cfg: CfgNode) -> StageSpace:
                 f"MODEL.CRNAS.STAGE_SPACE: {list(lists)}: entry {entry + 1} of {family} is fixed; "
                 "allowed there is [1]"
             )
-    space = StageSpace(family, tuple(tuple(sorted(depths)) for depths in lists))
-    return space.only_eligible(cfg.SEARCH.BUDGETS) if cfg.SEARCH.STAGE.ONLY_ELIGIBLE else space
+    return StageSpace(family, tuple(tuple(sorted(depths)) for depths in lists))
 
 
 def _scaled_widths(node: CfgNode, family: Family) -> list[int]:

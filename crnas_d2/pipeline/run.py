@@ -1,5 +1,5 @@
-"""search_net.py's course: split, stage supernet, stage search, dilation supernet, dilation search,
-found.yaml, and retraining if asked. Every step resumes where it was left.
+"""search_net.py's phases: stage supernet and search, dilation supernet and search, found.yaml, and
+retraining if asked. Each resumes where it was interrupted.
 
     OUTPUT_DIR/splits/archtrain.json archval.json
     OUTPUT_DIR/stage/pretrain/           checkpoints of the classifier, with SEARCH.PRETRAIN
@@ -7,8 +7,7 @@ found.yaml, and retraining if asked. Every step resumes where it was left.
     OUTPUT_DIR/latency.jsonl             what was measured for budgets of latency
     OUTPUT_DIR/dilation/                 as stage/; dilation_N16/ where there are several budgets
     OUTPUT_DIR/found.yaml                found_N16.yaml where there are several budgets
-    OUTPUT_DIR/retrain/found_CODES/      checkpoints, results.json; also of the baseline
-    OUTPUT_DIR/retrain/table.csv         what retraining gave
+    OUTPUT_DIR/retrain/                  see retraining.py
     OUTPUT_DIR/report.html               all of this to look at
 """
 
@@ -16,8 +15,8 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.analysis.latency import LatencyCosts, Stopwatch
@@ -29,50 +28,59 @@ from crnas_d2.data.splits import write_split
 from crnas_d2.engine.setup import write_config
 from crnas_d2.engine.trainer import SupernetTrainer, seed_of
 from crnas_d2.modeling.build import architecture_of, stage_space_of
-from crnas_d2.pipeline.checks import ALTERNATIVES, LATENCIES, Plan, check_met
-from crnas_d2.pipeline.found_config import found_config, write_found
+from crnas_d2.pipeline.configs import supernet_config, write_found
+from crnas_d2.pipeline.plan import LATENCIES, Plan, check_baselines, check_met
 from crnas_d2.pipeline.pretraining import pretrained
 from crnas_d2.pipeline.retraining import retrain
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.pipeline.search_hook import Search, SearchHook
 from crnas_d2.search.candidates import Candidate, Compare
+from crnas_d2.search.evolution import evolution
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
+from crnas_d2.search.random_search import random_search
 from crnas_d2.search.stage import stage_search
-from crnas_d2.space import DilationSpace, StageSpace, block_cost
+from crnas_d2.space import DilationSpace, Space, block_cost
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 GROUP_SIZE = 32  # candidates that are scored together
+# By SEARCH.STAGE.METHOD and SEARCH.DILATION.METHOD, in place of the paper's.
+ALTERNATIVES: dict[str, Callable[..., list[Candidate]]] = {
+    "evolution": evolution,
+    "random": random_search,
+}
 
 
 def run_search(plan: Plan, resume: bool) -> list[str]:
-    """Take the steps of SEARCH.PHASES.
+    """Run the phases of SEARCH.PHASES.
 
     Returns:
         paths of what was written, for the last line.
     """
     cfg, folder = plan.cfg, plan.folder
     parts = _write_split(plan)
-    written = []
     named = architecture_of(cfg)
     winners = {Budget.parse(block_cost(named)): named}
+    costs: Costs = backbone_costs(plan.networks[0])
     if "stage" in cfg.SEARCH.PHASES:
-        results = _stage_step(plan, parts, resume)
-        winners = {budget: found[0].architecture for budget, found in results.items()}
-    for budget, architecture in winners.items():
+        costs = _with_latency(plan, costs)
+        winners = _stage_phase(plan, parts, costs, resume)
+    written = []
+    for base, (budget, architecture) in zip(plan.bases, winners.items()):
         suffix = f"_{budget.name}" if len(winners) > 1 else ""
         if "dilation" in cfg.SEARCH.PHASES:
-            best = _dilation_step(plan, parts, resume, budget, architecture, f"dilation{suffix}")
-            architecture = best.architecture
+            architecture = _dilation_phase(
+                plan, parts, costs, resume, budget, architecture, f"dilation{suffix}"
+            )
         path = folder / f"found{suffix}.yaml"
         if comm.is_main_process():
             comment = f"{architecture}, found by search_net.py for a budget of {budget}"
-            write_found(path, found_config(cfg, plan.base, architecture), comment)
+            write_found(path, cfg, base, architecture, comment)
         comm.synchronize()
         written.append(str(path))
     if "retrain" in cfg.SEARCH.PHASES:
-        written += retrain(cfg, plan.base, written, folder / "retrain", plan.pretrain)
+        written += retrain(cfg, plan.bases, written, folder / "retrain", plan.pretrain)
     if comm.is_main_process():
         written.append(str(write_report(folder)))
     return written
@@ -94,60 +102,17 @@ def _write_split(plan: Plan) -> Split:
     return Split(names[0], names[1], plan.parts[1])
 
 
-def _step_config(
-    plan: Plan, parts: Split, supernet: str, folder: str, architecture: Architecture | None = None
-) -> CfgNode:
-    cfg = plan.cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.CRNAS.SUPERNET = supernet
-    if supernet == "dilation" and "stage" in cfg.SEARCH.PHASES:
-        if cfg.MODEL.WEIGHTS:
-            logging.getLogger(__name__).warning(
-                "MODEL.WEIGHTS %s were for the stage supernet; the dilation supernet starts from "
-                "random weights. To give it some, too, search in two runs (docs/PAPER.md)",
-                cfg.MODEL.WEIGHTS,
-            )
-        cfg.MODEL.WEIGHTS = ""
-    if architecture is not None:
-        cfg.MODEL.CRNAS.STAGE_CODE = list(architecture.stage_code)
-        cfg.MODEL.CRNAS.DILATION_CODE = []
-    cfg.DATASETS.TRAIN = (parts.archtrain,)
-    cfg.DATASETS.TEST = ()
-    cfg.OUTPUT_DIR = str(plan.folder / folder)
-    cfg.freeze()
-    write_config(cfg)
-    return cfg
-
-
-def _alternative(cfg: CfgNode, name: str) -> Search | None:
-    """The search of that name, if it is none of the paper's."""
-    if name not in ALTERNATIVES:
-        return None
-    return functools.partial(ALTERNATIVES[name], evaluations=cfg.SEARCH.EVALUATIONS, seed=seed_of(cfg))
-
-
-def _comparison(cfg: CfgNode) -> dict[str, Any]:
-    """SearchHook's arguments that both steps have in common."""
-    return {
-        "folder": Path(cfg.OUTPUT_DIR),
-        "group_size": GROUP_SIZE,
-        "race_confidence": cfg.SEARCH.RACE.CONFIDENCE,
-        "seed": seed_of(cfg),
-    }
-
-
-def _stage_costs(plan: Plan, space: StageSpace) -> Costs:
-    """Of the network that will be trained; its latency, too, where a budget limits that."""
-    costs = backbone_costs(plan.network)
+def _with_latency(plan: Plan, costs: Costs) -> Costs:
+    """The costs, with latency where a budget limits it."""
     limits = [limit for budget in plan.budgets for limit in budget.limits if limit.cost == "latency"]
     if not limits:
         return costs
-    stopwatch = Stopwatch(plan.network)
+    stopwatch = Stopwatch(plan.networks[0])
     journal = Journal(plan.folder / LATENCIES, writes=comm.is_main_process())
-    comm.synchronize()  # everybody has read it before rank 0 writes to it
+    comm.synchronize()  # every rank has read it before rank 0 writes to it
     return LatencyCosts(
         costs,
-        space=space,
+        space=stage_space_of(plan.cfg),
         limits=limits,
         measure=stopwatch,
         device=stopwatch.device,
@@ -155,20 +120,82 @@ def _stage_costs(plan: Plan, space: StageSpace) -> Costs:
     )
 
 
-def _stage_step(plan: Plan, parts: Split, resume: bool) -> dict[Budget, list[Candidate]]:
-    cfg = _step_config(plan, parts, "stage", "stage")
+def _stage_phase(plan: Plan, parts: Split, costs: Costs, resume: bool) -> dict[Budget, Architecture]:
+    """The best stage code for each budget."""
+    cfg = supernet_config(plan.cfg, "stage")
     space = stage_space_of(cfg)
-    costs = _stage_costs(plan, space)
-    check_met(cfg, plan.budgets, costs)  # what takes measuring, too: before weeks of training
+    check_met(cfg, plan.budgets, costs)  # with latencies measured, before weeks of training
+    check_baselines(plan.budgets, plan.networks, costs)
+    method = _alternative(cfg, cfg.SEARCH.STAGE.METHOD) or stage_search
+    results = _train_and_search(plan, cfg, parts, space, plan.budgets, method, costs, resume)
+    return {budget: candidates[0].architecture for budget, candidates in results.items()}
+
+
+def _dilation_phase(
+    plan: Plan,
+    parts: Split,
+    costs: Costs,
+    resume: bool,
+    budget: Budget,
+    architecture: Architecture,
+    folder: str,
+) -> Architecture:
+    """The best dilation code of a stage code that still meets the budget; or the stage code undilated.
+
+    Only latency depends on rates, and it is measured on the network as it would be found.
+    """
+    cfg = supernet_config(plan.cfg, "dilation", architecture, folder)
+    if cfg.MODEL.WEIGHTS and "stage" in cfg.SEARCH.PHASES:
+        logging.getLogger(__name__).warning(
+            "MODEL.WEIGHTS %s were for the stage supernet; the dilation supernet starts from random "
+            "weights. To give it some, too, search in two runs (docs/PAPER.md)",
+            cfg.MODEL.WEIGHTS,
+        )
+        cfg.MODEL.WEIGHTS = ""
+
+    def greedy(space: DilationSpace, _: Budget, compare: Compare, __: Costs) -> list[Candidate]:
+        return greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)
+
+    space = DilationSpace(architecture.family, architecture.stage_code)
+    method = _alternative(cfg, cfg.SEARCH.DILATION.METHOD) or greedy
+    results = _train_and_search(plan, cfg, parts, space, [budget], method, costs, resume)
+    for candidate in results[budget]:
+        if "stage" not in cfg.SEARCH.PHASES or budget.meets(costs(candidate.architecture)):
+            return candidate.architecture
+    logging.getLogger(__name__).warning(
+        "none of the %d best dilation codes meets the budget of %s: the found network has rate 1",
+        len(results[budget]),
+        budget,
+    )
+    return architecture
+
+
+def _train_and_search(
+    plan: Plan,
+    cfg: CfgNode,
+    parts: Split,
+    space: Space,
+    budgets: list[Budget] | tuple[Budget, ...],
+    method: Search,
+    costs: Costs,
+    resume: bool,
+) -> dict[Budget, list[Candidate]]:
+    """Train a supernet on archtrain and search it: candidates by budget, best first."""
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (parts.archtrain,), ()
+    cfg.freeze()
+    write_config(cfg)
     cfg = pretrained(cfg, plan.pretrain, resume)
     trainer = SupernetTrainer(cfg)
     search = SearchHook(
         functools.partial(build_scorer, cfg, parts),
         space=space,
-        budgets=plan.budgets,
-        search=_alternative(cfg, cfg.SEARCH.STAGE.METHOD) or stage_search,
+        budgets=budgets,
+        search=method,
         costs=costs,
-        **_comparison(cfg),
+        folder=Path(cfg.OUTPUT_DIR),
+        group_size=GROUP_SIZE,
+        race_confidence=cfg.SEARCH.RACE.CONFIDENCE,
+        seed=seed_of(cfg),
     )
     trainer.register_hooks([search])
     trainer.resume_or_load(resume=resume)
@@ -176,30 +203,8 @@ def _stage_step(plan: Plan, parts: Split, resume: bool) -> dict[Budget, list[Can
     return search.results
 
 
-def _dilation_step(
-    plan: Plan,
-    parts: Split,
-    resume: bool,
-    budget: Budget,
-    architecture: Architecture,
-    folder: str,
-) -> Candidate:
-    cfg = _step_config(plan, parts, "dilation", folder, architecture)
-    cfg = pretrained(cfg, plan.pretrain, resume)
-    trainer = SupernetTrainer(cfg)
-
-    def greedy(space: DilationSpace, _: Budget, compare: Compare, __: Costs) -> list[Candidate]:
-        return greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)  # every dilation code meets the budget
-
-    search = SearchHook(
-        functools.partial(build_scorer, cfg, parts),
-        space=DilationSpace(architecture.family, architecture.stage_code),
-        budgets=[budget],
-        search=_alternative(cfg, cfg.SEARCH.DILATION.METHOD) or greedy,
-        costs=backbone_costs(plan.network),
-        **_comparison(cfg),
-    )
-    trainer.register_hooks([search])
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return search.results[budget][0]
+def _alternative(cfg: CfgNode, name: str) -> Search | None:
+    """The search of that name, if it is none of the paper's."""
+    if name not in ALTERNATIVES:
+        return None
+    return functools.partial(ALTERNATIVES[name], evaluations=cfg.SEARCH.EVALUATIONS, seed=seed_of(cfg))

@@ -1,0 +1,106 @@
+"""The table of keys, and which of two schedules counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crnas_d2.config import (
+    ANYTHING,
+    DETECTRON2_CHECKS,
+    KEYS,
+    RENAMED,
+    RESUME,
+    add_crnas_config,
+    leaves,
+    read_config,
+)
+from crnas_d2.errors import InputError
+from detectron2.config import get_cfg
+
+CHECKED = [name for name, key in KEYS.items() if key.check is not ANYTHING] + list(DETECTRON2_CHECKS)
+
+
+def written(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_no_default_of_detectron2_changes() -> None:
+    before, cfg = leaves(get_cfg()), get_cfg()
+    add_crnas_config(cfg)
+    after = leaves(cfg)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == set(KEYS)
+
+
+def test_defaults_are_allowed() -> None:
+    cfg = read_config("")
+    assert leaves(cfg)["SEARCH.EVAL.BATCH_SIZE"] == 8
+    assert set(RESUME) <= set(leaves(cfg))
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_value_that_is_not_allowed(name: str) -> None:
+    """Of every checked key: one line with the key, the value and what is allowed."""
+    default = leaves(read_config(""))[name]
+    bad = {str: "no such thing", int: -1, float: -1.0, bool: None, list: []}[type(default)]
+    with pytest.raises(InputError) as caught:
+        read_config("", [name, bad])
+    message = str(caught.value)
+    assert message.startswith(f"{name}: {bad!r}: ") and len(message) > len(f"{name}: {bad!r}: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", RENAMED)
+@pytest.mark.parametrize("where", ["file", "command line"])
+def test_a_key_of_an_earlier_version(name: str, where: str, tmp_path: Path) -> None:
+    file = written(tmp_path / "old.yaml", f"SEARCH:\n  {name.split('.')[1]}: 1\n")
+    with pytest.raises(InputError) as caught:
+        read_config(file) if where == "file" else read_config("", [name, 1])
+    assert name in str(caught.value)
+    assert (RENAMED[name] or "is no key any more") in str(caught.value)
+    assert not RENAMED[name] or RENAMED[name] in KEYS
+
+
+EPOCHS = {"EPOCHS": 13, "STEP_EPOCHS": [8, 11], "LR_PER_IMAGE": 0.00125}
+
+
+@pytest.mark.parametrize(
+    ("child", "opts", "epochs", "rate"),
+    [
+        ({}, [], 13, 0.00125),
+        ({"MAX_ITER": 90000}, [], 0, 0.00125),
+        ({"STEPS": [60000, 80000]}, [], 0, 0.00125),
+        ({"BASE_LR": 0.02}, [], 13, 0.0),
+        ({"MAX_ITER": 90000, "EPOCHS": 26}, [], 26, 0.00125),
+        ({"MAX_ITER": 90000}, ["SOLVER.EPOCHS", 3], 3, 0.00125),
+        ({"EPOCHS": 26}, ["SOLVER.MAX_ITER", 9], 0, 0.00125),
+        ({"BASE_LR": 0.02}, ["SOLVER.LR_PER_IMAGE", 0.001], 13, 0.001),
+        ({"LR_PER_IMAGE": 0.002}, ["SOLVER.BASE_LR", 0.1], 13, 0.0),
+    ],
+)
+@pytest.mark.parametrize("between", [False, True], ids=["child", "grandchild"])
+def test_the_schedule_given_last_counts(
+    tmp_path: Path, child: dict[str, Any], opts: list[Any], epochs: int, rate: float, between: bool
+) -> None:
+    """A child's iterations over a base's epochs, and the reverse; through a config in between, too."""
+    written(tmp_path / "base.yaml", f"SOLVER: {EPOCHS}\n")
+    base = "base.yaml"
+    if between:
+        (tmp_path / "sub").mkdir()
+        written(tmp_path / "sub" / "middle.yaml", "_BASE_: ../base.yaml\nSEED: 3\n")
+        base = "sub/middle.yaml"
+    file = written(tmp_path / "child.yaml", f"_BASE_: {base}\nSOLVER: {child}\n")
+    solver = read_config(file, opts).SOLVER
+    assert (solver.EPOCHS, solver.LR_PER_IMAGE) == (epochs, rate)
+    assert bool(solver.STEP_EPOCHS) == bool(epochs)
+
+
+def test_a_base_of_epochs_over_a_grandparent_of_iterations(tmp_path: Path) -> None:
+    written(tmp_path / "grand.yaml", "SOLVER: {MAX_ITER: 5, STEPS: [3]}\n")
+    written(tmp_path / "base.yaml", f"_BASE_: grand.yaml\nSOLVER: {EPOCHS}\n")
+    file = written(tmp_path / "child.yaml", "_BASE_: base.yaml\nSEED: 1\n")
+    assert read_config(file).SOLVER.EPOCHS == 13
