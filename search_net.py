@@ -13,7 +13,7 @@ import argparse
 
 from crnas_d2.engine.setup import start_run
 from crnas_d2.launch import run
-from crnas_d2.pipeline.checks import plan_search
+from crnas_d2.pipeline.plan import plan_search
 from crnas_d2.pipeline.run import run_search
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import search_net
 from crnas_d2.launch import run
 from crnas_d2.modeling.backbone.supernet import Supernet
-from crnas_d2.pipeline.checks import plan_search
+from crnas_d2.pipeline.plan import plan_search
 from detectron2.engine import default_argument_parser
 
 forward = Supernet.forward

@@ -68,7 +68,7 @@ FAMILIES = {
     "mobilenetv2": [
         *("MODEL.CRNAS.FAMILY", "mobilenetv2"),
         *("MODEL.CRNAS.WIDTHS", [4, 6, 8, 8, 12, 14, 16, 24]),
-        *("MODEL.CRNAS.STAGE_CODE", [1, 1, 2, 1, 1, 2, 1, 1, 1, 1]),
+        *("MODEL.CRNAS.STAGE_CODE", [1, 1, 1, 2, 1, 2, 1, 1, 1, 1]),
         *("MODEL.CRNAS.STAGE_SPACE", [[1], [1], [1, 2], [1, 2], [1, 2], [1, 2], [1], [1], [1], [1]]),
         *("SEARCH.BUDGETS", [7.25]),
     ],

@@ -29,7 +29,7 @@ import search_net
 from crnas_d2.engine.trainer import StepTrainer
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.launch import run
-from crnas_d2.pipeline.checks import plan_search
+from crnas_d2.pipeline.plan import plan_search
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 

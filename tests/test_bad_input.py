@@ -22,7 +22,7 @@ from detectors import ROOT, TINY, command_line, tiny_shapes, tiny_yaml
 from crnas_d2.config import read_config
 from crnas_d2.data.splits import write_split
 from crnas_d2.launch import run
-from crnas_d2.pipeline.checks import plan_search
+from crnas_d2.pipeline.plan import plan_search
 from crnas_d2.pipeline.run import _step_config
 from crnas_d2.pipeline.scorer import Split
 from detectron2.config import CfgNode

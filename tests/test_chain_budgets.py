@@ -20,6 +20,7 @@ from crnas_d2.modeling.build import stage_space_of
 from detectron2.config import CfgNode
 
 BASE = [*TINY, "SOLVER.MAX_ITER", 2, "SOLVER.WARMUP_ITERS", 0]
+FOUND_BASE = ("base.yaml",)
 HALF = ["MODEL.CRNAS.WIDTH_MULTIPLIER", 0.5]  # as the paper's supernets have
 
 
@@ -36,7 +37,7 @@ def near(name: str, code: tuple[int, ...], tolerance: float) -> str:
 def start(folder: Path, *options: Any) -> str:
     """Run search_net.py as a person does; its output."""
     flags = [option for option in options if str(option).startswith("--")]
-    options = (*tiny_shapes(folder / "data"), "SEARCH.FOUND_BASE", "base.yaml", *options[len(flags) :])
+    options = (*tiny_shapes(folder / "data"), "SEARCH.FOUND_BASE", FOUND_BASE, *options[len(flags) :])
     own = [*HALF, "OUTPUT_DIR", str(folder / "out"), *options]
     done = subprocess.run(
         [

@@ -13,12 +13,14 @@ import pytest
 import torch
 from detectors import ROOT
 
+from crnas_d2.budget import Budget
 from crnas_d2.config import read_config
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.engine.setup import check_network
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, family_of, stage_space_of
-from crnas_d2.pipeline.checks import plan_search
+from crnas_d2.pipeline.configs import base_paths, differing_keys
+from crnas_d2.pipeline.plan import plan_search
 from crnas_d2.space import block_cost
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -57,7 +59,7 @@ def kind(path: Path) -> str:
     if path.name.startswith("Base"):
         return "base"
     text = path.read_text()
-    return "search" if "FOUND_BASE:" in text else "supernet" if "SUPERNET:" in text else "network"
+    return "search" if "FOUND_BASE:" in text else "network"
 
 
 def of_kind(*kinds: str) -> pytest.MarkDecorator:
@@ -113,7 +115,7 @@ def trains_and_answers(cfg: CfgNode, model: torch.nn.Module) -> None:
 
 def trains_along_a_path(path: Path, supernet: str) -> None:
     """The supernet that a config describes or leads to; of each entry's depths only the first two."""
-    cfg = shrunk(path, "MODEL.CRNAS.SUPERNET", supernet, "SEARCH.STAGE.ONLY_ELIGIBLE", False)
+    cfg = shrunk(path, "MODEL.CRNAS.SUPERNET", supernet)
     cfg.MODEL.CRNAS.STAGE_SPACE = [list(depths[:2]) for depths in stage_space_of(cfg).depths]
     model = build_model(cfg)
     found = find_supernet(model)
@@ -123,7 +125,7 @@ def trains_along_a_path(path: Path, supernet: str) -> None:
 
 
 def test_there_are_configs_of_each_kind() -> None:
-    assert {kind(path) for path in CONFIGS} == {"base", "network", "supernet", "search"}
+    assert {kind(path) for path in CONFIGS} == {"base", "network", "search"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
@@ -152,21 +154,17 @@ def test_a_network_trains_a_step_and_answers(path: Path) -> None:
     trains_and_answers(cfg, model)
 
 
-@of_kind("supernet")
-def test_a_supernet_trains_a_step_and_answers(path: Path) -> None:
-    trains_along_a_path(path, read_config(str(path), []).MODEL.CRNAS.SUPERNET)
-
-
 @of_kind("search")
 def test_a_search_has_codes_for_its_budgets_and_a_base(path: Path) -> None:
     cfg = read_config(str(path), [])
-    for budget in cfg.SEARCH.BUDGETS:
+    budgets = [Budget.parse(budget) for budget in cfg.SEARCH.BUDGETS]
+    for budget, base in zip(budgets, base_paths(cfg, str(path), budgets)):
         assert stage_space_of(cfg).eligible(budget)
-    named = [path.parent / cfg.SEARCH.FOUND_BASE, ROOT / cfg.SEARCH.FOUND_BASE]
-    base = read_config(str(next(file for file in named if file.is_file())), [])
-    assert base.MODEL.CRNAS.FAMILY == cfg.MODEL.CRNAS.FAMILY
-    # The baseline that the found networks are compared with costs what they may cost.
-    assert block_cost(architecture_of(base)) in cfg.SEARCH.BUDGETS
+        network = read_config(base)
+        assert network.MODEL.CRNAS.FAMILY == cfg.MODEL.CRNAS.FAMILY
+        # The baseline that a found network is compared with costs what that may cost.
+        assert budget.meets({"blocks": block_cost(architecture_of(network))})
+        assert differing_keys(cfg, network) == []
 
 
 @of_kind("search")

@@ -16,7 +16,7 @@ from detectors import ROOT, TINY, tiny_shapes
 from crnas_d2 import add_crnas_config
 from crnas_d2.architecture import Architecture
 from crnas_d2.config import read_config
-from crnas_d2.pipeline.found_config import found_config, write_found
+from crnas_d2.pipeline.configs import write_found
 from detectron2.config import CfgNode, get_cfg
 
 FOUND = Architecture.parse("resnet/1-3-1-2/0-120-2-01")
@@ -44,8 +44,7 @@ def test_a_guest_trains_and_evaluates(tmp_path: Path) -> None:
     tiny_shapes(data)
     cfg = read_config("", [*TINY, "SOLVER.MAX_ITER", 2])
     (tmp_path / "base.yaml").write_text(cfg.dump())
-    content = found_config(cfg, str(tmp_path / "base.yaml"), FOUND)
-    write_found(tmp_path / "found.yaml", content, "written by a test")
+    write_found(tmp_path / "found.yaml", cfg, str(tmp_path / "base.yaml"), FOUND, "written by a test")
     done = subprocess.run(
         [
             sys.executable,

@@ -17,13 +17,15 @@ from detectors import ROOT
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
+from crnas_d2.budget import Budget
 from crnas_d2.config import read_config
 from crnas_d2.engine.schedule import resolve_schedule
+from crnas_d2.engine.setup import check_network
 from crnas_d2.modeling.backbone.norm import resolve_norm
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, family_of, stage_space_of
-from crnas_d2.pipeline.pretraining import pretrain_config
-from crnas_d2.space import FAMILY_DEPTHS
+from crnas_d2.pipeline.configs import base_paths, differing_keys, pretrain_config, supernet_config
+from crnas_d2.space import FAMILY_DEPTHS, block_cost
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 from detectron2.utils import comm
@@ -66,24 +68,10 @@ FILES: dict[str, tuple[str, str]] = {
         f"COCO-InstanceSegmentation/cascade_mask_rcnn_{n}_FPN_20ep": (n, "cascade_mask")
         for n in both("R_101")
     },
-    **{
-        f"PascalVOC-Detection/faster_rcnn_{n}_FPN_18ep": (n, "voc") for n in both("R_50", "R_101")
-    },
+    **{f"PascalVOC-Detection/faster_rcnn_{n}_FPN_18ep": (n, "voc") for n in both("R_50", "R_101")},
     **{f"ImageNet-Classification/{n}": (n, "imagenet_pretrain_of_supernets") for n in ALL},
-    **{
-        f"ImageNet-Classification/Supernet_dilation_SCR_{n}": (
-            f"SCR_{n}",
-            "imagenet_pretrain_of_supernets",
-        )
-        for n in NETWORKS
-    },
-    **{
-        f"ImageNet-Classification/Supernet_stage_{family}": ("", "imagenet_pretrain_of_supernets")
-        for family in FAMILY_DEPTHS
-    },
     **{f"Search/{family}": ("", "detector_2x_and_supernet_finetune") for family in FAMILY_DEPTHS},
 }
-SUPERNETS = [name for name in FILES if "Supernet" in name]
 SEARCHES = [name for name in FILES if name.startswith("Search/")]
 of_all = pytest.mark.parametrize("name", FILES)
 
@@ -113,8 +101,7 @@ def test_the_list_is_complete() -> None:
 def test_codes_and_widths(name: str, tables: dict[str, Any]) -> None:
     cfg, (network, _) = config(name), FILES[name]
     node = cfg.MODEL.CRNAS
-    supernet = name.split("Supernet_")[1].split("_")[0] if name in SUPERNETS else ""
-    assert node.SUPERNET == supernet
+    assert node.SUPERNET == ""
     if network:
         prefix, _, plain = network.rpartition("CR_")
         family, of_stages, of_rates = NETWORKS[plain if "CR_" in network else network]
@@ -125,7 +112,7 @@ def test_codes_and_widths(name: str, tables: dict[str, Any]) -> None:
         assert (node.FAMILY, node.STAGE_CODE, node.DILATION_CODE) == (family, stages, rates)
     else:
         assert name.endswith(node.FAMILY)
-    halved = (supernet or name in SEARCHES) and node.FAMILY != "mobilenetv2"
+    halved = name in SEARCHES and node.FAMILY != "mobilenetv2"
     widths = [width * node.WIDTH_MULTIPLIER for width in node.WIDTHS or family_of(cfg).widths]
     if halved:
         assert widths == tables["supernet_channels_resnet_resnext"]
@@ -212,20 +199,26 @@ def test_searches(name: str, tables: dict[str, Any]) -> None:
     assert (cfg.SEARCH.ARCHVAL.SIZE, cfg.SEARCH.DILATION.TOP_K) == (5000, tables["greedy"]["top_K"])
     assert tuple(cfg.DATASETS.TRAIN) == ("coco_2017_train",)
     path = str(CONFIGS / "Search" / cfg.SEARCH.PRETRAIN)
-    pretrain_config(cfg, path)  # raises what search_net.py would say of it
-    node = read_config(path, []).MODEL.CRNAS
-    assert node.SUPERNET == "stage"
-    for key in ("FAMILY", "WIDTHS", "WIDTH_MULTIPLIER", "STAGE_SPACE", "NORM"):
-        assert node[key] == cfg.MODEL.CRNAS[key]
+    for supernet in ("stage", "dilation"):
+        run = pretrain_config(supernet_config(cfg, supernet), path)
+        check_network(run)
+        assert run.MODEL.CRNAS.SUPERNET == supernet
+        for key in ("FAMILY", "WIDTHS", "WIDTH_MULTIPLIER", "STAGE_SPACE"):
+            assert run.MODEL.CRNAS[key] == cfg.MODEL.CRNAS[key]
+        expected = tables["schedules"]["imagenet_pretrain_of_supernets"]
+        solver = resolve_schedule(run, 1000 * expected["batch"]).SOLVER
+        assert (solver.MAX_ITER, solver.BASE_LR) == (1000 * expected["epochs"], expected["initial_lr"])
+    bases = base_paths(
+        cfg, str(CONFIGS / f"{name}.yaml"), [Budget.parse(b) for b in cfg.SEARCH.BUDGETS]
+    )
+    for budget, base in zip(cfg.SEARCH.BUDGETS, bases):
+        network = read_config(base)
+        assert block_cost(architecture_of(network)) == budget
+        assert differing_keys(cfg, network) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "supernet"),
-    [
-        *((name, name.split("_")[1]) for name in SUPERNETS),
-        *((name, supernet) for name in SEARCHES for supernet in ("stage", "dilation")),
-    ],
-)
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("supernet", ["stage", "dilation"])
 def test_supernets_at_full_size(name: str, supernet: str) -> None:
     """With shapes and no values: parameters of all, and of the largest and the smallest path."""
     cfg = config(name, "MODEL.DEVICE", "meta", "MODEL.CRNAS.SUPERNET", supernet)

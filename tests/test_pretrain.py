@@ -15,7 +15,7 @@ from crnas_d2.config import read_config
 from crnas_d2.engine.setup import check_weights
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.errors import InputError
-from crnas_d2.pipeline.checks import plan_search
+from crnas_d2.pipeline.plan import plan_search
 from crnas_d2.pipeline.pretraining import pretrained
 from crnas_d2.pipeline.run import run_search
 from detectron2.checkpoint import DetectionCheckpointer

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from detectors import ROOT, tiny_config
 
-from crnas_d2.pipeline import retraining as retrain
 from crnas_d2.errors import InputError
+from crnas_d2.pipeline import retraining
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_retraining_takes_its_own_results_only(tmp_path: Path, monkeypatch: pyte
     trained: list[str] = []
 
     class Trainer:
-        last_results = {"bbox": dict.fromkeys(retrain.METRICS, 1.0)}
+        last_results = {"bbox": {"AP": 1.0, "APs": 1.0, "AP-disc": 0.5}}
 
         def __init__(self, cfg: Any) -> None:
             trained.append(cfg.OUTPUT_DIR)
@@ -65,7 +65,7 @@ def test_retraining_takes_its_own_results_only(tmp_path: Path, monkeypatch: pyte
 
         def train(self) -> None: ...
 
-    monkeypatch.setattr(retrain, "DetectionTrainer", Trainer)
+    monkeypatch.setattr(retraining, "DetectionTrainer", Trainer)
     cfg = tiny_config(tmp_path / "data", tmp_path / "out")
     base = tmp_path / "base.yaml"
     base.write_text(cfg.dump())
@@ -73,7 +73,7 @@ def test_retraining_takes_its_own_results_only(tmp_path: Path, monkeypatch: pyte
     code = "MODEL: {CRNAS: {DILATION_CODE: [0, 0, 0, 0, %d]}}\n"
     for digit in (1, 1, 2):
         found.write_text(f"_BASE_: {base}\n" + code % digit)
-        (table,) = retrain.retrain(cfg, str(base), [str(found)], tmp_path / "retrain", "")
+        (table,) = retraining.retrain(cfg, [str(base)], [str(found)], tmp_path / "retrain", "")
         assert f"resnet/1-2-1-1/0-00-0-{digit}" in Path(table).read_text()
     assert [Path(folder).name for folder in trained] == [
         "baseline_1-2-1-1_0-00-0-0",
@@ -82,4 +82,33 @@ def test_retraining_takes_its_own_results_only(tmp_path: Path, monkeypatch: pyte
     ]
     base.write_text(cfg.dump().replace("MAX_ITER: 6", "MAX_ITER: 7"))
     with pytest.raises(InputError, match=r"SOLVER\.MAX_ITER: 7: the run in .* has 6"):
-        retrain.retrain(cfg, str(base), [str(found)], tmp_path / "retrain", "")
+        retraining.retrain(cfg, [str(base)], [str(found)], tmp_path / "retrain", "")
+
+
+BOXES = {"AP": 40.0, "AP50": 60.0, "AP75": 42.0, "APs": 20.0, "APm": 40.0, "APl": 50.0, "AP-cat": 9.0}
+MASKS = {name: value - 3 for name, value in BOXES.items()}
+
+
+@pytest.mark.parametrize(
+    ("results_of_a_test", "task", "metric", "columns"),
+    [
+        ({"bbox": BOXES}, "bbox", "AP", ["AP", "AP50", "AP75", "APs", "APm", "APl"]),
+        ({"bbox": BOXES}, "bbox", "APs", ["APs", "AP", "AP50", "AP75", "APm", "APl"]),
+        ({"bbox": {"AP": 1.0, "AP50": 2.0, "AP75": 0.5}}, "bbox", "APs", ["AP", "AP50", "AP75"]),
+        (
+            {"bbox": BOXES, "segm": MASKS},
+            "segm",
+            "AP50",
+            ["AP50", "AP", "AP75", "APs", "APm", "APl", *(f"bbox {m}" for m in list(BOXES)[:6])],
+        ),
+    ],
+    ids=["COCO", "small objects", "Pascal VOC", "masks"],
+)
+def test_the_table_has_the_searchs_metric_first_and_what_the_evaluator_gives(
+    results_of_a_test: dict[str, Any], task: str, metric: str, columns: list[str]
+) -> None:
+    row = retraining.measured(results_of_a_test, task, metric)
+    assert list(row) == columns
+    for column, value in row.items():
+        of_task, _, name = column.rpartition(" ")
+        assert value == results_of_a_test[of_task or task][name]

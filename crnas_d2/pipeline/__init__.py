@@ -2,5 +2,5 @@
 
 checks.py: what is asked, checked before anything is written. run.py: the phases in order.
 search_hook.py, scorer.py: a search at the end of a supernet's training, and what it scores with.
-pretraining.py, retraining.py. found_config.py: found.yaml.
+pretraining.py, retraining.py. configs.py: derived configs, found.yaml.
 """

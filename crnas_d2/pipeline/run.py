@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from crnas_d2.analysis.costs import backbone_costs
@@ -159,15 +159,25 @@ def _dilation_phase(
     space = DilationSpace(architecture.family, architecture.stage_code)
     method = _alternative(cfg, cfg.SEARCH.DILATION.METHOD) or greedy
     results = _train_and_search(plan, cfg, parts, space, [budget], method, costs, resume)
-    for candidate in results[budget]:
-        if "stage" not in cfg.SEARCH.PHASES or budget.meets(costs(candidate.architecture)):
+    if "stage" not in cfg.SEARCH.PHASES:
+        return results[budget][0].architecture
+    return best_within(budget, results[budget], costs, otherwise=architecture)
+
+
+def best_within(
+    budget: Budget, candidates: Sequence[Candidate], costs: Costs, otherwise: Architecture
+) -> Architecture:
+    """The first of the candidates that meets the budget; if none does, ``otherwise``, and a warning."""
+    for candidate in candidates:
+        if budget.meets(costs(candidate.architecture)):
             return candidate.architecture
     logging.getLogger(__name__).warning(
-        "none of the %d best dilation codes meets the budget of %s: the found network has rate 1",
-        len(results[budget]),
+        "none of the %d best dilation codes meets the budget of %s: the found network is %s",
+        len(candidates),
         budget,
+        otherwise,
     )
-    return architecture
+    return otherwise
 
 
 def _train_and_search(
@@ -175,7 +185,7 @@ def _train_and_search(
     cfg: CfgNode,
     parts: Split,
     space: Space,
-    budgets: list[Budget] | tuple[Budget, ...],
+    budgets: Sequence[Budget],
     method: Search,
     costs: Costs,
     resume: bool,

@@ -1,0 +1,117 @@
+"""What search_net.py is asked to do: base configs, their baselines and budgets, and the derived configs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectors import TINY, command_line, tiny_shapes
+
+from crnas_d2.architecture import Architecture
+from crnas_d2.budget import Budget
+from crnas_d2.config import read_config
+from crnas_d2.errors import InputError
+from crnas_d2.pipeline.configs import supernet_config
+from crnas_d2.pipeline.plan import Plan, plan_search
+from crnas_d2.pipeline.run import best_within
+from crnas_d2.search.candidates import Candidate
+from detectron2.engine import default_argument_parser
+
+N5 = ["MODEL.CRNAS.STAGE_CODE", [1, 2, 1, 1]]
+N6 = ["MODEL.CRNAS.STAGE_CODE", [1, 2, 1, 2]]
+
+
+def planned(folder: Path, bases: dict[str, list[Any]], *options: Any) -> Plan:
+    """The plan of a tiny search with these base configs."""
+    for name, keys in {"search": [], **bases}.items():
+        (folder / f"{name}.yaml").write_text(read_config("", [*TINY, *keys]).dump())
+    own = [*tiny_shapes(folder / "data"), "OUTPUT_DIR", str(folder / "out")]
+    own += ["SEARCH.FOUND_BASE", tuple(f"{name}.yaml" for name in bases), *options]
+    line = ["--config-file", str(folder / "search.yaml"), *command_line(own)]
+    return plan_search(default_argument_parser().parse_args(line))
+
+
+def test_one_base_for_all_budgets_is_refused_where_it_meets_one_only(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        planned(tmp_path, {"five": N5}, "SEARCH.BUDGETS", (5, 6))
+    message = str(caught.value)
+    assert message.startswith("SEARCH.BUDGETS: 6: the baseline resnet/1-2-1-1/0-00-0-0 ")
+    assert "has blocks 5" in message
+
+
+def test_a_base_for_each_budget(tmp_path: Path) -> None:
+    plan = planned(tmp_path, {"six": N6, "five": N5}, "SEARCH.BUDGETS", (6, 5))
+    assert [Path(base).name for base in plan.bases] == ["six.yaml", "five.yaml"]
+    assert [list(n.MODEL.CRNAS.STAGE_CODE) for n in plan.networks] == [[1, 2, 1, 2], [1, 2, 1, 1]]
+
+
+def test_a_baseline_outside_a_budget_of_macs_is_refused_with_its_cost(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the baseline resnet/1-2-1-1/.* has params \d+"):
+        planned(tmp_path, {"five": N5}, "SEARCH.BUDGETS", (PARAMS_OF_N6,))
+
+
+PARAMS_OF_N6 = "params=12796~2%"
+
+
+@pytest.mark.parametrize(
+    ("bases", "options", "message"),
+    [
+        ({"a": N5, "b": N5}, [], "SEARCH.FOUND_BASE: ('a.yaml', 'b.yaml'): one config is needed"),
+        (
+            {"a": N5, "b": [*N6, "MODEL.CRNAS.WIDTH_MULTIPLIER", 2.0]},
+            ["SEARCH.BUDGETS", (5, 6)],
+            "b.yaml: its blocks cost other than those of ",
+        ),
+        ({"a": [*N5, "MODEL.CRNAS.SUPERNET", "stage"]}, [], "a fixed network of 'resnet' is needed"),
+    ],
+    ids=["two for one budget", "of another width", "a supernet"],
+)
+def test_bases_that_are_refused(
+    tmp_path: Path, bases: dict[str, list[Any]], options: list[Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        planned(tmp_path, bases, *options)
+    assert message in str(caught.value) and "SEARCH.FOUND_BASE" in str(caught.value)
+
+
+def test_a_search_that_judges_another_detector_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ["MODEL.FPN.OUT_CHANNELS", 24, "INPUT.MIN_SIZE_TEST", 64]
+    with caplog.at_level(logging.WARNING):
+        planned(tmp_path, {"five": [*N5, *keys]})
+    (warning,) = (r.getMessage() for r in caplog.records if "another detector" in r.getMessage())
+    assert "five.yaml" in warning
+    assert warning.endswith(": INPUT.MIN_SIZE_TEST, MODEL.FPN.OUT_CHANNELS differ")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        planned(tmp_path, {"five": N5}, "MODEL.CRNAS.WIDTH_MULTIPLIER", 0.5)
+    assert not [r for r in caplog.records if "another detector" in r.getMessage()]
+
+
+def test_only_eligible_prunes_the_space_of_the_stage_supernet() -> None:
+    cfg = read_config("", [*TINY, "SEARCH.BUDGETS", (4,), "SEARCH.STAGE.ONLY_ELIGIBLE", True])
+    assert supernet_config(cfg, "stage").MODEL.CRNAS.STAGE_SPACE == [[1], [1], [1], [1]]
+    cfg.SEARCH.STAGE.ONLY_ELIGIBLE = False
+    space = supernet_config(cfg, "stage").MODEL.CRNAS.STAGE_SPACE
+    assert space == cfg.MODEL.CRNAS.STAGE_SPACE and [1, 2] in [list(depths) for depths in space]
+
+
+def test_a_dilated_network_is_judged_by_its_own_latency(caplog: pytest.LogCaptureFixture) -> None:
+    """Rate 3 is slow here: the best candidate exceeds the budget, the second one does not."""
+
+    def costs(architecture: Architecture) -> dict[str, float]:
+        return {"latency": 1 + 0.1 * sum(digit == 2 for digit in architecture.dilation_code)}
+
+    plain = Architecture.undilated("resnet", [1, 1, 1, 1])
+    candidates = [
+        Candidate(Architecture("resnet", plain.stage_code, code), score, {})
+        for code, score in (((0, 0, 2, 2), 9.0), ((0, 0, 1, 1), 8.0), ((2, 0, 0, 0), 7.0))
+    ]
+    budget = Budget.parse("latency=1~5%")
+    assert best_within(budget, candidates, costs, plain).dilation_code == (0, 0, 1, 1)
+    assert not caplog.records
+    assert best_within(budget, candidates[::2], costs, plain) == plain
+    assert "none of the 2 best dilation codes meets the budget" in caplog.text
