@@ -3,7 +3,7 @@
 
     python benchmarks/startup.py [--images 118000] [--boxes 860000] [--processes 1 2] [--json PATH]
 
-The JSON is generated, its pictures are hard links to one JPEG; the network is small. Seconds are those
+The JSON is generated, its pictures are hard links to a few JPEGs; the network is small. Seconds are those
 until the first checkpoint, which is due after one iteration; memory is the largest resident set of each
 rank (VmHWM), so this runs on Linux only. To compare two versions, run it in the checkout of each.
 """
@@ -25,6 +25,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 64  # of a picture, pixels
+LINKS = 50_000  # to one file; file systems have a limit
 CONFIG = """
 _BASE_: {root}/configs/Shapes/faster_rcnn_R_18.yaml
 DATASETS: {{TRAIN_JSON: train.json, TRAIN_IMAGES: images, TEST_JSON: "", TEST_IMAGES: ""}}
@@ -39,10 +40,13 @@ def make_data(folder: Path, images: int, boxes: int) -> None:
     """train.json with every box somewhere in its picture, and as many names of one JPEG."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
-    first = folder / "images" / "0.jpg"
-    Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(first)
-    for number in range(1, images):
-        os.link(first, folder / "images" / f"{number}.jpg")
+    picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+    for number in range(images):
+        path = folder / "images" / f"{number}.jpg"
+        if number % LINKS == 0:
+            picture.save(path)
+        else:
+            os.link(path.with_name(f"{number - number % LINKS}.jpg"), path)
     corners = rng.integers(0, SIDE // 2, (boxes, 2)).tolist()
     owners = rng.integers(0, images, boxes).tolist()
     content = {
