@@ -1,28 +1,25 @@
 """Architecture: a family, a stage code and a dilation code, in one frozen, validated value.
 
 Stage code: blocks in each stage; [3, 4, 6, 3] is ResNet50 (paper, Table 5).
-Dilation code: one digit a block; 0, 1, 2 stand for dilation rates 1, 2, 3 (paper, Table 6).
+Dilation code: one digit a block; 0, 1, 2 are dilation rates 1, 2, 3 (paper, Table 6).
 Text form, in logs, journals and file names: ``resnet/1-3-5-7/0-010-00120-0102112`` (CR-ResNet50; one
-group of digits a stage). In a partial code, as the greedy search grows it, ``_`` stands for a block
-whose digit is not chosen yet. MobileNetV2's codes have ten entries, stem, 1x1 tail and pooling included
-(paper, A.2); those three are one "block" each, with nothing to choose.
+group of digits a stage). In a partial code, which the greedy search extends, ``_`` is a block without a
+digit yet. MobileNetV2's codes have ten entries (paper, A.2); stem, 1x1 tail and pooling are among them,
+one "block" each, with nothing to choose.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 # Entries of a stage code, by family. The family names the block: resnet_basic is ResNet18 and 34.
 FAMILY_STAGES = {"resnet_basic": 4, "resnet": 4, "resnext": 4, "mobilenetv2": 10}
-# Entries that are no chain of blocks: always 1, with digit 0. MobileNetV2: stem, 1x1 tail, pooling.
+# Entries without a chain of blocks: always 1, with digit 0. MobileNetV2: stem, 1x1 tail, pooling.
 FIXED_ENTRIES: dict[str, tuple[int, ...]] = {"mobilenetv2": (0, 8, 9)}
 DIGITS = (0, 1, 2)  # dilation rates 1, 2, 3 (paper, Sec. 3.2.2)
-
-
-def _numbers(family: str) -> str:
-    """The fixed entries as people count them."""
-    return ", ".join(str(entry + 1) for entry in FIXED_ENTRIES[family])
 
 
 @dataclass(frozen=True)
@@ -32,11 +29,11 @@ class Architecture:
     Attributes:
         family: a key of ``FAMILY_STAGES``.
         stage_code: blocks in each stage, every entry at least 1.
-        dilation_code: digits of the first blocks, each in ``DIGITS``; as long as the network has
-            blocks, or shorter, then the architecture is partial.
+        dilation_code: digits of the first blocks, each in ``DIGITS``. With fewer digits than blocks
+            the architecture is partial.
 
     Raises:
-        ValueError: a code that is none; the message shows it.
+        ValueError: an invalid code; the message shows it.
     """
 
     family: str
@@ -54,11 +51,13 @@ class Architecture:
                 f"stage code {list(self.stage_code)}: "
                 f"{self.family} takes {stages} integers of at least 1"
             )
-        for entry in FIXED_ENTRIES.get(self.family, ()):
+        fixed = FIXED_ENTRIES.get(self.family, ())
+        numbers = ", ".join(str(entry + 1) for entry in fixed)
+        for entry in fixed:
             if self.stage_code[entry] != 1:
                 raise ValueError(
                     f"stage code {list(self.stage_code)}: {self.family} takes 1 in entry {entry + 1}: "
-                    f"entries {_numbers(self.family)} are stem, 1x1 tail and pooling"
+                    f"entries {numbers} are stem, 1x1 tail and pooling"
                 )
         if len(self.dilation_code) > self.blocks or not all(
             type(d) is int and d in DIGITS for d in self.dilation_code
@@ -71,7 +70,7 @@ class Architecture:
             if digit and not self.has_choice(block):
                 raise ValueError(
                     f"dilation code {list(self.dilation_code)}: digit {block + 1} has to be 0: entries "
-                    f"{_numbers(self.family)} of {self.family} have no convolution to dilate"
+                    f"{numbers} of {self.family} have no convolution to dilate"
                 )
 
     @classmethod
@@ -119,15 +118,8 @@ class Architecture:
 
     def has_choice(self, block: int) -> bool:
         """Whether block number ``block`` of the whole network has a 3x3 convolution to dilate."""
-        return self._entry(block) not in FIXED_ENTRIES.get(self.family, ())
-
-    def _entry(self, block: int) -> int:
-        """The entry of the stage code that a block of the whole network belongs to."""
-        entry = 0
-        while block >= self.stage_code[entry]:
-            block -= self.stage_code[entry]
-            entry += 1
-        return entry
+        entry = bisect.bisect_right(list(itertools.accumulate(self.stage_code)), block)
+        return entry not in FIXED_ENTRIES.get(self.family, ())
 
     def digits_by_stage(self) -> list[tuple[int, ...]]:
         """The dilation code cut into stages; groups of a partial code are shorter than the stage."""

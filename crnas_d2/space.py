@@ -1,11 +1,11 @@
 """The two search spaces and how a path is drawn from them (paper, Sec. 3.2).
 
-StageSpace: which depths each stage may have, what a block of each stage costs, and the codes that
-meet a budget. DilationSpace: the dilation codes of one stage code. Plain Python: a draw is a pure
-function of (seed, iteration), never of a global random state, so that every process draws the same.
+StageSpace: the depths that each stage may have, and the codes that meet a budget. DilationSpace: the
+dilation codes of one stage code. A draw is a pure function of (seed, iteration), never of a global random
+state, so that all ranks draw the same.
 
-What a search that is not the paper's asks of either space: ``alternatives``, the values that each entry
-of a code may take, ``code_of`` and ``with_code`` between codes and architectures, and ``meets``.
+Evolutionary and random search see either space as ``alternatives``, the values that each position of a
+code may take, and convert by ``code_of`` and ``with_code``.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ FAMILY_DEPTHS = {
     "resnext": RESNET_DEPTHS,
     "mobilenetv2": MOBILENETV2_DEPTHS,
 }
-# What one block of each entry adds to a code's cost. It is the same in every ResNet stage: half the
-# resolution, twice the width (Sec. 3.2.1). MobileNetV2: the weights of A.2; what is fixed costs 0.
+# What one block of each entry costs, in blocks. It is the same in all ResNet stages: half the
+# resolution, twice the width (Sec. 3.2.1). MobileNetV2: the weights of A.2; fixed entries cost 0.
 BLOCK_COSTS: dict[str, tuple[float, ...]] = {
     "resnet_basic": (1, 1, 1, 1),
     "resnet": (1, 1, 1, 1),
@@ -104,10 +104,6 @@ class StageSpace:
     def with_code(self, code: Sequence[int]) -> Architecture:
         """The undilated architecture of a stage code."""
         return Architecture.undilated(self.family, code)
-
-    def meets(self, architecture: Architecture, budget: Budget, costs: Costs) -> bool:
-        """Whether the architecture costs what it may."""
-        return budget.meets(costs(architecture))
 
     def eligible(self, budget: BudgetSpec, costs: Costs | None = None) -> list[Architecture]:
         """The codes that meet the budget (paper, Eq. 1).
@@ -184,10 +180,6 @@ class DilationSpace:
     def with_code(self, code: Sequence[int]) -> Architecture:
         """The architecture of a dilation code."""
         return Architecture(self.family, self.stage_code, tuple(code))
-
-    def meets(self, architecture: Architecture, budget: Budget, costs: Costs) -> bool:
-        """Always: no dilation code costs more than another, and the stage code met the budget."""
-        return True
 
     def _past_fixed(self, partial: Architecture) -> Architecture:
         """Append the zeros of the blocks that come next and have no choice."""

@@ -161,7 +161,7 @@ def test_eligible_codes_are_those_of_a_brute_force(family: str, text: str) -> No
     assert 0 < len(expected) < len(every)
     assert space.eligible(text, costs) == expected
     budget = Budget.parse(text)
-    assert [code for code in every if space.meets(code, budget, costs)] == expected
+    assert [code for code in every if budget.meets(costs(code))] == expected
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def evolution(
         generation = []
         for number in range(min(GENERATION, evaluations - len(seen))):
             bred = _mutants(space, best, rng) if number % 2 else _crossings(space, best, rng)
-            within = (a for a in bred if a not in seen and space.meets(a, budget, costs))
+            within = (a for a in bred if a not in seen and budget.meets(costs(a)))
             new = (a for a in newcomers if a not in seen)
             child = next(itertools.chain(within, new), None)
             if child is not None:

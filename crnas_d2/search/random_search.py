@@ -50,7 +50,7 @@ def eligible_draws(space: Space, budget: BudgetSpec, costs: Costs, seed: int) ->
         return map(space.with_code, _codes(space.alternatives, rng))
 
     for architecture in drawn():
-        if space.meets(architecture, budget, costs):
+        if budget.meets(costs(architecture)):
             found = True
             yield architecture
     if not found:

@@ -1,0 +1,135 @@
+"""Codes: the text form, and what is refused."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
+from crnas_d2.space import DilationSpace
+
+# Paper, Tables 5 and 6: text form, stage code, dilation code.
+PAPER = [
+    ("resnet_basic/1-1-2-4/0-0-10-1021", (1, 1, 2, 4), (0, 0, 1, 0, 1, 0, 2, 1)),
+    ("resnet/1-3-5-7/0-010-00120-0102112", (1, 3, 5, 7), tuple(map(int, "0010001200102112"))),
+    (
+        "resnet/2-3-17-11/00-000-01010002000101010-11001012011",
+        (2, 3, 17, 11),
+        tuple(map(int, "000000101000200010101011001012011")),
+    ),
+]
+# Number of codes for each N (paper, Sec. 3.2.1 and 4.2).
+
+
+@pytest.mark.parametrize(("text", "stages", "digits"), PAPER, ids=[text for text, _, _ in PAPER])
+def test_the_papers_codes_round_trip(
+    text: str, stages: tuple[int, ...], digits: tuple[int, ...]
+) -> None:
+    architecture = Architecture(text.split("/")[0], stages, digits)
+    assert str(architecture) == text
+    assert Architecture.parse(text) == architecture
+    assert architecture.is_complete
+    assert architecture.blocks == len(digits)
+    assert sum(architecture.digits_by_stage(), ()) == digits
+
+
+@pytest.mark.parametrize(
+    ("text", "digits"),
+    [
+        ("resnet/1-3-2-2/_-___-__-__", ()),
+        ("resnet/1-3-2-2/2-___-__-__", (2,)),
+        ("resnet/1-3-2-2/2-01_-__-__", (2, 0, 1)),
+        ("resnet/1-3-2-2/2-012-__-__", (2, 0, 1, 2)),
+        ("resnet/1-3-2-2/2-012-00-1_", (2, 0, 1, 2, 0, 0, 1)),
+    ],
+)
+def test_partial_codes_round_trip(text: str, digits: tuple[int, ...]) -> None:
+    architecture = Architecture.parse(text)
+    assert architecture == Architecture("resnet", (1, 3, 2, 2), digits)
+    assert str(architecture) == text
+    assert not architecture.is_complete
+
+
+@pytest.mark.parametrize("family", FAMILY_STAGES)
+def test_any_code_round_trips(family: str) -> None:
+    rng = random.Random(family)
+    texts = set()
+    for _ in range(300):
+        fixed = FIXED_ENTRIES.get(family, ())
+        entries = range(FAMILY_STAGES[family])
+        code = tuple(1 if i in fixed else rng.randint(1, 12) for i in entries)
+        whole = DilationSpace(family, code).sample(0, rng.randrange(10**6))
+        digits = whole.dilation_code[: rng.randint(0, sum(code))]
+        architecture = Architecture(family, code, digits)
+        assert Architecture.parse(str(architecture)) == architecture
+        assert architecture.is_complete == (len(digits) == sum(code))
+        assert hash(Architecture.parse(str(architecture))) == hash(architecture)
+        texts.add(str(architecture))
+    assert len(texts) > 290
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "resnet",
+        "resnet/1-3-2-2",
+        "resnet/1-3-2-2/0-000-00-00/",
+        "resnet18/1-3-2-2/0-000-00-00",
+        "resnet/1-3-2/0-000-00",
+        "resnet/1-3-2-2-1/0-000-00-00-0",
+        "resnet/0-3-2-2/-000-00-00",
+        "resnet/1-03-2-2/0-000-00-00",
+        "resnet/ 1-3-2-2/0-000-00-00",
+        "resnet/1-3-2-two/0-000-00-00",
+        "resnet/1-3-2-2/0-000-00-03",
+        "resnet/1-3-2-2/0-000-00-000",
+        "resnet/1-3-2-2/0-000-00-0",
+        "resnet/1-3-2-2/00-00-00-00",
+        "resnet/1-3-2-2/00000000",
+        "resnet/1-3-2-2/0-0_0-00-00",
+        "resnet/1-3-2-2/0-000-00-0\N{SUPERSCRIPT TWO}",
+        "resnet/1-3-2-2/0-000-00-0\N{ARABIC-INDIC DIGIT ONE}",
+        "resnet/1-3-2-2/0-000-00-00\n",
+    ],
+)
+def test_a_bad_text_form_is_shown(text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Architecture.parse(text)
+    assert repr(text) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "stages", "digits", "shown"),
+    [
+        ("vgg", (1, 1, 1, 1), (), "'vgg'"),
+        ("resnet", (1, 1, 1), (), "[1, 1, 1]"),
+        ("resnet", (1, 1, 0, 1), (), "[1, 1, 0, 1]"),
+        ("resnet", (1, 1, -2, 1), (), "[1, 1, -2, 1]"),
+        ("resnet", (1, 1, 2.0, 1), (), "[1, 1, 2.0, 1]"),
+        ("resnet", (1, 1, True, 1), (), "[1, 1, True, 1]"),
+        ("resnet", (1, 1, 1, 1), (0, 0, 0, 0, 0), "[0, 0, 0, 0, 0]"),
+        ("resnet", (1, 1, 1, 1), (0, 3), "[0, 3]"),
+        ("resnet", (1, 1, 1, 1), (0, -1), "[0, -1]"),
+        ("resnet", (1, 1, 1, 1), ("0",), "['0']"),
+    ],
+)
+def test_a_bad_code_is_shown(
+    family: str, stages: tuple[int, ...], digits: tuple[int, ...], shown: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        Architecture(family, stages, digits)
+    assert shown in str(caught.value)
+
+
+def test_undilated_and_extended() -> None:
+    plain = Architecture.undilated("resnet", [3, 4, 6, 3])
+    assert str(plain) == "resnet/3-4-6-3/000-0000-000000-000"
+    grown = Architecture("resnet", (1, 1, 2, 1), (1,)).extended([2]).extended([0, 1])
+    assert str(grown) == "resnet/1-1-2-1/1-2-01-_"
+    with pytest.raises(ValueError, match=r"\[0, 0, 0, 0, 1\]"):
+        Architecture.undilated("resnet", [1, 1, 1, 1]).extended([1])
+    with pytest.raises(ValueError, match=r"\[3, 'four', 6, 3\]"):
+        Architecture.undilated("resnet", [3, "four", 6, 3])  # type: ignore[list-item]
