@@ -11,6 +11,7 @@ import pytest
 
 from crnas_d2.architecture import FAMILY_STAGES, Architecture
 from crnas_d2.errors import InputError
+from crnas_d2.seeding import derive_seed
 from crnas_d2.space import FAMILY_DEPTHS, RESNET_DEPTHS, DilationSpace, StageSpace
 
 ELIGIBLE = {8: 9, 16: 153, 33: 374}
