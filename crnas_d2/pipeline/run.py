@@ -40,7 +40,7 @@ from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
 from crnas_d2.search.random_search import random_search
 from crnas_d2.search.stage import stage_search
-from crnas_d2.space import DilationSpace, Space, block_cost
+from crnas_d2.space import DilationSpace, Space
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
@@ -60,14 +60,17 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
     """
     cfg, folder = plan.cfg, plan.folder
     parts = _write_split(plan)
-    named = architecture_of(cfg)
-    winners = {Budget.parse(block_cost(named)): named}
     costs: Costs = backbone_costs(plan.networks[0])
+    bases = dict(zip(plan.budgets, plan.bases))
     if "stage" in cfg.SEARCH.PHASES:
         costs = _with_latency(plan, costs)
         winners = _stage_phase(plan, parts, costs, resume)
+    else:
+        named = architecture_of(cfg)
+        met = [budget for budget in plan.budgets if budget.without("latency").meets(costs(named))]
+        winners = {(met or plan.budgets)[0]: named}
     written = []
-    for base, (budget, architecture) in zip(plan.bases, winners.items()):
+    for budget, architecture in winners.items():
         suffix = f"_{budget.name}" if len(winners) > 1 else ""
         if "dilation" in cfg.SEARCH.PHASES:
             architecture = _dilation_phase(
@@ -76,7 +79,7 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
         path = folder / f"found{suffix}.yaml"
         if comm.is_main_process():
             comment = f"{architecture}, found by search_net.py for a budget of {budget}"
-            write_found(path, cfg, base, architecture, comment)
+            write_found(path, cfg, bases[budget], architecture, comment)
         comm.synchronize()
         written.append(str(path))
     if "retrain" in cfg.SEARCH.PHASES:
