@@ -1,5 +1,5 @@
-"""The configs that a search derives from its own: of each supernet, of pre-training, of the networks that
-are trained alone; and found.yaml.
+"""The configs that a search derives from its own: supernets, pre-training, networks trained alone; and
+found.yaml.
 """
 
 from __future__ import annotations

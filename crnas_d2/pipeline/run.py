@@ -40,7 +40,7 @@ from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
 from crnas_d2.search.random_search import random_search
 from crnas_d2.search.stage import stage_search
-from crnas_d2.space import DilationSpace, Space
+from crnas_d2.space import DilationSpace, Space, block_cost
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
@@ -60,15 +60,14 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
     """
     cfg, folder = plan.cfg, plan.folder
     parts = _write_split(plan)
-    costs: Costs = backbone_costs(plan.networks[0])
+    costs = _costs(plan)
     bases = dict(zip(plan.budgets, plan.bases))
     if "stage" in cfg.SEARCH.PHASES:
-        costs = _with_latency(plan, costs)
         winners = _stage_phase(plan, parts, costs, resume)
     else:
         named = architecture_of(cfg)
-        met = [budget for budget in plan.budgets if budget.without("latency").meets(costs(named))]
-        winners = {(met or plan.budgets)[0]: named}
+        met = [budget for budget in plan.budgets if budget.meets(costs(named))]
+        winners = {met[0] if met else Budget.parse(block_cost(named)): named}
     written = []
     for budget, architecture in winners.items():
         suffix = f"_{budget.name}" if len(winners) > 1 else ""
@@ -79,7 +78,7 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
         path = folder / f"found{suffix}.yaml"
         if comm.is_main_process():
             comment = f"{architecture}, found by search_net.py for a budget of {budget}"
-            write_found(path, cfg, bases[budget], architecture, comment)
+            write_found(path, cfg, bases.get(budget, plan.bases[0]), architecture, comment)
         comm.synchronize()
         written.append(str(path))
     if "retrain" in cfg.SEARCH.PHASES:
@@ -105,8 +104,9 @@ def _write_split(plan: Plan) -> Split:
     return Split(names[0], names[1], plan.parts[1])
 
 
-def _with_latency(plan: Plan, costs: Costs) -> Costs:
-    """The costs, with latency where a budget limits it."""
+def _costs(plan: Plan) -> Costs:
+    """Of the networks that will be trained, with latency where a budget limits it."""
+    costs = backbone_costs(plan.networks[0])
     limits = [limit for budget in plan.budgets for limit in budget.limits if limit.cost == "latency"]
     if not limits:
         return costs
@@ -162,8 +162,6 @@ def _dilation_phase(
     space = DilationSpace(architecture.family, architecture.stage_code)
     method = _alternative(cfg, cfg.SEARCH.DILATION.METHOD) or greedy
     results = _train_and_search(plan, cfg, parts, space, [budget], method, costs, resume)
-    if "stage" not in cfg.SEARCH.PHASES:
-        return results[budget][0].architecture
     return best_within(budget, results[budget], costs, otherwise=architecture)
 
 
