@@ -4,8 +4,10 @@
     python benchmarks/startup.py [--images 118000] [--boxes 860000] [--processes 1 2] [--json PATH]
 
 The JSON is generated, its pictures are hard links to a few JPEGs; the network is small. Seconds are those
-until the first checkpoint, which is due after one iteration; memory is the largest resident set of each
-rank (VmHWM), so this runs on Linux only. To compare two versions, run it in the checkout of each.
+until the first checkpoint, which is due after one iteration. Memory is the peak of what each process has
+for itself (RssAnon, looked at ten times a second; Linux only), in the order in which they started: with two
+processes the launcher, a helper of Python's, rank 0, rank 1. To compare versions, run it in the checkout of
+each.
 """
 
 from __future__ import annotations
@@ -65,17 +67,16 @@ def make_data(folder: Path, images: int, boxes: int) -> None:
     (folder / "train.json").write_text(json.dumps(content))
 
 
-def peaks(group: int) -> list[float]:
-    """The largest resident sets so far, in GB, of the processes of a group, largest first."""
-    found = []
+def note_peaks(group: int, peaks: dict[int, float]) -> None:
+    """Raise ``peaks``, in GB by process, to the memory that the processes of a group have now."""
     for status in Path("/proc").glob("[0-9]*/status"):
+        process = int(status.parent.name)
         try:
-            if os.getpgid(int(status.parent.name)) == group:
-                kilobytes = status.read_text().split("VmHWM:")[1].split()[0]
-                found.append(int(kilobytes) / 1e6)
-        except (OSError, IndexError):  # it has ended, or is no process with memory
+            if os.getpgid(process) == group:
+                kilobytes = int(status.read_text().split("RssAnon:")[1].split()[0])
+                peaks[process] = max(peaks.get(process, 0.0), kilobytes / 1e6)
+        except (OSError, IndexError):  # it has ended, or has no memory of its own
             continue
-    return sorted(found, reverse=True)
 
 
 def start(folder: Path, processes: int) -> dict[str, object]:
@@ -83,6 +84,7 @@ def start(folder: Path, processes: int) -> dict[str, object]:
     out = folder / f"out{processes}"
     command = [sys.executable, str(ROOT / "search_net.py"), "--config-file", "search.yaml"]
     command += ["--num-gpus", str(processes), "OUTPUT_DIR", str(out)]
+    peaks: dict[int, float] = {}
     begun = time.perf_counter()
     with (folder / "log.txt").open("w") as log:
         run = subprocess.Popen(command, cwd=folder, start_new_session=True, stdout=log, stderr=log)
@@ -90,9 +92,11 @@ def start(folder: Path, processes: int) -> dict[str, object]:
         while not (out / "stage" / "last_checkpoint").exists():
             if run.poll() is not None:
                 sys.exit((folder / "log.txt").read_text()[-2000:])
+            note_peaks(run.pid, peaks)
             time.sleep(0.1)
-        seconds = time.perf_counter() - begun
-        return {"processes": processes, "seconds": round(seconds, 1), "peaks_gb": peaks(run.pid)}
+        seconds = round(time.perf_counter() - begun, 1)
+        in_order = [round(peaks[process], 2) for process in sorted(peaks)]
+        return {"processes": processes, "seconds": seconds, "peaks_gb": in_order}
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
