@@ -4,10 +4,10 @@
     python benchmarks/startup.py [--images 118000] [--boxes 860000] [--processes 1 2] [--json PATH]
 
 The JSON is generated, its pictures are hard links to a few JPEGs; the network is small. Seconds are
-those until the first checkpoint, which is due after one iteration. Memory is the peak of what each process
-has for itself (RssAnon, read ten times a second; Linux only), in the order in which they started: with
-two processes the launcher, a helper process of Python's, rank 0, rank 1. To compare versions, run it in the
-checkout of each.
+those until the first checkpoint, which is due after one iteration. Memory is the peak of what each
+process has for itself (RssAnon, read ten times a second; Linux only), in the order in which they
+started: with two processes the launcher, a helper process of Python's, rank 0, rank 1. To compare
+versions, run it in the checkout of each.
 """
 
 from __future__ import annotations
