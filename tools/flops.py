@@ -57,9 +57,22 @@ IN_THE_PAPER = [
     *("INPUT.MAX_SIZE_TEST", 1333),
 ]
 
+# GFLOPs as published, in Faster and in Mask R-CNN (with FPN, on COCO, at 800 x 1088): Tables 1 and 7,
+# and Table 3. A dilation code of zeros alone is left out.
+PAPER_GFLOPS = {
+    "mobilenetv2/1-1-2-3-4-3-3-1-1-1": (121.1, 189.5),
+    "mobilenetv2/1-1-2-2-3-4-4-1-1-1/0-1-01-02-011-0011-0110-2-0-0": (121.4, 189.8),
+    "resnet_basic/2-2-2-2": (147.7, None),
+    "resnet_basic/1-1-2-4/0-0-10-1021": (147.6, None),
+    "resnet/3-4-6-3": (192.5, 261.2),
+    "resnet/1-3-5-7/0-010-00120-0102112": (192.7, 261.0),
+    "resnet/3-4-23-3": (257.3, 325.9),
+    "resnet/2-3-17-11/00-000-01010002000101010-11001012011": (257.5, 325.8),
+}
+
 
 def outline(cfg: CfgNode) -> torch.nn.Module:
-    """The whole network with shapes and no values.
+    """The whole network, with shapes and no values.
 
     Raises:
         InputError: a supernet, or a kind of detector that cannot be counted.
@@ -76,27 +89,23 @@ def outline(cfg: CfgNode) -> torch.nn.Module:
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        return build_model(cfg).eval()
+        return build_model(cfg).eval().to_empty(device="cpu")
 
 
 def paper_gflops(cfg: CfgNode) -> float | None:
     """What the paper prints for this network in this detector, None where it prints nothing."""
     same = cfg.clone()
     same.merge_from_list(IN_THE_PAPER)
-    if same != cfg:
-        return None
-    detector = "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
-    return flops.paper_gflops(detector, architecture_of(cfg))
+    architecture = architecture_of(cfg)
+    key = str(architecture) if any(architecture.dilation_code) else str(architecture).rsplit("/", 1)[0]
+    return PAPER_GFLOPS.get(key, (None, None))[cfg.MODEL.MASK_ON] if same == cfg else None
 
 
 def numbers(costs: Mapping[str, Cost]) -> dict[str, dict[str, float]]:
     """In units of 1e9, parameters in 1e6."""
+    units = {"macs_g": ("macs", 1e9), "flops_g": ("flops", 1e9), "params_m": ("params", 1e6)}
     return {
-        name: {
-            "macs_g": cost.macs / 1e9,
-            "flops_g": cost.flops / 1e9,
-            "params_m": cost.params / 1e6,
-        }
+        name: {key: cost[counted] / unit for key, (counted, unit) in units.items()}
         for name, cost in costs.items()
     }
 
@@ -112,15 +121,16 @@ def report(config_file: str) -> dict[str, Any]:
     classifies = cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
     size = (cfg.INPUT.CLASSIFIER_CROP,) * 2 if classifies else input_size(cfg)
     costs = flops.count(model, size)
-    parts = flops.parts(model, costs)
+    parts, blocks = flops.parts(costs), flops.blocks(costs)
+    stages = {name: cost for name, cost in blocks.items() if "." not in name}
     return {
         "config": config_file,
         "size": list(size),
         **numbers({"all": sum(parts.values(), Cost())})["all"],
         "paper_flops_g": paper_gflops(cfg),
         "parts": numbers(parts),
-        "stages": numbers(flops.blocks(model, costs, stages=True)),
-        "blocks": numbers(flops.blocks(model, costs)),
+        "stages": numbers(stages),
+        "blocks": numbers({n: cost for n, cost in blocks.items() if f"{n}.0" not in blocks}),
     }
 
 
