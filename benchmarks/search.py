@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import logging
 import tempfile
@@ -27,13 +28,14 @@ from common import first_images, show, timed
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs
+from crnas_d2.analysis.flops import count_modules
 from crnas_d2.architecture import Architecture
 from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.evaluation.recalibration import recalibrated
-from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.modeling.backbone.supernet import Supernet, find_supernet
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.search.candidates import Done, Group, ScoreAll
 from crnas_d2.search.greedy import greedy_search
@@ -79,6 +81,34 @@ def plain_loop(
             )
         scores.append(found["bbox"]["AP"])
     return scores
+
+
+def shared_macs(
+    supernet: Supernet, groups: Iterable[Sequence[Architecture]], shape: tuple[int, int, int]
+) -> float:
+    """The backbone's multiply-accumulates when groups are forwarded together, over those one by one.
+
+    In a group, the segments that paths have in common from the start run once.
+
+    Args:
+        shape: (C, H, W) of an image, padded.
+    """
+    supernet = copy.deepcopy(supernet).cpu().eval()
+    together, alone, known = 0, 0, {}
+    for group in groups:
+        distinct: dict[tuple[str, ...], int] = {}
+        for candidate in group:
+            whole = candidate if candidate.is_complete else supernet.space.complete(candidate, 0, 0)
+            segments = supernet.segments(whole)
+            if any(segment.name not in known for segment in segments):
+                with supernet.using_path(whole):
+                    costs = count_modules(supernet, lambda net, images: net(images).values(), shape)
+                known |= {segment.name: costs[segment.prefix]["macs"] for segment in segments}
+            names = [segment.name for segment in segments]
+            distinct |= {tuple(names[: i + 1]): known[name] for i, name in enumerate(names)}
+            alone += sum(known[name] for name in names)
+        together += sum(distinct.values())
+    return together / alone
 
 
 def our_search(cfg: CfgNode, scorer: ArchvalScorer, folder: Path) -> list[tuple[Architecture, float]]:

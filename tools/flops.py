@@ -32,31 +32,22 @@ from detectron2.modeling import build_model
 
 META_ARCHITECTURES = ("GeneralizedRCNN", "RetinaNet", "ImageClassifier")
 ROI_HEADS = ("StandardROIHeads", "CascadeROIHeads")
-# All that the paper's figures depend on but for the codes and MODEL.MASK_ON (Tables 1, 3 and 7).
-IN_THE_PAPER = [
-    *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"),
-    *("MODEL.BACKBONE.NAME", "build_crnas_fpn_backbone"),
-    *("MODEL.CRNAS.STEM_CHANNELS", 0),
-    *("MODEL.CRNAS.WIDTHS", []),
-    *("MODEL.CRNAS.WIDTH_MULTIPLIER", 1.0),
-    *("MODEL.CRNAS.STRIDE_IN_1X1", False),
-    *("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
-    *("MODEL.FPN.OUT_CHANNELS", 256),
-    *("MODEL.FPN.NORM", ""),
-    *("MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
-    *("MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
-    *("MODEL.ROI_HEADS.NUM_CLASSES", 80),
-    *("MODEL.ROI_BOX_HEAD.NUM_CONV", 0),
-    *("MODEL.ROI_BOX_HEAD.NUM_FC", 2),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", 1024),
-    *("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7),
-    *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False),
-    *("MODEL.ROI_MASK_HEAD.NUM_CONV", 4),
-    *("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14),
-    *("INPUT.MIN_SIZE_TEST", 800),
-    *("INPUT.MAX_SIZE_TEST", 1333),
-]
-
+# What the paper's figures depend on besides the codes and MODEL.MASK_ON (Tables 1, 3 and 7).
+IN_THE_PAPER = {
+    "MODEL": {
+        "META_ARCHITECTURE": "GeneralizedRCNN",
+        "BACKBONE": {"NAME": "build_crnas_fpn_backbone"},
+        "CRNAS": dict(STEM_CHANNELS=0, WIDTHS=[], WIDTH_MULTIPLIER=1.0, STRIDE_IN_1X1=False),
+        "FPN": dict(IN_FEATURES=["res2", "res3", "res4", "res5"], OUT_CHANNELS=256, NORM=""),
+        "RPN": dict(IN_FEATURES=["p2", "p3", "p4", "p5", "p6"]),
+        "ROI_HEADS": dict(NAME="StandardROIHeads", NUM_CLASSES=80),
+        "ROI_BOX_HEAD": dict(
+            NUM_CONV=0, NUM_FC=2, FC_DIM=1024, POOLER_RESOLUTION=7, CLS_AGNOSTIC_BBOX_REG=False
+        ),
+        "ROI_MASK_HEAD": dict(NUM_CONV=4, POOLER_RESOLUTION=14),
+    },
+    "INPUT": dict(MIN_SIZE_TEST=800, MAX_SIZE_TEST=1333),
+}
 # GFLOPs as published, in Faster and in Mask R-CNN (with FPN, on COCO, at 800 x 1088): Tables 1 and 7,
 # and Table 3. A dilation code of zeros alone is left out.
 PAPER_GFLOPS = {
@@ -95,7 +86,7 @@ def outline(cfg: CfgNode) -> torch.nn.Module:
 def paper_gflops(cfg: CfgNode) -> float | None:
     """What the paper prints for this network in this detector, None where it prints nothing."""
     same = cfg.clone()
-    same.merge_from_list(IN_THE_PAPER)
+    same.merge_from_other_cfg(CfgNode(IN_THE_PAPER))
     architecture = architecture_of(cfg)
     key = str(architecture) if any(architecture.dilation_code) else str(architecture).rsplit("/", 1)[0]
     return PAPER_GFLOPS.get(key, (None, None))[cfg.MODEL.MASK_ON] if same == cfg else None
