@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torchvision
-from networks import FAMILIES, PAPERS, SMALL_CODES, SMALL_WIDTHS, random_architecture
+from networks import FAMILIES, PAPERS, SMALL_CODES, SMALL_WIDTHS, by_hooks, random_architecture
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs, input_size
@@ -29,15 +27,6 @@ TORCHVISION = {
     "resnet101": ("resnet", (3, 4, 23, 3)),
     "mobilenet_v2": ("mobilenetv2", (1, 1, 2, 3, 4, 3, 3, 1, 1, 1)),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Convolutions this small only wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def config(
@@ -62,21 +51,7 @@ def costs_at(
 
 
 def count_macs(network: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-accumulates of every convolution that runs: outputs times kernel times inputs.
-
-    On the meta device tensors have shapes and no values, so a full-sized image costs nothing.
-    """
-    total = 0
-
-    def hook(conv: nn.Conv2d, _: object, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output.numel() * conv.in_channels // conv.groups * math.prod(conv.kernel_size)
-
-    handles = [m.register_forward_hook(hook) for m in network.modules() if isinstance(m, nn.Conv2d)]
-    network.eval().to("meta")(torch.zeros(1, 3, *size, device="meta"))
-    for handle in handles:
-        handle.remove()
-    return total
+    return by_hooks(network.to("meta"), torch.zeros(1, 3, *size, device="meta"))["macs"]
 
 
 def ours(architecture: Architecture, stem: int, widths: tuple[int, ...]) -> nn.Module:
@@ -106,14 +81,12 @@ def test_baselines_against_torchvision(name: str) -> None:
     family, stages = TORCHVISION[name]
     with torch.device("meta"):
         network = getattr(torchvision.models, name)(weights=None)
+    setattr(network, "classifier" if family == "mobilenetv2" else "fc", nn.Identity())
     costs = costs_at(family, 800, *FULL[family])(Architecture.undilated(family, stages))
-    heads = ("fc.", "classifier.")
-    params = network.named_parameters()
-    convolutional = sum(p.numel() for name, p in params if not name.startswith(heads))
     assert costs == {
         "blocks": 16 if family == "mobilenetv2" else sum(stages),
         "macs": count_macs(network, (800, 1088)),
-        "params": convolutional,
+        "params": sum(p.numel() for p in network.parameters()),
     }
 
 

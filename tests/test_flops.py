@@ -1,4 +1,4 @@
-"""Costs of whole networks: the paper's figures, fvcore on the parts, and tools/flops.py."""
+"""Costs of whole networks: the paper's figures, hooks on the parts, and tools/flops.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib.util
 import json
 import runpy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 import torch
 from conftest import SHARED_DATA
 from detectors import FAMILIES, HEADS, TINY
-from fvcore.nn import FlopCountAnalysis
+from networks import by_hooks
 from torch import nn
 
 from crnas_d2.analysis import flops
@@ -37,15 +36,6 @@ TABLE_1 = [f"{cr}{n}" for n in ("MNV2", "R_18", "R_50", "R_101") for cr in ("", 
 TABLE_3 = [f"{cr}{n}" for n in ("MNV2", "R_50", "R_101") for cr in ("", "CR_")]
 DETECTION = [f"COCO-Detection/faster_rcnn_{name}_FPN_1x.yaml" for name in TABLE_1]
 SEGMENTATION = [f"COCO-InstanceSegmentation/mask_rcnn_{name}_FPN_1x.yaml" for name in TABLE_3]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Convolutions this small only wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @functools.cache
@@ -75,30 +65,8 @@ def parts_of(model: nn.Module) -> dict[str, Cost]:
     return flops.parts(flops.count(model, SIZE))
 
 
-class AsTuple(nn.Module):
-    """fvcore traces what it counts; a dict of outputs cannot be traced."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(self.module(x).values())
-
-
-class OverLevels(AsTuple):
-    """A head that takes a list of levels and gives two lists."""
-
-    def forward(self, *levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        first, second = self.module(list(levels))
-        return (*first, *second)
-
-
-def by_fvcore(module: nn.Module, *inputs: torch.Tensor) -> int:
-    """Multiply-accumulates of convolutions and linear layers."""
-    counter = FlopCountAnalysis(module.eval(), inputs)
-    counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-    return sum(n for op, n in counter.by_operator().items() if op in ("conv", "linear", "addmm"))
+def zeros(*shape: int) -> torch.Tensor:
+    return torch.zeros(*shape, device="meta")
 
 
 @pytest.mark.parametrize("name", [*DETECTION, *SEGMENTATION])
@@ -160,14 +128,13 @@ def test_no_figure_for_what_the_paper_has_not(options: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_backbones_against_fvcore(family: str) -> None:
+def test_backbones_against_hooks(family: str) -> None:
     """And their stages and blocks add up to the whole."""
     model = small(*FAMILIES[family])
-    body = model.backbone.bottom_up
     costs = flops.count(model, SIZE)
-    backbone = flops.parts(costs)["backbone"]
-    assert backbone["macs"] == by_fvcore(AsTuple(body), torch.zeros(1, 3, *SIZE))
-    assert backbone["params"] == sum(p.numel() for p in body.parameters())
+    body, backbone = model.to("meta").backbone.bottom_up, flops.parts(costs)["backbone"]
+    params = Cost(params=sum(p.numel() for p in body.parameters()))
+    assert backbone == by_hooks(body, zeros(1, 3, *SIZE)) + params
     found = flops.blocks(costs)
     stages = {name: cost for name, cost in found.items() if "." not in name}
     assert list(stages) == ["stem", "res2", "res3", "res4", "res5"]
@@ -177,44 +144,42 @@ def test_backbones_against_fvcore(family: str) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_necks_and_heads_against_fvcore(head: str) -> None:
+def test_necks_and_heads_against_hooks(head: str) -> None:
     """Every part of every kind of detector; together they have all of its parameters."""
     model = small(*HEADS[head])
     found = parts_of(model)
-    assert sum(part["params"] for part in found.values()) == sum(p.numel() for p in model.parameters())
-    image = torch.zeros(1, 3, 128 if head == "NASFPN" else 64, 128)  # NAS-FPN pads to multiples of 128
-    below = by_fvcore(AsTuple(model.backbone.bottom_up), image)
-    assert found["backbone"]["macs"] == below
-    assert found["neck"]["macs"] == by_fvcore(AsTuple(model.backbone), image) - below > 0
+    params = [part.pop("params") for part in found.values()]
+    assert sum(params) == sum(p.numel() for p in model.to("meta").parameters())
+    image = zeros(1, 3, 128 if head == "NASFPN" else 64, 128)  # NAS-FPN pads to multiples of 128
+    assert found["backbone"] == by_hooks(model.backbone.bottom_up, image)
+    assert found["backbone"] + found["neck"] == by_hooks(model.backbone, image)
     features = model.backbone(image)
     if head == "RetinaNet":
         name, over, levels = "head", model.head, model.head_in_features
     else:
         rpn = model.proposal_generator
         name, over, levels = "proposal head", rpn.rpn_head, rpn.in_features
-    assert found[name]["macs"] == by_fvcore(OverLevels(over), *(features[f] for f in levels)) > 0
+    assert found[name] == by_hooks(over, [features[level] for level in levels])
+    assert all(part["flops"] > part["macs"] > 0 for part in found.values())
 
 
 @pytest.mark.parametrize("head", [head for head in HEADS if head != "RetinaNet"])
-def test_heads_on_regions_against_fvcore(head: str) -> None:
+def test_heads_on_regions_against_hooks(head: str) -> None:
     """Each of a cascade's three box heads sees every proposal."""
     model = small(*HEADS[head])
-    found, heads = parts_of(model), model.roi_heads
+    found, heads = parts_of(model), model.to("meta").roi_heads
     pairs = [(heads.box_head, heads.box_predictor)]
     if head.startswith("Cascade"):
         pairs = list(zip(heads.box_head, heads.box_predictor))
         assert len(pairs) == 3
-    region = torch.zeros(1, 8, *heads.box_pooler.output_size)
-    of_one = sum(by_fvcore(nn.Sequential(*pair), region) for pair in pairs)
-    assert found["box head"]["macs"] == PROPOSALS * of_one
+    regions = zeros(PROPOSALS, 8, *heads.box_pooler.output_size)
+    of_pairs = [by_hooks(nn.Sequential(*pair), regions) for pair in pairs]
+    assert found["box head"] - Cost(params=found["box head"]["params"]) == sum(of_pairs, Cost())
     assert ("mask head" in found) == heads.mask_on
     if heads.mask_on:
-        side, _ = heads.mask_pooler.output_size
-        conv = heads.mask_head.deconv
-        # fvcore counts a transposed convolution over its input pixels; it has four times as many.
-        left_out = 3 * side**2 * 4 * conv.in_channels * conv.out_channels
-        of_one = by_fvcore(nn.Sequential(*heads.mask_head), torch.zeros(1, 8, side, side)) + left_out
-        assert found["mask head"]["macs"] == DETECTIONS * of_one
+        regions = zeros(DETECTIONS, 8, *heads.mask_pooler.output_size)
+        mask_head = by_hooks(nn.Sequential(*heads.mask_head), regions)
+        assert found["mask head"] - Cost(params=found["mask head"]["params"]) == mask_head
 
 
 def test_biases_and_batch_norm_are_what_the_conventions_differ_by() -> None:
