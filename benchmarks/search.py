@@ -86,27 +86,23 @@ def plain_loop(
 def shared_macs(
     supernet: Supernet, groups: Iterable[Sequence[Architecture]], shape: tuple[int, int, int]
 ) -> float:
-    """The backbone's multiply-accumulates when groups are forwarded together, over those one by one.
+    """The backbone's multiply-accumulates for an image, (C, H, W), over those of each path alone.
 
-    In a group, the segments that paths have in common from the start run once.
-
-    Args:
-        shape: (C, H, W) of an image, padded.
+    The paths of a group share the segments that they have in common from the first one on.
     """
     supernet = copy.deepcopy(supernet).cpu().eval()
     together, alone, known = 0, 0, {}
     for group in groups:
-        distinct: dict[tuple[str, ...], int] = {}
-        for candidate in group:
-            whole = candidate if candidate.is_complete else supernet.space.complete(candidate, 0, 0)
-            segments = supernet.segments(whole)
-            if any(segment.name not in known for segment in segments):
-                with supernet.using_path(whole):
+        distinct = {}
+        for code in group:
+            path = code if code.is_complete else supernet.space.complete(code, 0, 0)
+            names = [segment.name for segment in supernet.segments(path)]
+            if not known.keys() >= set(names):
+                with supernet.using_path(path):
                     costs = count_modules(supernet, lambda net, images: net(images).values(), shape)
-                known |= {segment.name: costs[segment.prefix]["macs"] for segment in segments}
-            names = [segment.name for segment in segments]
-            distinct |= {tuple(names[: i + 1]): known[name] for i, name in enumerate(names)}
+                known |= {s.name: costs[s.prefix]["macs"] for s in supernet.segments(path)}
             alone += sum(known[name] for name in names)
+            distinct |= {tuple(names[:i]): known[names[i - 1]] for i in range(1, len(names) + 1)}
         together += sum(distinct.values())
     return together / alone
 
