@@ -8,13 +8,14 @@ import importlib
 import pytest
 import torch
 import torchvision
-from detectors import ROOT
+from detectors import FAMILIES as TINY_FAMILIES
+from detectors import ROOT, TINY
 from networks import FAMILIES, PAPERS, SMALL_CODES, SMALL_WIDTHS, by_hooks, random_architecture
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs, input_size
 from crnas_d2.architecture import Architecture
-from crnas_d2.config import add_crnas_config
+from crnas_d2.config import add_crnas_config, read_config
 from crnas_d2.evaluation.shared_forward import walk
 from crnas_d2.modeling.backbone.family import build_network
 from crnas_d2.modeling.backbone.supernet import Supernet
@@ -150,9 +151,7 @@ class Together(nn.Module):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_candidates_share(family: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    cfg = config(family, 64, 4, SMALL_WIDTHS[family])
-    cfg.MODEL.CRNAS.SUPERNET, cfg.MODEL.BACKBONE.FREEZE_AT = kind, 0
-    cfg.MODEL.CRNAS.STAGE_CODE = list(SMALL_CODES[family])
+    cfg = read_config("", [*TINY, *TINY_FAMILIES[family], "MODEL.CRNAS.SUPERNET", kind])
     supernet = build_crnas_bottom_up(cfg, ShapeSpec(channels=3), ("res5",))
     codes = [supernet.space.sample(0, i) for i in range(6)]
     groups = [codes[:3], codes[3:]]
