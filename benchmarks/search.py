@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import logging
 import tempfile
@@ -27,13 +28,14 @@ from common import first_images, show, timed
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs
+from crnas_d2.analysis.flops import count_modules
 from crnas_d2.architecture import Architecture
 from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.evaluation.recalibration import recalibrated
-from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.modeling.backbone.supernet import Supernet, find_supernet
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.search.candidates import Done, Group, ScoreAll
 from crnas_d2.search.greedy import greedy_search
@@ -79,6 +81,30 @@ def plain_loop(
             )
         scores.append(found["bbox"]["AP"])
     return scores
+
+
+def shared_macs(
+    supernet: Supernet, groups: Iterable[Sequence[Architecture]], shape: tuple[int, int, int]
+) -> float:
+    """The backbone's multiply-accumulates for an image, (C, H, W), over those of each path alone.
+
+    The paths of a group share the segments that they have in common from the first one on.
+    """
+    supernet = copy.deepcopy(supernet).cpu().eval()
+    together, alone, known = 0, 0, {}
+    for group in groups:
+        distinct = {}
+        for code in group:
+            path = code if code.is_complete else supernet.space.complete(code, 0, 0)
+            names = [segment.name for segment in supernet.segments(path)]
+            if not known.keys() >= set(names):
+                with supernet.using_path(path):
+                    costs = count_modules(supernet, lambda net, images: net(images).values(), shape)
+                known |= {s.name: costs[s.prefix]["macs"] for s in supernet.segments(path)}
+            alone += sum(known[name] for name in names)
+            distinct |= {tuple(names[:i]): known[names[i - 1]] for i in range(1, len(names) + 1)}
+        together += sum(distinct.values())
+    return together / alone
 
 
 def our_search(cfg: CfgNode, scorer: ArchvalScorer, folder: Path) -> list[tuple[Architecture, float]]:

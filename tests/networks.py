@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 
 import torch
 from torch import nn
@@ -66,3 +68,27 @@ def randomise(module: nn.Module, seed: int) -> None:
             m.running_mean.copy_(normal(m.running_mean))
             m.running_var.copy_(torch.rand(m.running_var.shape, generator=generator) + 0.5)
             m.num_batches_tracked.fill_(7)
+
+
+def by_hooks(network: nn.Module, *inputs: object) -> Counter[str]:
+    """Multiply-accumulates and the paper's FLOPs of all that runs: outputs times kernel times inputs.
+
+    On the meta device tensors have shapes and no values, so a full-sized image costs nothing.
+    """
+    found: Counter[str] = Counter()
+
+    def add(layer: nn.Module, _: object, output: torch.Tensor) -> None:
+        if isinstance(layer, nn.BatchNorm2d):
+            found["flops"] += 4 * output.numel()
+            return
+        each = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels // layer.groups
+        each *= math.prod(getattr(layer, "kernel_size", ()))
+        found["macs"] += each * output.numel()
+        found["flops"] += (each + (layer.bias is not None)) * output.numel()
+
+    counted = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d)
+    hooks = [m.register_forward_hook(add) for m in network.modules() if isinstance(m, counted)]
+    network.eval()(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return found

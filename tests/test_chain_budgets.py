@@ -28,10 +28,10 @@ def base() -> CfgNode:
     return read_config("", BASE)
 
 
-def near(name: str, code: tuple[int, ...], tolerance: float) -> str:
+def near(name: str, code: tuple[int, ...], tolerance: float) -> dict[str, list[float]]:
     """A budget of what a stage code costs in the base."""
     costs = backbone_costs(base())(Architecture.undilated("resnet", code))
-    return f"{name}={costs[name] * 1.001:.4g}~{tolerance:g}%"
+    return {name: [float(f"{costs[name] * 1.001:.4g}"), tolerance]}
 
 
 def start(folder: Path, *options: Any) -> str:
@@ -71,7 +71,7 @@ def found_code(path: Path) -> tuple[int, ...]:
 
 def test_two_budgets_from_one_supernet(folder: Path) -> None:
     """Blocks, and macs of the network that will be trained, which has twice the supernet's width."""
-    macs = near("macs", (1, 2, 1, 2), 10)
+    macs = near("macs", (1, 2, 1, 2), 0.1)
     shown = start(folder, "SEARCH.BUDGETS", (5, macs))
     out = folder / "out"
     name = Budget.parse(macs).name
@@ -104,7 +104,8 @@ def test_two_budgets_from_one_supernet(folder: Path) -> None:
 @pytest.mark.slow
 def test_evolution_and_random_search_under_a_budget_of_latency(folder: Path) -> None:
     """Started, and once more resumed: nothing is measured or scored a second time."""
-    options = ["SEARCH.BUDGETS", ("latency=0.02~400%, blocks=6~30%",), "SEARCH.EVALUATIONS", 6]
+    budget = {"latency": [0.05, 0.99], "blocks": [6, 0.3]}
+    options = ["SEARCH.BUDGETS", (budget,), "SEARCH.EVALUATIONS", 6]
     options += ["SEARCH.STAGE.METHOD", "evolution", "SEARCH.DILATION.METHOD", "random"]
     shown = start(folder, *options)
     out = folder / "out"

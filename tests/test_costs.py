@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterator
+import importlib
 
 import pytest
 import torch
 import torchvision
-from networks import FAMILIES, PAPERS, SMALL_CODES, SMALL_WIDTHS, random_architecture
+from detectors import FAMILIES as TINY_FAMILIES
+from detectors import ROOT, TINY
+from networks import FAMILIES, PAPERS, SMALL_CODES, SMALL_WIDTHS, by_hooks, random_architecture
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs, input_size
 from crnas_d2.architecture import Architecture
-from crnas_d2.config import add_crnas_config
+from crnas_d2.config import add_crnas_config, read_config
+from crnas_d2.evaluation.shared_forward import walk
 from crnas_d2.modeling.backbone.family import build_network
+from crnas_d2.modeling.backbone.supernet import Supernet
+from crnas_d2.modeling.build import build_crnas_bottom_up
 from crnas_d2.search.candidates import Costs
 from crnas_d2.space import DilationSpace, block_cost
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
 
 FULL = {name: (family.stem_channels, family.widths) for name, family in FAMILIES.items()}
 # torchvision's network of the same stage code: model, stage code.
@@ -29,15 +34,6 @@ TORCHVISION = {
     "resnet101": ("resnet", (3, 4, 23, 3)),
     "mobilenet_v2": ("mobilenetv2", (1, 1, 2, 3, 4, 3, 3, 1, 1, 1)),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Convolutions this small only wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def config(
@@ -62,21 +58,7 @@ def costs_at(
 
 
 def count_macs(network: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-accumulates of every convolution that runs: outputs times kernel times inputs.
-
-    On the meta device tensors have shapes and no values, so a full-sized image costs nothing.
-    """
-    total = 0
-
-    def hook(conv: nn.Conv2d, _: object, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output.numel() * conv.in_channels // conv.groups * math.prod(conv.kernel_size)
-
-    handles = [m.register_forward_hook(hook) for m in network.modules() if isinstance(m, nn.Conv2d)]
-    network.eval().to("meta")(torch.zeros(1, 3, *size, device="meta"))
-    for handle in handles:
-        handle.remove()
-    return total
+    return by_hooks(network.to("meta"), torch.zeros(1, 3, *size, device="meta"))["macs"]
 
 
 def ours(architecture: Architecture, stem: int, widths: tuple[int, ...]) -> nn.Module:
@@ -106,14 +88,12 @@ def test_baselines_against_torchvision(name: str) -> None:
     family, stages = TORCHVISION[name]
     with torch.device("meta"):
         network = getattr(torchvision.models, name)(weights=None)
+    setattr(network, "classifier" if family == "mobilenetv2" else "fc", nn.Identity())
     costs = costs_at(family, 800, *FULL[family])(Architecture.undilated(family, stages))
-    heads = ("fc.", "classifier.")
-    params = network.named_parameters()
-    convolutional = sum(p.numel() for name, p in params if not name.startswith(heads))
     assert costs == {
         "blocks": 16 if family == "mobilenetv2" else sum(stages),
         "macs": count_macs(network, (800, 1088)),
-        "params": convolutional,
+        "params": sum(p.numel() for p in network.parameters()),
     }
 
 
@@ -154,6 +134,32 @@ def test_rates_cost_nothing_and_a_partial_code_costs_what_a_whole_one_does(famil
     codes = [space.root, space.extensions(space.root)[2], *(space.sample(0, i) for i in range(3))]
     found = [costs(code) for code in codes]
     assert all(one == found[0] for one in found)
+
+
+class Together(nn.Module):
+    """A group's paths, forwarded as scoring does."""
+
+    def __init__(self, supernet: Supernet) -> None:
+        super().__init__()
+        self.supernet = supernet
+
+    def forward(self, group: list[Architecture], x: torch.Tensor) -> None:
+        list(walk([self.supernet.segments(a) for a in group], x, lambda segment, _, x: segment(x)))
+
+
+@pytest.mark.parametrize("kind", ["stage", "dilation"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_candidates_share(family: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    cfg = read_config("", [*TINY, *TINY_FAMILIES[family], "MODEL.CRNAS.SUPERNET", kind])
+    supernet = build_crnas_bottom_up(cfg, ShapeSpec(channels=3), ("res5",))
+    codes = [supernet.space.sample(0, i) for i in range(6)]
+    groups = [codes[:3], codes[3:]]
+    ratio = importlib.import_module("search").shared_macs(supernet, groups, (3, 64, 96))
+    count = functools.partial(by_hooks, Together(supernet.to("meta")))
+    x = torch.zeros(1, 3, 64, 96, device="meta")
+    together = sum(count(group, x)["macs"] for group in groups)
+    assert ratio == together / sum(count([code], x)["macs"] for code in codes)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_a_baseline_outside_a_budget_of_macs_is_refused_with_its_cost(tmp_path: 
         planned(tmp_path, {"five": N5}, "SEARCH.BUDGETS", (PARAMS_OF_N6,))
 
 
-PARAMS_OF_N6 = "params=12796~2%"
+PARAMS_OF_N6 = {"params": [12796, 0.02]}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_dilated_network_is_judged_by_its_own_latency(caplog: pytest.LogCaptur
         Candidate(Architecture("resnet", plain.stage_code, code), score, {})
         for code, score in (((0, 0, 2, 2), 9.0), ((0, 0, 1, 1), 8.0), ((2, 0, 0, 0), 7.0))
     ]
-    budget = Budget.parse("latency=1~5%")
+    budget = Budget.parse({"latency": [1, 0.05]})
     assert best_within(budget, candidates, costs, plain).dilation_code == (0, 0, 1, 1)
     assert not caplog.records
     assert best_within(budget, candidates[::2], costs, plain) == plain

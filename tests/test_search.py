@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from crnas_d2.architecture import FAMILY_STAGES, Architecture
+from crnas_d2.budget import Budget, BudgetSpec
 from crnas_d2.errors import InputError
 from crnas_d2.search.candidates import (
     Candidate,
@@ -313,13 +314,14 @@ ALTERNATIVES: dict[str, Callable[..., list[Candidate]]] = {
     "random": random_search,
 }
 STAGES = StageSpace("resnet", RESNET_DEPTHS)
+MOBILENET = StageSpace("mobilenetv2", FAMILY_DEPTHS["mobilenetv2"])
 DIGITS = DilationSpace("resnet", (3, 4, 6, 3))
 LARGE = DilationSpace("resnet", (3, 4, 23, 3))  # 3 ** 33 codes
-PROBLEMS: dict[str, tuple[Space, float | str]] = {
+PROBLEMS: dict[str, tuple[Space, BudgetSpec]] = {
     "stages": (STAGES, 33),
-    "stages, macs": (STAGES, "macs=80~5%"),
-    "stages, two limits": (STAGES, "blocks=33~10%, macs=80~5%"),
-    "mobilenet's stages": (StageSpace("mobilenetv2", FAMILY_DEPTHS["mobilenetv2"]), "blocks=16~5%"),
+    "stages, macs": (STAGES, {"macs": [80, 0.05]}),
+    "stages, two limits": (STAGES, {"blocks": [33, 0.1], "macs": [80, 0.05]}),
+    "mobilenet's stages": (MOBILENET, {"blocks": [16, 0.05]}),
     "digits": (DIGITS, 16),
     "many digits": (LARGE, 33),
 }
@@ -425,7 +427,7 @@ def test_more_evaluations_of_a_random_search_are_more_of_the_same(
     calls = []
     for evaluations in (10, 30):
         scorer, journal = Scorer(), Journal(tmp_path / f"{evaluations}.jsonl")
-        alternative(random_search, space, "blocks=33", scorer, journal, evaluations, seed=0)
+        alternative(random_search, space, 33, scorer, journal, evaluations, seed=0)
         calls.append(set(scorer.calls))
     assert calls[0] < calls[1]
 
@@ -443,7 +445,7 @@ def test_random_search_draws_uniformly(tmp_path: Path, no_disk: None) -> None:
 
 def test_several_budgets_score_every_candidate_once(tmp_path: Path, no_disk: None) -> None:
     path, scorer = tmp_path / "j.jsonl", Scorer()
-    for entry in ("blocks=16~20%", "macs=40~20%"):  # with many codes in common
+    for entry in ({"blocks": [16, 0.2]}, {"macs": [40, 0.2]}):  # with many codes in common
         journal = Journal(path)
         found = alternative(evolution, STAGES, entry, scorer, journal, 60, seed=0)
         assert len(found) == 60
@@ -456,14 +458,14 @@ def test_a_budget_that_no_code_drawn_meets(
 ) -> None:
     scorer, path = Scorer(), tmp_path / "j.jsonl"
 
-    def call(entry: float | str) -> str:
+    def call(entry: BudgetSpec) -> str:
         with pytest.raises(InputError) as caught:
             alternative(ALTERNATIVES[name], STAGES, entry, scorer, Journal(path), 10, seed=0)
-        assert str(caught.value).startswith(f"SEARCH.BUDGETS: {entry}: none of ")
+        assert str(caught.value).startswith(f"SEARCH.BUDGETS: {Budget.parse(entry)}: none of ")
         return str(caught.value)
 
     assert "of 10000 codes" in call(61) and "nearest: 58, 59, 60" in call(61)
-    assert "costs go from 13 to " in call("macs=1~1%")
+    assert "macs from 13 to " in call({"macs": [1, 0.01]})
     monkeypatch.setattr("crnas_d2.search.random_search.DRAWS", 500)  # as if the space were larger
     drawn = re.search(r"none of (\d+) codes", call(61))
     assert drawn is not None and 450 < int(drawn[1]) < 500  # some came twice
@@ -699,8 +701,7 @@ def five_blocks(scorer: Scorer, journal: Journal) -> list[Candidate]:
 
 
 def evolved_stage_codes(scorer: Scorer, journal: Journal) -> list[Candidate]:
-    space = StageSpace("resnet", RESNET_DEPTHS)
-    return alternative(evolution, space, "macs=40~10%", scorer, journal, evaluations=45, seed=1)
+    return alternative(evolution, STAGES, {"macs": [40, 0.1]}, scorer, journal, evaluations=45, seed=1)
 
 
 def evolved_digits(scorer: Scorer, journal: Journal) -> list[Candidate]:
@@ -709,8 +710,9 @@ def evolved_digits(scorer: Scorer, journal: Journal) -> list[Candidate]:
 
 
 def drawn_stage_codes(scorer: Scorer, journal: Journal) -> list[Candidate]:
-    space = StageSpace("resnet", RESNET_DEPTHS)
-    return alternative(random_search, space, "macs=40~10%", scorer, journal, evaluations=12, seed=1)
+    return alternative(
+        random_search, STAGES, {"macs": [40, 0.1]}, scorer, journal, evaluations=12, seed=1
+    )
 
 
 SEARCHES = pytest.mark.parametrize(

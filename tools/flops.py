@@ -32,34 +32,38 @@ from detectron2.modeling import build_model
 
 META_ARCHITECTURES = ("GeneralizedRCNN", "RetinaNet", "ImageClassifier")
 ROI_HEADS = ("StandardROIHeads", "CascadeROIHeads")
-# All that the paper's figures depend on but for the codes and MODEL.MASK_ON (Tables 1, 3 and 7).
-IN_THE_PAPER = [
-    *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"),
-    *("MODEL.BACKBONE.NAME", "build_crnas_fpn_backbone"),
-    *("MODEL.CRNAS.STEM_CHANNELS", 0),
-    *("MODEL.CRNAS.WIDTHS", []),
-    *("MODEL.CRNAS.WIDTH_MULTIPLIER", 1.0),
-    *("MODEL.CRNAS.STRIDE_IN_1X1", False),
-    *("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
-    *("MODEL.FPN.OUT_CHANNELS", 256),
-    *("MODEL.FPN.NORM", ""),
-    *("MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
-    *("MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
-    *("MODEL.ROI_HEADS.NUM_CLASSES", 80),
-    *("MODEL.ROI_BOX_HEAD.NUM_CONV", 0),
-    *("MODEL.ROI_BOX_HEAD.NUM_FC", 2),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", 1024),
-    *("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7),
-    *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False),
-    *("MODEL.ROI_MASK_HEAD.NUM_CONV", 4),
-    *("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14),
-    *("INPUT.MIN_SIZE_TEST", 800),
-    *("INPUT.MAX_SIZE_TEST", 1333),
-]
+# What the paper's figures depend on besides the codes and MODEL.MASK_ON (Tables 1, 3 and 7).
+IN_THE_PAPER = {
+    "MODEL": {
+        "META_ARCHITECTURE": "GeneralizedRCNN",
+        "BACKBONE": {"NAME": "build_crnas_fpn_backbone"},
+        "CRNAS": dict(STEM_CHANNELS=0, WIDTHS=[], WIDTH_MULTIPLIER=1.0, STRIDE_IN_1X1=False),
+        "FPN": dict(IN_FEATURES=["res2", "res3", "res4", "res5"], OUT_CHANNELS=256, NORM=""),
+        "RPN": dict(IN_FEATURES=["p2", "p3", "p4", "p5", "p6"]),
+        "ROI_HEADS": dict(NAME="StandardROIHeads", NUM_CLASSES=80),
+        "ROI_BOX_HEAD": dict(
+            NUM_CONV=0, NUM_FC=2, FC_DIM=1024, POOLER_RESOLUTION=7, CLS_AGNOSTIC_BBOX_REG=False
+        ),
+        "ROI_MASK_HEAD": dict(NUM_CONV=4, POOLER_RESOLUTION=14),
+    },
+    "INPUT": dict(MIN_SIZE_TEST=800, MAX_SIZE_TEST=1333),
+}
+# GFLOPs as published, in Faster and in Mask R-CNN (with FPN, on COCO, at 800 x 1088): Tables 1 and 7,
+# and Table 3. A dilation code of zeros alone is left out.
+PAPER_GFLOPS = {
+    "mobilenetv2/1-1-2-3-4-3-3-1-1-1": (121.1, 189.5),
+    "mobilenetv2/1-1-2-2-3-4-4-1-1-1/0-1-01-02-011-0011-0110-2-0-0": (121.4, 189.8),
+    "resnet_basic/2-2-2-2": (147.7, None),
+    "resnet_basic/1-1-2-4/0-0-10-1021": (147.6, None),
+    "resnet/3-4-6-3": (192.5, 261.2),
+    "resnet/1-3-5-7/0-010-00120-0102112": (192.7, 261.0),
+    "resnet/3-4-23-3": (257.3, 325.9),
+    "resnet/2-3-17-11/00-000-01010002000101010-11001012011": (257.5, 325.8),
+}
 
 
 def outline(cfg: CfgNode) -> torch.nn.Module:
-    """The whole network with shapes and no values.
+    """The whole network, with shapes and no values.
 
     Raises:
         InputError: a supernet, or a kind of detector that cannot be counted.
@@ -76,27 +80,23 @@ def outline(cfg: CfgNode) -> torch.nn.Module:
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        return build_model(cfg).eval()
+        return build_model(cfg).eval().to_empty(device="cpu")
 
 
 def paper_gflops(cfg: CfgNode) -> float | None:
     """What the paper prints for this network in this detector, None where it prints nothing."""
     same = cfg.clone()
-    same.merge_from_list(IN_THE_PAPER)
-    if same != cfg:
-        return None
-    detector = "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
-    return flops.paper_gflops(detector, architecture_of(cfg))
+    same.merge_from_other_cfg(CfgNode(IN_THE_PAPER))
+    architecture = architecture_of(cfg)
+    key = str(architecture) if any(architecture.dilation_code) else str(architecture).rsplit("/", 1)[0]
+    return PAPER_GFLOPS.get(key, (None, None))[cfg.MODEL.MASK_ON] if same == cfg else None
 
 
 def numbers(costs: Mapping[str, Cost]) -> dict[str, dict[str, float]]:
     """In units of 1e9, parameters in 1e6."""
+    units = {"macs_g": ("macs", 1e9), "flops_g": ("flops", 1e9), "params_m": ("params", 1e6)}
     return {
-        name: {
-            "macs_g": cost.macs / 1e9,
-            "flops_g": cost.flops / 1e9,
-            "params_m": cost.params / 1e6,
-        }
+        name: {key: cost[counted] / unit for key, (counted, unit) in units.items()}
         for name, cost in costs.items()
     }
 
@@ -112,15 +112,16 @@ def report(config_file: str) -> dict[str, Any]:
     classifies = cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
     size = (cfg.INPUT.CLASSIFIER_CROP,) * 2 if classifies else input_size(cfg)
     costs = flops.count(model, size)
-    parts = flops.parts(model, costs)
+    parts, blocks = flops.parts(costs), flops.blocks(costs)
+    stages = {name: cost for name, cost in blocks.items() if "." not in name}
     return {
         "config": config_file,
         "size": list(size),
         **numbers({"all": sum(parts.values(), Cost())})["all"],
         "paper_flops_g": paper_gflops(cfg),
         "parts": numbers(parts),
-        "stages": numbers(flops.blocks(model, costs, stages=True)),
-        "blocks": numbers(flops.blocks(model, costs)),
+        "stages": numbers(stages),
+        "blocks": numbers({n: cost for n, cost in blocks.items() if f"{n}.0" not in blocks}),
     }
 
 

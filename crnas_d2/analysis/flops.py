@@ -1,198 +1,136 @@
-"""What a whole network computes: multiply-accumulates, the paper's FLOPs, and parameters.
-
-Counted by hooks on the modules of a network that runs; on the meta device, where tensors have shapes
-and no values, that takes a second at any size. ROIAlign is left out, as in the paper (Table 1). Two
-conventions:
+"""Multiply-accumulates, the paper's FLOPs, and parameters of a network, counted by fvcore.
 
     macs    one for each product in a convolution or linear layer
     flops   macs, and for each output element 1 where a layer has a bias and 4 of a BatchNorm
 
 The second is what the paper counts, as far as its figures tell: it gives all 14 rows of Tables 1 and 3
-within 0.3 %, where macs lie 0.1 to 0.7 % below. In both a transposed convolution counts as a dense
-convolution over its output pixels.
+within 0.3 %, where macs are 0.1 to 0.7 % below. In both a transposed convolution counts as a dense
+convolution over its output pixels, and ROIAlign is left out, as in Table 1.
+
+fvcore traces a network that runs. Here it runs on a batch of no images: tensors have their full height
+and width, and nothing is computed. (torch cannot trace convolutions on the meta device.)
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
+from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import get_shape
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
-from crnas_d2.architecture import Architecture
-from detectron2.layers import FrozenBatchNorm2d
 
 # What the heads of a two-stage detector are given. The paper does not say; these give its figures.
-PROPOSALS = 2000
-DETECTIONS = 100
+PROPOSALS, DETECTIONS = 2000, 100
 OF_BATCH_NORM = 4  # operations an element, in the paper's convention
 
-# GFLOPs as published, by detector (with FPN, on COCO, at 800 x 1088): Tables 1 and 7, and Table 3. An
-# architecture is written without its digits where all of them are 0.
-PAPER_GFLOPS = {
-    "Faster R-CNN": {
-        "mobilenetv2/1-1-2-3-4-3-3-1-1-1": 121.1,
-        "mobilenetv2/1-1-2-2-3-4-4-1-1-1/0-1-01-02-011-0011-0110-2-0-0": 121.4,
-        "resnet_basic/2-2-2-2": 147.7,
-        "resnet_basic/1-1-2-4/0-0-10-1021": 147.6,
-        "resnet/3-4-6-3": 192.5,
-        "resnet/1-3-5-7/0-010-00120-0102112": 192.7,
-        "resnet/3-4-23-3": 257.3,
-        "resnet/2-3-17-11/00-000-01010002000101010-11001012011": 257.5,
-    },
-    "Mask R-CNN": {
-        "mobilenetv2/1-1-2-3-4-3-3-1-1-1": 189.5,
-        "mobilenetv2/1-1-2-2-3-4-4-1-1-1/0-1-01-02-011-0011-0110-2-0-0": 189.8,
-        "resnet/3-4-6-3": 261.2,
-        "resnet/1-3-5-7/0-010-00120-0102112": 261.0,
-        "resnet/3-4-23-3": 325.9,
-        "resnet/2-3-17-11/00-000-01010002000101010-11001012011": 325.8,
-    },
+Cost = Counter[str]  # macs, flops, params
+Run = Callable[[Any, torch.Tensor], Iterable[torch.Tensor]]
+
+
+def _cost(outputs: list[Any], macs: int, more: int) -> Cost:
+    """An operation of so many multiply-accumulates, and additions, for each output element."""
+    elements = math.prod(get_shape(outputs[0])[1:])  # of one image: the batch is empty
+    return Counter(macs=macs * elements, flops=(macs + more) * elements)
+
+
+def _convolution(inputs: list[Any], outputs: list[Any]) -> Cost:
+    transposed, groups = inputs[6].toIValue(), inputs[8].toIValue()
+    first, second, *kernel = get_shape(inputs[1])  # the weight's
+    macs = (first // groups if transposed else second) * math.prod(kernel)
+    return _cost(outputs, macs, inputs[2].isCompleteTensor())
+
+
+HANDLES = {  # of (inputs, outputs) in the trace; the third input of a layer is its bias
+    "aten::_convolution": _convolution,
+    "aten::linear": lambda i, o: _cost(o, get_shape(i[1])[1], i[2].isCompleteTensor()),
+    "aten::batch_norm": lambda _, o: _cost(o, 0, OF_BATCH_NORM),
 }
 
 
-def paper_gflops(detector: str, architecture: Architecture) -> float | None:
-    """What the paper prints for an architecture in a detector, or None where it prints nothing."""
-    text = str(architecture)
-    if not any(architecture.dilation_code):
-        text = text.rsplit("/", 1)[0]
-    return PAPER_GFLOPS[detector].get(text)
+class _Traced(nn.Module):
+    """The form that fvcore takes: a tensor to a tuple of tensors."""
+
+    def __init__(self, network: nn.Module, run: Run) -> None:
+        super().__init__()
+        self.network, self._run = network, run
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self._run(self.network, images))
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a module or a network costs; ``flops`` in the paper's convention."""
-
-    macs: int = 0
-    flops: int = 0
-    params: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.macs + other.macs, self.flops + other.flops, self.params + other.params)
-
-
-def _of_call(module: nn.Module, output: torch.Tensor) -> Cost:
-    """One call of a module, without what the modules inside it do."""
-    elements = output.numel()
-    if isinstance(module, (_BatchNorm, FrozenBatchNorm2d)):
-        return Cost(flops=OF_BATCH_NORM * elements)
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-        macs = elements * module.in_channels // module.groups * math.prod(module.kernel_size)
-    elif isinstance(module, nn.Linear):
-        macs = elements * module.in_features
-    else:
-        return Cost()
-    return Cost(macs, macs + (0 if module.bias is None else elements))
-
-
-@contextmanager
-def counting(model: nn.Module) -> Iterator[dict[str, Cost]]:
-    """What runs inside the ``with`` block, by module name; parameters whether they run or not."""
-    costs = {
-        name: Cost(params=sum(p.numel() for p in module.parameters(recurse=False)))
-        for name, module in model.named_modules()
-    }
-
-    def add(name: str, module: nn.Module, _: object, output: object) -> None:
-        if isinstance(output, torch.Tensor):
-            costs[name] += _of_call(module, output)
-
-    hooks = [
-        module.register_forward_hook(functools.partial(add, name))
-        for name, module in model.named_modules()
-    ]
-    try:
-        yield costs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def count(model: nn.Module, size: tuple[int, int]) -> dict[str, Cost]:
-    """The cost of every module, by its name, for one image.
+def count_modules(network: nn.Module, run: Run, shape: tuple[int, int, int]) -> dict[str, Cost]:
+    """The cost of every module, and of all inside it, for one image; by its name, "" for all.
 
     Args:
-        model: with a fixed network as its backbone, in eval mode, on any device: detectron2's
-            GeneralizedRCNN with StandardROIHeads or CascadeROIHeads, its RetinaNet, or our
-            ImageClassifier.
+        network: on the CPU, in eval mode; its weights do not matter.
+        run: what is counted: (network, images) to output tensors.
+        shape: (C, H, W) of the image.
+    """
+    counter = FlopCountAnalysis(_Traced(network, run), torch.zeros(0, *shape))
+    counter.clear_op_handles().set_op_handle(**HANDLES)
+    counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    with torch.no_grad():
+        ops = counter.by_module_and_operator()
+    params = {name: sum(p.numel() for p in m.parameters()) for name, m in network.named_modules()}
+    return {name: ops[f"network.{name}".rstrip(".")] + Counter(params=n) for name, n in params.items()}
+
+
+def count(model: Any, size: tuple[int, int]) -> dict[str, Cost]:
+    """The cost of every module of a detector or classifier, in box and mask heads for one region.
+
+    Args:
+        model: as in ``count_modules``, over a fixed network: detectron2's GeneralizedRCNN with
+            StandardROIHeads or CascadeROIHeads, its RetinaNet, or our ImageClassifier.
         size: (height, width) of the image in pixels; padded as the network pads it.
     """
-    device = next(model.parameters()).device
     divisor = max(model.backbone.size_divisibility, 1)
-    padded = (divisor * math.ceil(side / divisor) for side in size)
-    with torch.no_grad(), counting(model) as costs:
-        features = model.backbone(torch.zeros(1, len(model.pixel_mean), *padded, device=device))
-        if hasattr(model, "roi_heads"):
-            _two_stages(model, features)
-        elif hasattr(model, "head_in_features"):  # RetinaNet
-            model.head([features[name] for name in model.head_in_features])
-        else:
-            model.fc(features[model.in_feature].mean(dim=(2, 3)))
-    return costs
+    height, width = (divisor * math.ceil(side / divisor) for side in size)
+    return count_modules(model, _run_parts, (len(model.pixel_mean), height, width))
 
 
-def _two_stages(model: nn.Module, features: Mapping[str, torch.Tensor]) -> None:
-    """Run the heads of a two-stage detector over regions as large as ROIAlign makes them."""
-    proposals, heads = model.proposal_generator, model.roi_heads
-    proposals.rpn_head([features[name] for name in proposals.in_features])
-    like = features[heads.box_in_features[0]]
-
-    def regions(number: int, pooler: nn.Module) -> torch.Tensor:
-        return like.new_zeros(number, like.shape[1], *pooler.output_size)
-
-    pairs = [(heads.box_head, heads.box_predictor)]
-    if isinstance(heads.box_head, nn.ModuleList):  # Cascade R-CNN
-        pairs = list(zip(heads.box_head, heads.box_predictor))
-    for box_head, predictor in pairs:
-        predictor(box_head(regions(PROPOSALS, heads.box_pooler)))
-    if heads.mask_on:
-        heads.mask_head.layers(regions(DETECTIONS, heads.mask_pooler))
-
-
-# Beginnings of a module's name, the first that fits counts.
-PARTS = {
-    "backbone.bottom_up.": "backbone",
-    "backbone.": "neck",
-    "proposal_generator.": "proposal head",
-    "roi_heads.box_": "box head",
-    "roi_heads.mask_": "mask head",
-    "head.": "head",
-    "fc": "head",
-}
+def _run_parts(model: Any, images: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The backbone and all heads; regions are as large as ROIAlign makes them."""
+    features = model.backbone(images)
+    yield from features.values()
+    if hasattr(model, "fc"):  # a classifier
+        yield model.fc(features[model.in_feature].mean(dim=(2, 3)))
+    elif hasattr(model, "head"):  # RetinaNet
+        yield from itertools.chain(*model.head([features[name] for name in model.head_in_features]))
+    else:
+        rpn, heads = model.proposal_generator, model.roi_heads
+        yield from itertools.chain(*rpn.rpn_head([features[name] for name in rpn.in_features]))
+        channels = features[heads.box_in_features[0]].shape[1]
+        box, predictor = heads.box_head, heads.box_predictor
+        cascade = isinstance(box, nn.ModuleList)
+        for head, predict in zip(box, predictor) if cascade else [(box, predictor)]:
+            yield from predict(head(images.new_zeros(0, channels, *heads.box_pooler.output_size)))
+        if heads.mask_on:
+            yield heads.mask_head.layers(images.new_zeros(0, channels, *heads.mask_pooler.output_size))
 
 
-def parts(model: nn.Module, costs: Mapping[str, Cost]) -> dict[str, Cost]:
-    """Backbone, neck, proposal head, box head and mask head; backbone and head of a classifier."""
-    starts = PARTS if hasattr(model.backbone, "bottom_up") else {**PARTS, "backbone.": "backbone"}
-
-    def group(name: str) -> str:
-        return next((part for start, part in starts.items() if name.startswith(start)), "")
-
-    sums = _grouped(costs, group)
-    return {part: sums[part] for part in dict.fromkeys(starts.values()) if part in sums}
-
-
-def blocks(model: nn.Module, costs: Mapping[str, Cost], *, stages: bool = False) -> dict[str, Cost]:
-    """The backbone's stem and blocks, ``stem``, ``res2.0``, ``res2.1`` ...; or its whole stages."""
-    start = "backbone.bottom_up." if hasattr(model.backbone, "bottom_up") else "backbone."
-
-    def group(name: str) -> str:
-        stage, number = [*name[len(start) :].split("."), ""][:2]
-        if not name.startswith(start):
-            return ""
-        return f"{stage}.{number}" if number.isdigit() and not stages else stage
-
-    return _grouped(costs, group)
+def parts(costs: Mapping[str, Cost]) -> dict[str, Cost]:
+    """Backbone, neck, and heads for an image, of ``count``'s costs."""
+    body = costs.get("backbone.bottom_up", costs["backbone"])
+    found = {"backbone": body, "neck": costs["backbone"] - body}
+    for part, times, names in (
+        ("proposal head", 1, ["proposal_generator"]),
+        ("box head", PROPOSALS, ["roi_heads.box_head", "roi_heads.box_predictor"]),
+        ("mask head", DETECTIONS, ["roi_heads.mask_head"]),
+        ("head", 1, ["head", "fc"]),
+    ):
+        once = sum((costs[name] for name in names if name in costs), Counter())
+        found[part] = Counter({k: n if k == "params" else n * times for k, n in once.items()})
+    return {part: cost for part, cost in found.items() if cost}
 
 
-def _grouped(costs: Mapping[str, Cost], group: Callable[[str], str]) -> dict[str, Cost]:
-    """Sums over the modules of each group; without the group named "", and without empty ones."""
-    sums: dict[str, Cost] = {}
-    for name, cost in costs.items():
-        sums[group(name)] = sums.get(group(name), Cost()) + cost
-    return {name: cost for name, cost in sums.items() if name and cost != Cost()}
+def blocks(costs: Mapping[str, Cost]) -> dict[str, Cost]:
+    """The backbone's stem and stages, each before its blocks: ``res2``, ``res2.0``, ``res2.1`` ..."""
+    body = "backbone.bottom_up" if "backbone.bottom_up" in costs else "backbone"
+    wanted = re.compile(rf"{body}\.(\w+(\.\d+)?)")
+    return {found[1]: cost for name, cost in costs.items() if (found := wanted.fullmatch(name))}
