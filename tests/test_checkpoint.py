@@ -81,7 +81,7 @@ def test_the_checkpoint_before_a_damaged_one_serves(
     # Nothing says that there was a fifth one, once it is gone.
     for name in ("model_final.pth", "model_0000005.pth")[: 1 if damage == "removed" else 2]:
         line = next(record.getMessage() for record in caplog.records if name in record.getMessage())
-        assert "is damaged (" in line and line.endswith(f"going on from {out / 'model_0000003.pth'}")
+        assert "is damaged (" in line and line.endswith(f"resuming from {out / 'model_0000003.pth'}")
     if damage == "a folder":
         (out / "model_0000005.pth").rmdir()
         (out / "model_final.pth").rmdir()
