@@ -136,7 +136,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 
 
 def test_random_draws_are_functions_of_seed_iteration_and_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of torch inside a step, whatever was drawn before it; two passes draw one after the other."""
+    """torch's inside a step, whatever was drawn before it; two passes draw one after the other."""
 
     class Drawing(torch.nn.Linear):
         def forward(self, data: Any) -> dict[str, torch.Tensor]:

@@ -54,8 +54,7 @@ class StepTrainer(SimpleTrainer):
 
     def __init__(self, *args: Any, seed: int, amp: bool, passes: int) -> None:
         super().__init__(*args)
-        self._seed = seed
-        self._passes = passes
+        self._seed, self._amp, self._passes = seed, amp, passes
         self._average = GradientAverage(self.model)
         self._scaler = torch.amp.GradScaler("cuda", enabled=amp)
 
@@ -84,7 +83,7 @@ class StepTrainer(SimpleTrainer):
         self._scaler.update()
 
     def _backward(self, data: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        with torch.autocast("cuda", enabled=self._scaler.is_enabled()):
+        with torch.autocast("cuda", enabled=self._amp):
             losses = self.model(data)
         self._scaler.scale(sum(losses.values()) / self._passes).backward()
         return {key: loss.detach() for key, loss in losses.items()}
