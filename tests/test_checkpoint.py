@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged is passed over, nothing in them is run, and a good one is never lost."""
+"""Checkpoints: a damaged one is skipped, no code in them is run, and a good one is never lost."""
 
 from __future__ import annotations
 
@@ -130,6 +130,42 @@ def test_the_check_before_a_run_looks_at_the_checkpoint_that_will_be_used(folder
         check_weights(cfg, resume=True)
 
 
+# What is there, what of it is damaged, what is saved, and what is left of the periodic ones.
+PRUNED = {
+    "older than three": ([1, 3, 5], [], 7, [3, 5, 7]),
+    "damaged ones do not count": ([1, 3, 5], [3], 7, [1, 3, 5, 7]),
+    "the only other good one stays": ([1, 3, 5], [3, 5], 7, [1, 3, 5, 7]),
+    "and goes when there are three": ([1, 3, 5, 6], [3], 7, [5, 6, 7]),
+    "newer ones of before a step back": ([1, 3, 5, 6], [], 2, [2, 3, 5, 6]),
+    "a few": ([1], [], 3, [1, 3]),
+}
+
+
+@pytest.mark.parametrize("case", PRUNED)
+def test_old_checkpoints_are_deleted(case: str, folder: Path) -> None:
+    """Earlier runs' count; an undamaged one is deleted only if there are three newer ones."""
+    there, damaged, saved, left = PRUNED[case]
+    out = folder / "out"
+    content = (out / "model_0000001.pth").read_bytes()
+    for path in out.glob("model_0*.pth"):
+        path.unlink()
+    trainer = trainer_in(folder)
+    for iteration in there:
+        (out / f"model_{iteration:07}.pth").write_bytes(content)
+    for iteration in damaged:
+        flip(out / f"model_{iteration:07}.pth")
+    trainer.checkpointer.save(f"model_{saved:07}", iteration=saved)
+    names = [f"model_{iteration:07}.pth" for iteration in left]
+    assert sorted(path.name for path in out.glob("*.pth")) == sorted([*names, "model_final.pth"])
+    assert last_whole(str(out)) == (str(out / f"model_{saved:07}.pth"), [])
+
+
+def test_a_long_run_keeps_its_last_checkpoints(tmp_path: Path) -> None:
+    trainer_in(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1).train()
+    names = ["model_0000003.pth", "model_0000004.pth", "model_0000005.pth", "model_final.pth"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.pth")) == names
+
+
 class Trap:
     """Makes a file when it is unpickled."""
 
@@ -255,7 +291,7 @@ def test_nothing_is_evaluated_after_an_error(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the file, the checkpoints before it are whole, and nothing is left beside."""
+    """The error names the file, the checkpoints before it are whole, and no temporary file is left."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
