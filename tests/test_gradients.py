@@ -175,6 +175,15 @@ def test_a_gradient_that_overflows_under_the_scale_is_not_stepped(tmp_path: Path
     assert trainer._trainer._scaler.get_scale() < 2.0**127
 
 
+def test_mixed_precision_may_be_switched_on_by_a_resumed_run(tmp_path: Path) -> None:
+    """The state of a scaler that was off is empty, which one that is on refuses."""
+    trainer = DetectionTrainer(tiny_config(tmp_path / "data", tmp_path / "out"))
+    state = trainer.state_dict()
+    trainer._trainer._scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer.load_state_dict(state)
+    assert trainer._trainer._scaler.get_scale() == 8.0
+
+
 def test_float64_goes_through_detectron2() -> None:
     """What this file takes from two_processes.py is in place."""
     from torchvision.ops import boxes

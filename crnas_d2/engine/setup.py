@@ -279,7 +279,7 @@ def train_config(args: argparse.Namespace) -> CfgNode:
         check_loading(cfg, processes(args))
         check_schedule(cfg)
         check_data(cfg, "TRAIN")
-        if args.resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
+        if (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
             check_same_optimizer(cfg)
     check_network(cfg)
     check_weights(cfg, args.resume)
