@@ -229,7 +229,7 @@ def test_a_pickle_of_the_model_zoo_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", ["", "stage"])
 def test_a_loss_that_is_not_finite_ends_training(kind: str, value: float, tmp_path: Path) -> None:
-    """The path and the iteration are named, nothing is stepped, and the last checkpoint is kept."""
+    """The error names path and iteration, no step is made, and the last checkpoint stays."""
     cfg = tiny_config(tmp_path / "data", tmp_path / "out", "MODEL.CRNAS.SUPERNET", kind)
     trainer = (SupernetTrainer if kind else DetectionTrainer)(cfg)
     forward, losses = trainer.model.forward, 0
@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_ends_training(kind: str, value: float, tmp_pa
 
 
 def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path: Path) -> None:
-    """They would be, where a gradient overflowed right before one was due."""
+    """A gradient may overflow right before a checkpoint is due."""
     trainer = trainer_in(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1)
     step = type(trainer).run_step
 
@@ -272,7 +272,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_nothing_is_evaluated_after_an_error(tmp_path: Path) -> None:
-    """In the last iteration detectron2 would, together with processes that are gone."""
+    """detectron2 would in the last iteration, with processes that are gone."""
     trainer = DetectionTrainer(tiny_config(tmp_path / "data", tmp_path / "out", "SOLVER.MAX_ITER", 2))
     trainer.test = lambda *_: pytest.fail("evaluated")
     step = type(trainer).run_step

@@ -125,7 +125,7 @@ def test_what_is_averaged_is_what_has_a_gradient(head: str, kind: str, tmp_path:
 
 
 def test_buckets_are_small_and_of_one_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor goes once, scalars included; the other process has the same ones three times."""
+    """Every tensor is sent once, scalars included; the other process has three times the same."""
     sent: list[tuple[torch.dtype, int]] = []
 
     def reduced(flat: torch.Tensor) -> None:
@@ -165,7 +165,7 @@ def test_the_scale_is_off_the_gradients_when_they_are_clipped(clipping: str, tmp
 
 
 def test_a_gradient_that_overflows_under_the_scale_is_not_stepped(tmp_path: Path) -> None:
-    """The loss is finite, so training goes on, with a smaller scale."""
+    """The loss is finite, so training continues, with a smaller scale."""
     trainer = DetectionTrainer(tiny_config(tmp_path / "data", tmp_path / "out"))
     trainer._trainer._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     before = [p.detach().clone() for p in trainer.model.parameters()]
@@ -185,7 +185,7 @@ def test_mixed_precision_may_be_switched_on_by_a_resumed_run(tmp_path: Path) -> 
 
 
 def test_float64_goes_through_detectron2() -> None:
-    """What this file takes from two_processes.py is in place."""
+    """The patch that this file takes from two_processes.py is in place."""
     from torchvision.ops import boxes
 
     assert boxes.batched_nms is suppress_in_float

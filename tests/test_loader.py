@@ -131,7 +131,7 @@ def test_images_are_augmented_anew_in_each_iteration(cfg: CfgNode) -> None:
 
 
 @pytest.mark.parametrize("start", [1, 2, 5, 9])
-def test_a_resumed_loader_goes_on_as_if_it_had_not_stopped(cfg: CfgNode, start: int) -> None:
+def test_a_resumed_loader_gives_the_same_samples(cfg: CfgNode, start: int) -> None:
     whole = take(cfg, 14)
     torch.manual_seed(start)
     np.random.seed(start)
