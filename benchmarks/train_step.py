@@ -3,9 +3,9 @@
 
     python benchmarks/train_step.py [--config-file configs/BCCD/search.yaml] [--steps 30] [--json PATH]
 
-Both train in one process on the same generated images, in turns, hooks and optimizer included. The ratio
-is that of the medians of CPU seconds (all threads), which other work on the machine disturbs less than
-wall seconds; those are printed, too.
+Both train in one process on the same generated images, in turns, hooks and optimizer included. The
+ratio is that of the medians of CPU seconds (all threads), which other work on the machine disturbs less
+than wall seconds; those are printed, too.
 """
 
 from __future__ import annotations
