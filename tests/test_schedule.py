@@ -281,5 +281,4 @@ def test_what_a_resumed_run_takes(started: list[str]) -> None:
     trainer = DetectionTrainer(cfg)
     trainer.resume_or_load(resume=True)
     assert (trainer.start_iter, trainer.max_iter) == (1, 12)
-    for group in trainer.optimizer.param_groups:
-        assert (group["initial_lr"], group["momentum"]) == (0.01, 0.9)
+    assert {(g["initial_lr"], g["momentum"]) for g in trainer.optimizer.param_groups} == {(0.01, 0.9)}
