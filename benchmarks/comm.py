@@ -4,10 +4,10 @@
     python benchmarks/comm.py [--config-file configs/Shapes/search.yaml] [--steps 5] [--json PATH]
 
 Two processes on the CPU (gloo) train the same model on the same batches and paths: once with our
-trainer, once wrapped in DistributedDataParallel with find_unused_parameters. Counted is what a process
-hands over to be averaged, per step; DDP's in its communication hook. ratio: ours over the path's
-parameters, which are those of the subnet as a network of its own. What SyncBN and the logging exchange
-is the same in both, and is printed apart.
+trainer, once wrapped in DistributedDataParallel with find_unused_parameters. Counted are the bytes that
+a process averages in a step; DDP's in its communication hook. ratio: ours over the path's parameters,
+which are those of the subnet as a network of its own. What SyncBN and logging exchange is the same in
+both, and is printed separately.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_own_data
-from crnas_d2.engine import trainer as trainer_module
+from crnas_d2.engine import gradients
 from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.launch import join
 from crnas_d2.modeling.backbone.supernet import find_supernet
@@ -52,7 +52,7 @@ class Counter:
     def counting(self) -> Iterator[None]:
         names = ("all_reduce", "all_gather", "gather", "broadcast", "all_gather_into_tensor")
         kept = {name: getattr(dist, name) for name in names}
-        average = trainer_module.average
+        average = gradients.average
 
         def counted(name: str) -> Any:
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -69,11 +69,11 @@ class Counter:
 
         for name in names:
             setattr(dist, name, counted(name))
-        trainer_module.average = averaging
+        gradients.average = averaging
         try:
             yield
         finally:
-            trainer_module.average = average
+            gradients.average = average
             for name in names:
                 setattr(dist, name, kept[name])
 

@@ -3,10 +3,10 @@
 
     python benchmarks/memory.py [--config-file configs/BCCD/search.yaml] [--json PATH]
 
-Each trains in a process of its own on the same generated pictures, with optimizer and momentum; the
-baseline is detectron2's DefaultTrainer. The supernet first goes once through every branch, so that
-all have their momentum, and then takes its largest path. Counted is what training adds to a process
-that has built nothing yet: on a GPU what torch allocates at its peak, on the CPU the process's peak.
+Each trains in a process of its own on the same generated images, with momentum; the baseline is
+detectron2's DefaultTrainer. The supernet first trains every branch once, so that all have their
+momentum, and then its largest path. Measured is what training adds to a process that has built nothing
+yet: on a GPU the peak of what torch allocates, on the CPU the peak of the process.
 """
 
 from __future__ import annotations

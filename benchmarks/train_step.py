@@ -3,9 +3,9 @@
 
     python benchmarks/train_step.py [--config-file configs/BCCD/search.yaml] [--steps 30] [--json PATH]
 
-Both train in one process on the same generated pictures, in turns, hooks and optimizer included. The
-ratio is that of the medians of CPU seconds (all threads), which other work on the machine disturbs
-less than wall seconds; those are printed beside it.
+Both train in one process on the same generated images, in turns, hooks and optimizer included. The
+ratio is that of the medians of CPU seconds (all threads), which other work on the machine disturbs less
+than wall seconds; those are printed, too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from detectron2.utils.events import EventStorage
 
 
 class OnePath(SupernetTrainer):
-    """Draws a path each iteration, as always, and then takes the one that is measured."""
+    """Samples a path in each iteration, as always, and then takes the one that is measured."""
 
     path: Architecture
 
@@ -55,7 +55,7 @@ def step(trainer: DefaultTrainer, iteration: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", default="configs/BCCD/search.yaml")
-    parser.add_argument("--steps", type=int, default=30, help="counted steps of each")
+    parser.add_argument("--steps", type=int, default=30, help="measured steps of each")
     parser.add_argument("--json", help="write the result there")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()

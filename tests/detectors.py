@@ -110,6 +110,16 @@ HEADS = {
 }
 
 
+# On top of TINY: all anchors and the same number of proposals of every image enter the losses, so that
+# nothing is drawn and the loss of a batch is the mean of those of its images.
+FULL_QUOTAS = [
+    *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 4096, "MODEL.RPN.POSITIVE_FRACTION", 1.0),
+    *("MODEL.RPN.NMS_THRESH", 0.95, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 60),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 60, "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0),
+    *("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False, "MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.1]),
+]
+
+
 def tiny_shapes(folder: Path) -> list[Any]:
     """A dozen pictures of 96x96, and the KEY VALUE pairs that name them."""
     make_shapes(folder, 12, 4, seed=1, size=(96, 96))

@@ -245,5 +245,5 @@ def test_without_costs_a_budget_is_of_blocks_alone() -> None:
     space = StageSpace("resnet", FAMILY_DEPTHS["resnet"])
     assert space.only_eligible([{"blocks": 8}]) == space.only_eligible([8])
     for call in (space.eligible, lambda entry: space.only_eligible([8, entry])):
-        with pytest.raises(InputError, match=r"ONLY_ELIGIBLE and SAMPLING 'eligible' allow limits of blocks only"):
+        with pytest.raises(InputError, match="allow limits of blocks only"):
             call({"blocks": 16, "macs": [110, 0.05]})

@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged is passed over, nothing in them is run, and a good one is never lost."""
+"""Checkpoints: a damaged one is skipped, no code in them is run, and a good one is never lost."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_checkpoint_before_a_damaged_one_serves(
     # Nothing says that there was a fifth one, once it is gone.
     for name in ("model_final.pth", "model_0000005.pth")[: 1 if damage == "removed" else 2]:
         line = next(record.getMessage() for record in caplog.records if name in record.getMessage())
-        assert "is damaged (" in line and line.endswith(f"going on from {out / 'model_0000003.pth'}")
+        assert "is damaged (" in line and line.endswith(f"resuming from {out / 'model_0000003.pth'}")
     if damage == "a folder":
         (out / "model_0000005.pth").rmdir()
         (out / "model_final.pth").rmdir()
@@ -128,6 +128,42 @@ def test_the_check_before_a_run_looks_at_the_checkpoint_that_will_be_used(folder
     torch.save(content, out / "model_0000003.pth")
     with pytest.raises(InputError, match=r"--resume: .*model_0000003\.pth: is of another network"):
         check_weights(cfg, resume=True)
+
+
+# What is there, what of it is damaged, what is saved, and what is left of the periodic ones.
+PRUNED = {
+    "older than three": ([1, 3, 5], [], 7, [3, 5, 7]),
+    "damaged ones do not count": ([1, 3, 5], [3], 7, [1, 3, 5, 7]),
+    "the only other good one stays": ([1, 3, 5], [3, 5], 7, [1, 3, 5, 7]),
+    "and goes when there are three": ([1, 3, 5, 6], [3], 7, [5, 6, 7]),
+    "newer ones of before a step back": ([1, 3, 5, 6], [], 2, [2, 3, 5, 6]),
+    "a few": ([1], [], 3, [1, 3]),
+}
+
+
+@pytest.mark.parametrize("case", PRUNED)
+def test_old_checkpoints_are_deleted(case: str, folder: Path) -> None:
+    """Earlier runs' count; an undamaged one is deleted only if there are three newer ones."""
+    there, damaged, saved, left = PRUNED[case]
+    out = folder / "out"
+    content = (out / "model_0000001.pth").read_bytes()
+    for path in out.glob("model_0*.pth"):
+        path.unlink()
+    trainer = trainer_in(folder)
+    for iteration in there:
+        (out / f"model_{iteration:07}.pth").write_bytes(content)
+    for iteration in damaged:
+        flip(out / f"model_{iteration:07}.pth")
+    trainer.checkpointer.save(f"model_{saved:07}", iteration=saved)
+    names = [f"model_{iteration:07}.pth" for iteration in left]
+    assert sorted(path.name for path in out.glob("*.pth")) == sorted([*names, "model_final.pth"])
+    assert last_whole(str(out)) == (str(out / f"model_{saved:07}.pth"), [])
+
+
+def test_a_long_run_keeps_its_last_checkpoints(tmp_path: Path) -> None:
+    trainer_in(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1).train()
+    names = ["model_0000003.pth", "model_0000004.pth", "model_0000005.pth", "model_final.pth"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.pth")) == names
 
 
 class Trap:
@@ -193,7 +229,7 @@ def test_a_pickle_of_the_model_zoo_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", ["", "stage"])
 def test_a_loss_that_is_not_finite_ends_training(kind: str, value: float, tmp_path: Path) -> None:
-    """The path and the iteration are named, nothing is stepped, and the last checkpoint is kept."""
+    """The error names path and iteration, no step is made, and the last checkpoint stays."""
     cfg = tiny_config(tmp_path / "data", tmp_path / "out", "MODEL.CRNAS.SUPERNET", kind)
     trainer = (SupernetTrainer if kind else DetectionTrainer)(cfg)
     forward, losses = trainer.model.forward, 0
@@ -217,7 +253,7 @@ def test_a_loss_that_is_not_finite_ends_training(kind: str, value: float, tmp_pa
 
 
 def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path: Path) -> None:
-    """They would be, where a gradient overflowed right before one was due."""
+    """A gradient may overflow right before a checkpoint is due."""
     trainer = trainer_in(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1)
     step = type(trainer).run_step
 
@@ -236,7 +272,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_nothing_is_evaluated_after_an_error(tmp_path: Path) -> None:
-    """In the last iteration detectron2 would, together with processes that are gone."""
+    """detectron2 would in the last iteration, with processes that are gone."""
     trainer = DetectionTrainer(tiny_config(tmp_path / "data", tmp_path / "out", "SOLVER.MAX_ITER", 2))
     trainer.test = lambda *_: pytest.fail("evaluated")
     step = type(trainer).run_step
@@ -255,7 +291,7 @@ def test_nothing_is_evaluated_after_an_error(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the file, the checkpoints before it are whole, and nothing is left beside."""
+    """The error names the file, the checkpoints before it are whole, and no temporary file is left."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

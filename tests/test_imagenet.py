@@ -24,7 +24,7 @@ from crnas_d2.data.imagenet import (
     load_image_folder,
     register_imagenet,
 )
-from crnas_d2.data.loader import build_classification_test_loader, build_train_loader, seeded
+from crnas_d2.data.loader import build_test_loader, build_train_loader, seeded
 from crnas_d2.errors import InputError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -226,7 +226,7 @@ def test_every_test_image_is_seen_once(
     seen = []
     for rank in range(world):
         monkeypatch.setattr(loader.comm, "get_rank", lambda rank=rank: rank)
-        test_loader = build_classification_test_loader(cfg, cfg.DATASETS.TEST[0])
+        test_loader = build_test_loader(cfg, cfg.DATASETS.TEST[0])
         batches = list(test_loader)
         assert len(batches) == len(test_loader)
         assert all(1 <= len(batch) <= max(5 // world, 1) for batch in batches)

@@ -1,4 +1,4 @@
-"""Masks on genuine COCO photographs: Mask R-CNN with CR-ResNet50 learns eight of them by heart."""
+"""Masks on genuine COCO photographs: Mask R-CNN with CR-ResNet50 overfits eight of them."""
 
 from __future__ import annotations
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import ROOT, tiny_config, tiny_shapes
+from detectors import ROOT, tiny_config, tiny_shapes, tiny_yaml
 
 from crnas_d2.config import add_crnas_config, read_config
+from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine.schedule import check_schedule, resolve_schedule
 from crnas_d2.engine.setup import train_config
 from crnas_d2.engine.trainer import DetectionTrainer
@@ -224,3 +225,60 @@ def test_iterations_on_the_command_line_replace_epochs_in_the_file(
         assert resolved.MAX_ITER == 10
     if "SOLVER.BASE_LR" in given:
         assert resolved.BASE_LR == 0.001
+
+
+# ---- --resume with other keys --------------------------------------------------------------------
+
+KEPT = "which --resume keeps; to change it, start from MODEL.WEIGHTS in another OUTPUT_DIR"
+CHANGED = [
+    (["SOLVER.BASE_LR", "0.001"], "SOLVER.BASE_LR: 0.001: the run in {out} has 0.01, " + KEPT),
+    (["SOLVER.LR_PER_IMAGE", "0.1"], "SOLVER.BASE_LR: 0.2: the run in {out} has 0.01, " + KEPT),
+    (["SOLVER.MOMENTUM", "0.8"], "SOLVER.MOMENTUM: 0.8: the run in {out} has 0.9, " + KEPT),
+    (["SOLVER.NESTEROV", "True"], "SOLVER.NESTEROV: True: the run in {out} has False, " + KEPT),
+    (["SOLVER.WEIGHT_DECAY", "0.1"], "SOLVER.WEIGHT_DECAY: 0.1: the run in {out} has 0.0001, " + KEPT),
+    (["SOLVER.LR_PER_IMAGE", "0.005"], ""),  # the same for a batch of two
+    (["SOLVER.MAX_ITER", "12", "SOLVER.STEPS", "(8,)", "SOLVER.WARMUP_ITERS", "3"], ""),
+    (["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CHECKPOINT_PERIOD", "5"], ""),
+]
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command line of a run that has a checkpoint."""
+    folder = tmp_path_factory.mktemp("started")
+    trainer = DetectionTrainer(tiny_config(folder / "data", folder / "out"))
+    trainer.checkpointer.save("model_0000001", iteration=1)
+    pairs = ["OUTPUT_DIR", str(folder / "out"), *tiny_shapes(folder / "data")]
+    command = ["--resume", "--config-file", str(tiny_yaml(folder / "tiny.yaml")), *map(str, pairs)]
+    cfg = train_config(default_argument_parser().parse_args(command))
+    (folder / "out" / "config.yaml").write_text(cfg.dump())
+    return command
+
+
+@pytest.mark.parametrize(("changed", "message"), CHANGED, ids=lambda value: " ".join(value[:2]))
+def test_keys_that_a_resumed_optimizer_does_not_take(
+    changed: list[str], message: str, started: list[str]
+) -> None:
+    """They are in the optimizer's state, which comes from the checkpoint; the schedule's are taken."""
+    args = default_argument_parser().parse_args([*started, *changed])
+    if not message:
+        assert train_config(args).SOLVER.MAX_ITER == (12 if "SOLVER.MAX_ITER" in changed else 6)
+        return
+    with pytest.raises(InputError) as caught:
+        train_config(args)
+    assert str(caught.value) == message.format(out=started[4])
+    # Nothing resumes in an evaluation, or in a folder without a checkpoint.
+    fresh = [*started[:4], str(Path(started[4]).with_name("fresh")), *started[5:], *changed]
+    for command in (["--eval-only", *started, *changed], fresh):
+        train_config(default_argument_parser().parse_args(command))
+
+
+def test_what_a_resumed_run_takes(started: list[str]) -> None:
+    """The trainer itself: settings of the checkpoint's optimizer, and the schedule of the config."""
+    changed = ["SOLVER.BASE_LR", "0.5", "SOLVER.MOMENTUM", "0.5", "SOLVER.MAX_ITER", "12"]
+    cfg = read_config(started[2], [*started[3:], *changed])
+    use_own_data(cfg)
+    trainer = DetectionTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert (trainer.start_iter, trainer.max_iter) == (1, 12)
+    assert {(g["initial_lr"], g["momentum"]) for g in trainer.optimizer.param_groups} == {(0.01, 0.9)}

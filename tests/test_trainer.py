@@ -1,4 +1,4 @@
-"""Training: what moves and what does not, resumption to the bit, the seed decides everything."""
+"""Training: what moves and what does not, bit-exact resumption, the seed decides everything."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 import torch
 from detectors import HEADS, tiny_config
 
-from crnas_d2.engine.draws import seeded_draws
-from crnas_d2.pipeline.search_hook import SearchHook
-from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
+from crnas_d2.engine import trainer as trainer_module
+from crnas_d2.engine.trainer import DetectionTrainer, StepTrainer, SupernetTrainer
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.backbone.supernet import find_supernet
-from detectron2.modeling.proposal_generator import rpn
+from crnas_d2.pipeline.search_hook import SearchHook
+from detectron2.engine import HookBase
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
@@ -71,7 +71,7 @@ def test_only_the_path_moves(kind: str, tmp_path: Path) -> None:
 
 
 def test_one_group_a_setting_steps_like_detectron2s(tmp_path: Path) -> None:
-    """Joined groups change nothing: equal to detectron2's own optimizer, norm decay apart."""
+    """Merged groups change nothing: equal to detectron2's own optimizer, norm decay apart."""
     overrides = ["SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_NORM", 0.01]
     stepped = []
     for build in (DetectionTrainer.build_optimizer, build_optimizer):
@@ -87,42 +87,28 @@ def test_one_group_a_setting_steps_like_detectron2s(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*stepped))
 
 
-@pytest.mark.parametrize("kind", ["", "stage", "dilation"])
+RESUMED = {
+    "fixed": [],
+    "stage": ["MODEL.CRNAS.SUPERNET", "stage"],
+    "dilation": ["MODEL.CRNAS.SUPERNET", "dilation"],
+    "RetinaNet": HEADS["RetinaNet"],  # divides losses by a running mean that is no buffer of the model
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
 @pytest.mark.parametrize("cut", [3, 5])
 def test_a_resumed_run_is_the_same_run(kind: str, cut: int, tmp_path: Path) -> None:
-    """Cut after a checkpoint and one step beyond it; weights equal to the bit."""
-    overrides = ["MODEL.CRNAS.SUPERNET", kind, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", ()]
-    data = tmp_path / "data"
-
-    def without_test(output: Path) -> DetectionTrainer:
-        cfg = tiny_config(data, output, *overrides)
-        cfg.DATASETS.TEST = ()
-        trainer = (SupernetTrainer if kind else DetectionTrainer)(cfg)
-        trainer.resume_or_load(resume=True)
-        return trainer
-
-    whole = without_test(tmp_path / "whole")
+    """Cut after a checkpoint and one step beyond it; bit-exact weights."""
+    options = [*RESUMED[kind], "DATASETS.TEST_JSON", "", "DATASETS.TEST_IMAGES", ""]
+    whole = trainer_of(tmp_path / "data", tmp_path / "whole", *options)
     whole.train()
-    stop_after(without_test(tmp_path / "cut"), cut)
+    stop_after(trainer_of(tmp_path / "data", tmp_path / "cut", *options), cut)
     torch.manual_seed(cut)  # the global random state of the second process is another
-    resumed = without_test(tmp_path / "cut")
+    resumed = trainer_of(tmp_path / "data", tmp_path / "cut", *options)
     assert resumed.start_iter == cut - 1  # checkpoints after iterations 2, 4, 6
     resumed.train()
     expected, found = whole.model.state_dict(), resumed.model.state_dict()
     assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
-
-
-def test_a_resumed_retinanet_is_the_same_run(tmp_path: Path) -> None:
-    """Its losses are divided by a running mean that is no buffer of the model."""
-    options = [*HEADS["RetinaNet"], "DATASETS.TEST_JSON", "", "DATASETS.TEST_IMAGES", ""]
-    whole = trainer_of(tmp_path / "data", tmp_path / "whole", *options)
-    whole.train()
-    stop_after(trainer_of(tmp_path / "data", tmp_path / "cut", *options), 3)
-    resumed = trainer_of(tmp_path / "data", tmp_path / "cut", *options)
-    assert resumed.start_iter == 2
-    resumed.train()
-    expected, found = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
@@ -135,20 +121,43 @@ def test_the_seed_decides(tmp_path: Path) -> None:
     assert not torch.equal(first_weights(1), first_weights(2))
 
 
-def test_draws_are_functions_of_seed_iteration_and_image() -> None:
-    labels = torch.zeros(1000, dtype=torch.int64)
-    labels[:300] = 1
+def test_random_draws_are_functions_of_seed_iteration_and_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's inside a step, whatever was drawn before it; two passes draw one after the other."""
 
-    def draws(seed: int, iteration: int, images: list[int]) -> list[list[int]]:
-        torch.rand(len(images))  # whatever was drawn before
-        with seeded_draws(seed, iteration, images):
-            return [rpn.subsample_labels(labels, 64, 0.5, 0)[0].tolist() for _ in images]
+    class Drawing(torch.nn.Linear):
+        def forward(self, data: Any) -> dict[str, torch.Tensor]:
+            drawn.append(torch.rand(()).item())
+            return {"loss": self.weight.sum()}
 
-    both = draws(0, 5, [11, 12])
-    assert draws(0, 5, [12]) == both[1:] and draws(0, 5, [11]) == both[:1]
-    assert both[0] != both[1]
-    assert draws(0, 6, [11]) != both[:1]
-    assert draws(1, 5, [11]) != both[:1]
+    def draw(seed: int, iteration: int, rank: int) -> list[float]:
+        drawn.clear()
+        model = Drawing(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        trainer = StepTrainer(model, [[{}, {}]], optimizer, seed=seed, amp=False, passes=2)
+        trainer.iter = iteration
+        monkeypatch.setattr(trainer_module.comm, "get_rank", lambda: rank)
+        with EventStorage(0):
+            trainer.run_step()
+        return list(drawn)
+
+    drawn: list[float] = []
+    places = [(0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1)]
+    first = [draw(*place) for place in places]
+    assert len({number for numbers in first for number in numbers}) == 2 * len(places)
+    assert [draw(*place) for place in places[::-1]] == first[::-1]
+
+
+def test_an_error_before_training_is_not_hidden(tmp_path: Path) -> None:
+    """Of a hook that starts before the progress bar does."""
+
+    class Failing(HookBase):
+        def before_train(self) -> None:
+            raise LookupError("the real one")
+
+    trainer = trainer_of(tmp_path / "data", tmp_path / "out")
+    trainer._hooks.insert(0, Failing())
+    with pytest.raises(LookupError, match="the real one"):
+        trainer.train()
 
 
 def test_precise_bn_is_refused_on_a_supernet(tmp_path: Path) -> None:

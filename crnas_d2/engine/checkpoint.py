@@ -1,10 +1,7 @@
-"""Checkpoints: written beside and renamed, so that a kill cannot damage them; read without running what
-they name. One that is damaged all the same is passed over for the one before it.
-"""
+"""Checkpoints: written atomically, read without running code in them; a damaged one is skipped."""
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -19,64 +16,51 @@ from crnas_d2.modeling.checkpoint.array_pickle import load_arrays
 from crnas_d2.modeling.checkpoint.weights import read_checkpoint
 from detectron2.checkpoint import DetectionCheckpointer
 
+KEPT = 3  # undamaged periodic checkpoints; with two, there is one to fall back on
+
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """detectron2's checkpointer, whose files appear whole or not at all.
-
-    Args:
-        input_convention: goes into every file (crnas_d2/modeling/checkpoint/weights.py).
-    """
+    """detectron2's checkpointer, whose files are whole or not there, and hold ``input_convention``."""
 
     def __init__(
         self, model: nn.Module, save_dir: str, input_convention: dict[str, Any], **kwargs: Any
     ) -> None:
         super().__init__(model, save_dir, **kwargs)
-        self._input_convention = input_convention
+        self._extra = {"input_convention": input_convention}
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name``.pth with the model, all checkpointables and ``kwargs``, then point to it.
+        """Write ``name``.pth, name it in last_checkpoint, and delete old periodic checkpoints.
 
         Raises:
-            FloatingPointError: a weight is not finite, so that nobody could go on from there.
-            OSError: naming the file; the ones before it stay as they are.
+            FloatingPointError: a weight is not finite, so training could not resume from it.
+            OSError: naming the file; the earlier ones stay as they are.
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {
-            "model": self.model.state_dict(),
-            "input_convention": self._input_convention,
-            **kwargs,
-        }
+        data = {"model": self.model.state_dict(), **self._extra, **kwargs}
         for key, tensor in data["model"].items():
             if not torch.isfinite(tensor).all():
                 raise FloatingPointError(f"{key} is not finite, so {name}.pth was not written")
         data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
-        write_atomically(
-            os.path.join(self.save_dir, f"{name}.pth"), lambda file: torch.save(data, file)
-        )
-        self.tag_last_checkpoint(f"{name}.pth")
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Write the file that names the newest checkpoint."""
-        write_bytes(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename.encode())
+        path = Path(self.save_dir) / f"{name}.pth"
+        write_atomically(path, lambda file: torch.save(data, file))
+        write_bytes(path.with_name("last_checkpoint"), path.name.encode())
+        kept = 0
+        for other in _periodic(self.save_dir):
+            if kept >= KEPT and other != path:
+                other.unlink()
+            elif not _damage(other):
+                kept += 1
 
     def get_checkpoint_file(self) -> str:
-        """The checkpoint to go on from; the log says which newer ones are damaged.
-
-        Raises:
-            InputError: none can be read.
-        """
+        """As last_whole, which gives the path; damaged ones are logged."""
         path, damaged = last_whole(self.save_dir)
         for line in damaged:
-            self.logger.warning("%s; going on from %s", line, path)
+            self.logger.warning("%s; resuming from %s", line, path)
         return path
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """As detectron2's, of .pth and .pkl files, but nothing in them is run.
-
-        Raises:
-            InputError: not a checkpoint.
-        """
+        """As detectron2's, of .pth and .pkl files, but no code in them is run; else an InputError."""
         if not filename.endswith(".pkl"):
             loaded = read_checkpoint(filename, "MODEL.WEIGHTS")
             return loaded if "model" in loaded else {"model": loaded}
@@ -89,38 +73,37 @@ class SafeCheckpointer(DetectionCheckpointer):
         return {"matching_heuristics": True, **content}
 
 
-def last_whole(folder: str) -> tuple[str, list[str]]:
-    """The checkpoint to go on from: what last_checkpoint names or, if that is damaged, the model_*.pth
-    of the highest iteration that is not.
+def _periodic(folder: str) -> list[Path]:
+    """model_*.pth, the highest iteration first."""
+    found = [path for path in Path(folder).iterdir() if re.fullmatch(r"model_\d+\.pth", path.name)]
+    return sorted(found, key=lambda path: int(path.stem.split("_")[1]), reverse=True)
 
-    Returns:
-        its path, and for each file before it in that order a line that says what is wrong with it.
+
+def last_whole(folder: str) -> tuple[str, list[str]]:
+    """The checkpoint to resume from: what last_checkpoint names or, if that is damaged, the undamaged
+    model_*.pth of the highest iteration; and a line on each damaged one before it in that order.
 
     Raises:
         InputError: all are damaged.
     """
     tag = Path(folder) / "last_checkpoint"
     named = tag.parent / Path(tag.read_text("utf-8", errors="replace").strip("\0\n ") or tag.name).name
-    numbers = {path: re.fullmatch(r"model_(\d+)\.pth", path.name) for path in tag.parent.iterdir()}
-    others = [(int(number[1]), path) for path, number in numbers.items() if number and path != named]
     damaged: list[str] = []
-    for path in [named, *(path for _, path in sorted(others, reverse=True))]:
+    for path in [named, *(path for path in _periodic(folder) if path != named)]:
         damage = _damage(path)
         if not damage:
             return str(path), damaged
         damaged.append(f"{path} is damaged ({damage})")
-    raise InputError(
-        f"--resume: {'; '.join(damaged)}; no other checkpoint is there, so start anew in another folder"
-    )
+    raise InputError(f"--resume: {'; '.join(damaged)}; start anew in another OUTPUT_DIR")
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a file that torch.save wrote; empty: its sums are right."""
+    """What is wrong with a file that torch.save wrote; empty: its checksums are right."""
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
+        return f"{part} has changed" if part else ""
     except FileNotFoundError:
         return "no such file"
     except Exception as error:  # a broken archive may raise any
         return f"{path.stat().st_size} bytes, {error}" if path.is_file() else str(error)
-    return f"{part} has changed" if part else ""

@@ -1,7 +1,6 @@
-"""Gradients averaged over processes, for the active path only.
+"""Gradients averaged over the processes, and stepped, for the active path only.
 
-Parameters off the path have no gradient, so they are neither sent nor stepped; every process has the
-same path, hence the same list.
+Parameters off the path have no gradient: they are neither sent nor stepped.
 """
 
 from __future__ import annotations
@@ -14,20 +13,64 @@ import torch.distributed as dist
 from torch import nn
 from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
 
+from crnas_d2.modeling.backbone.supernet import find_supernet
 from detectron2.utils import comm
 
 BUCKET = 25 * 2**20  # bytes; DistributedDataParallel's default
+
+
+class GradientAverage:
+    """Averages a model's gradients over all processes after each backward pass.
+
+    What is sent is the same list on every process, even if a rank has no gradient for some of it (a
+    mask head without a mask in the rank's images): all parameters of the current path and outside of
+    the supernet.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._supernet = find_supernet(model)
+        inside = set() if self._supernet is None else set(self._supernet.parameters())
+        # Cached, since a walk through all modules takes milliseconds.
+        self._outside = [p for p in model.parameters() if p not in inside]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that are trained in the current step."""
+        found = list(self._outside)
+        if self._supernet is not None:
+            for segment in self._supernet.segments(self._supernet.path):
+                for _, module in segment.modules():
+                    found += module.parameters(recurse=False)
+        return [parameter for parameter in found if parameter.requires_grad]
+
+    def __call__(self, *values: torch.Tensor) -> None:
+        """Average the gradients and ``values`` in place.
+
+        A rank without a gradient counts as zeros; a parameter that has none on any rank stays without
+        one, so that the optimizer skips it.
+
+        Args:
+            values: scalars, at least one, that travel along.
+        """
+        if comm.get_world_size() == 1:
+            return
+        parameters = self.parameters()
+        ranks = values[0].new_tensor([parameter.grad is not None for parameter in parameters])
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        average([*values, ranks, *(parameter.grad for parameter in parameters)])
+        for parameter, share in zip(parameters, ranks.tolist()):
+            if not share:
+                parameter.grad = None
 
 
 def average(tensors: Iterable[torch.Tensor], bucket: int = BUCKET) -> None:
     """Average tensors over all processes, in place, in flat buckets of one dtype.
 
     Args:
-        tensors: the same list on every process.
-        bucket: bytes of a bucket at most; a larger tensor has one of its own.
+        tensors: of the same shapes on every process.
+        bucket: size in bytes; a larger tensor has a bucket of its own.
     """
-    if comm.get_world_size() == 1:
-        return
     for same in _take_tensors(list(tensors), bucket):
         flat = _flatten_dense_tensors(same)
         dist.all_reduce(flat)
@@ -38,10 +81,10 @@ def average(tensors: Iterable[torch.Tensor], bucket: int = BUCKET) -> None:
 
 @contextmanager
 def path_only(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Inside, the optimizer's groups hold the parameters that have a gradient, and no others.
+    """Inside, the optimizer's groups hold only the parameters that have a gradient.
 
-    Clipping goes through every parameter of a group in Python, with or without a gradient: over a
-    whole supernet that costs more than the step itself.
+    Clipping loops over all parameters of a group in Python: over a whole supernet that costs more than
+    the step itself.
     """
     everything = [group["params"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 
 
 def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
-    """A tqdm bar, of rank 0 alone; a line every ten seconds where standard error is a file."""
+    """A tqdm bar, on rank 0 only; a line every ten seconds where standard error is a file."""
     return tqdm(
         *args,
         disable=not comm.is_main_process(),
@@ -27,10 +27,10 @@ def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
 
 
 class PathSampler(HookBase):
-    """Before each step, set the supernet's path: a function of (seed, iteration) alone.
+    """Sets the supernet's path before each step: a function of (seed, iteration) only.
 
     Args:
-        budgets: if any, stage paths are drawn from the codes that meet one of them; of blocks alone.
+        budgets: if any, stage paths are drawn from the codes that meet one of them; of blocks only.
     """
 
     def __init__(self, supernet: Supernet, seed: int, budgets: Sequence[BudgetSpec] = ()) -> None:
@@ -52,6 +52,8 @@ class PathSampler(HookBase):
 
 class ProgressBar(HookBase):
     """Iterations, time left and total loss."""
+
+    _bar = tqdm(disable=True)  # until before_train, since that of another hook may fail
 
     def before_train(self) -> None:
         self._bar = progress_bar(

@@ -1,14 +1,15 @@
-"""Schedules in epochs: SOLVER.EPOCHS, STEP_EPOCHS and LR_PER_IMAGE turned into detectron2's keys.
+"""Schedules in epochs: SOLVER.EPOCHS, STEP_EPOCHS and LR_PER_IMAGE converted to detectron2's keys.
 
-An epoch is a pass over the images that are really trained on: detectron2 drops those without an
-annotation (117,266 of 118,287 remain in COCO train2017). Keys of ours that are 0 leave detectron2's
-alone.
+An epoch is one pass over the images that are trained on, without those that detectron2 drops since they
+have no annotation (117,266 of 118,287 remain in COCO train2017). Keys of ours that are 0 do not count.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -18,33 +19,25 @@ from detectron2.solver.build import build_lr_scheduler, maybe_add_gradient_clipp
 
 
 def check_schedule(cfg: CfgNode) -> None:
-    """The keys of SOLVER are sound, ours together too.
+    """The keys of SOLVER are sound, by themselves and together.
 
     Raises:
         InputError: a negative value, steps without EPOCHS, out of order or not before its end, or
             values that torch's SGD or detectron2's schedules refuse.
     """
-    epochs, steps = cfg.SOLVER.EPOCHS, tuple(cfg.SOLVER.STEP_EPOCHS)
+    solver = cfg.SOLVER
+    epochs, steps = solver.EPOCHS, tuple(solver.STEP_EPOCHS)
     for key in ("EPOCHS", "LR_PER_IMAGE"):
-        if cfg.SOLVER[key] < 0:
-            raise InputError(
-                f"SOLVER.{key}: {cfg.SOLVER[key]}: a positive number is needed, or 0 for "
-                "detectron2's own keys"
-            )
+        if solver[key] < 0:
+            raise InputError(f"SOLVER.{key}: {solver[key]}: at least 0 is needed; 0: detectron2's keys")
     if steps and not epochs:
-        raise InputError(
-            f"SOLVER.STEP_EPOCHS: {steps}: SOLVER.EPOCHS is 0; set it, or SOLVER.STEPS in iterations"
-        )
+        raise InputError(f"SOLVER.STEP_EPOCHS: {steps}: SOLVER.EPOCHS is 0; set it, or SOLVER.STEPS")
     numbers = all(type(step) in (int, float) for step in steps)
     bounds = (0, *steps, epochs)
     if not numbers or (steps and any(a >= b for a, b in zip(bounds, bounds[1:]))):
-        raise InputError(
-            f"SOLVER.STEP_EPOCHS: {steps}: ascending numbers between 0 and SOLVER.EPOCHS {epochs} "
-            "are needed"
-        )
+        raise InputError(f"SOLVER.STEP_EPOCHS: {steps}: ascending numbers in (0, {epochs}) are needed")
     # What detectron2 makes of the other keys of SOLVER shows on one weight.
     weight = torch.zeros(1, requires_grad=True)
-    solver = cfg.SOLVER
     try:
         sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
             [weight], lr=solver.BASE_LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY
@@ -54,44 +47,39 @@ def check_schedule(cfg: CfgNode) -> None:
         raise InputError(f"SOLVER: cannot be used: {' '.join(str(error).split())}") from error
 
 
+def learning_rate(solver: Mapping[str, Any]) -> float:
+    """The one that SOLVER's keys amount to."""
+    return solver["LR_PER_IMAGE"] * solver["IMS_PER_BATCH"] or solver["BASE_LR"]
+
+
 def resolve_schedule(cfg: CfgNode, images: int) -> CfgNode:
     """A frozen copy whose MAX_ITER, STEPS and BASE_LR follow from our keys.
 
     Args:
-        images: in one epoch, after empty ones are dropped.
+        images: in one epoch, without those that are dropped.
 
     Raises:
-        InputError: as check_schedule, or steps that the batches are too large to tell apart.
+        InputError: as check_schedule, or steps that fall on the same iteration.
     """
     check_schedule(cfg)
-    resolved = cfg.clone()
-    resolved.defrost()
-    solver = resolved.SOLVER
-    batch = solver.IMS_PER_BATCH
+    cfg = cfg.clone()
+    cfg.defrost()
+    solver = cfg.SOLVER
+    epochs, batch = solver.EPOCHS, solver.IMS_PER_BATCH
     said = []
-    if solver.EPOCHS:
-
-        def iterations(epochs: float) -> int:
-            return math.ceil(epochs * images / batch)
-
-        solver.MAX_ITER = iterations(solver.EPOCHS)
-        solver.STEPS = tuple(iterations(step) for step in solver.STEP_EPOCHS)
-        bounds = (*solver.STEPS, solver.MAX_ITER)
-        if any(a == b for a, b in zip(bounds, bounds[1:])):
+    if epochs:
+        *steps, end = (math.ceil(e * images / batch) for e in (*solver.STEP_EPOCHS, epochs))
+        solver.STEPS, solver.MAX_ITER = tuple(steps), end
+        at = ", ".join(map(str, steps)) or "none"
+        said = [f"{epochs} epochs of {images} images at batch {batch}: {end} iterations, steps at {at}"]
+        if len({*steps, end}) <= len(steps):
             raise InputError(
-                f"SOLVER.STEP_EPOCHS: {tuple(solver.STEP_EPOCHS)}: {images} images at batch {batch} "
-                f"make {solver.MAX_ITER} iterations with steps at {solver.STEPS}; different ones "
-                "before the end are needed"
+                f"SOLVER.STEP_EPOCHS: {solver.STEP_EPOCHS}: {images} images at batch {batch} make "
+                f"{end} iterations, with steps at {solver.STEPS}: distinct ones are needed"
             )
-        steps = ", ".join(map(str, solver.STEPS)) or "none"
-        said = [
-            f"{solver.EPOCHS} epochs of {images} images at batch {batch}: {solver.MAX_ITER} iterations",
-            f"steps at {steps}",
-        ]
-    if solver.LR_PER_IMAGE:
-        solver.BASE_LR = solver.LR_PER_IMAGE * batch
-    if solver.EPOCHS or solver.LR_PER_IMAGE:
-        said.append(f"learning rate {solver.BASE_LR:g}")
+    solver.BASE_LR = learning_rate(solver)
+    if epochs or solver.LR_PER_IMAGE:
+        said += [f"learning rate {solver.BASE_LR:g}"]
         logging.getLogger(__name__).info(", ".join(said))
-    resolved.freeze()
-    return resolved
+    cfg.freeze()
+    return cfg

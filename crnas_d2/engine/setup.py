@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -18,7 +19,7 @@ from crnas_d2.data.datasets import check_dataset, use_own_data
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
 from crnas_d2.engine.checkpoint import last_whole
-from crnas_d2.engine.schedule import check_schedule
+from crnas_d2.engine.schedule import check_schedule, learning_rate
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_text
 from crnas_d2.modeling.build import SUPERNETS, architecture_of, input_convention, stage_space_of
@@ -132,6 +133,39 @@ def check_output(folder: str, resume: bool, traces: Sequence[str]) -> None:
         )
 
 
+def _leaves_of(path: Path) -> dict[str, Any]:
+    """The leaves of a run's config.yaml, as far as it can be read."""
+    try:
+        return leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, yaml.YAMLError):
+        return {}
+
+
+# Keys of SOLVER, besides the learning rate, whose values --resume takes from the checkpoint.
+OPTIMIZER = (
+    *("MOMENTUM", "NESTEROV", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS"),
+    "BIAS_LR_FACTOR",
+)
+
+
+def check_same_optimizer(cfg: CfgNode) -> None:
+    """The run in OUTPUT_DIR has the same optimizer, since a resumed one keeps its settings.
+
+    Raises:
+        InputError: the first key that differs.
+    """
+    now = leaves(cfg.SOLVER)
+    run = {**leaves(cfg), **_leaves_of(Path(cfg.OUTPUT_DIR) / "config.yaml")}
+    before = {key: run[f"SOLVER.{key}"] for key in now}
+    settings = [{"BASE_LR": learning_rate(s), **{k: s[k] for k in OPTIMIZER}} for s in (before, now)]
+    for key, kept in settings[0].items():
+        if settings[1][key] != kept:
+            raise InputError(
+                f"SOLVER.{key}: {settings[1][key]!r}: the run in {cfg.OUTPUT_DIR} has {kept!r}, which "
+                "--resume keeps; to change it, start from MODEL.WEIGHTS in another OUTPUT_DIR"
+            )
+
+
 def check_same_run(cfg: CfgNode) -> None:
     """The run in OUTPUT_DIR has the same config, but for keys that --resume may change (config.RESUME).
 
@@ -141,10 +175,7 @@ def check_same_run(cfg: CfgNode) -> None:
         InputError: the first key that differs, or one of an earlier version.
     """
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    try:
-        before = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, yaml.YAMLError):
-        return
+    before = _leaves_of(path)
     refuse_renamed(before, str(path))
     scored = any(path.parent.glob("*/journal.jsonl")) or any(path.parent.glob("*/matches"))
     now = leaves(yaml.safe_load(cfg.dump()))
@@ -227,6 +258,8 @@ def train_config(args: argparse.Namespace) -> CfgNode:
         check_loading(cfg, processes(args))
         check_schedule(cfg)
         check_data(cfg, "TRAIN")
+        if (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
+            check_same_optimizer(cfg)
     check_network(cfg)
     check_weights(cfg, args.resume)
     if not supernet:
