@@ -135,7 +135,7 @@ def test_blocks_without_a_tolerance_are_exact() -> None:
 
 
 class Lazy(Mapping[str, float]):
-    """Costs that know which of them were asked for."""
+    """Costs that record which of them were looked up."""
 
     def __init__(self, **costs: float) -> None:
         self.costs = costs
@@ -146,7 +146,7 @@ class Lazy(Mapping[str, float]):
         return self.costs[name]
 
     def __iter__(self) -> None:  # type: ignore[override]
-        raise AssertionError("nobody asks for all costs")
+        raise AssertionError("all costs are never looked up at once")
 
     __len__ = __iter__  # type: ignore[assignment]
 

@@ -1,6 +1,6 @@
-"""report.html: what a search found, every candidate it scored, and whom its races dropped.
+"""report.html: what a search found, every candidate it scored, and which ones its races dropped.
 
-Read from the files of the run's folder alone:
+It reads the files of the run's folder alone:
 
     OUTPUT_DIR/found*.yaml  stage/ and dilation*/journal.jsonl, race.jsonl  retrain/table.csv
 
