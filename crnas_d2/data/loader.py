@@ -185,7 +185,7 @@ def check_loading(cfg: CfgNode, processes: int) -> None:
         DatasetMapper(cfg, is_train=True)
     except (AssertionError, AttributeError, KeyError, NotImplementedError, ValueError) as error:
         why = f"{type(error).__name__} {' '.join(str(error).split())}"
-        raise InputError(f"INPUT: cannot be used: {why}") from error
+        raise InputError(f"INPUT: images cannot be read and augmented: {why}") from error
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
@@ -220,8 +220,8 @@ def _classification_mapper(cfg: CfgNode, is_train: bool) -> ClassificationMapper
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
-    """detectron2's, with errors that name the image; labelled images in batches as large as in training,
-    but at most 64, since each image from a worker takes a file descriptor.
+    """detectron2's, with errors that name the image; or batches of labelled images, as large as
+    in training, but at most 64, since each image from a worker takes a file descriptor.
     """
     if not is_image_folder(name):
         mapper = NamingMapper(DatasetMapper(cfg, is_train=False))
