@@ -54,24 +54,25 @@ def read_file(path: str, key: str) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get("model", content), dict):
             raise TypeError("it holds no dict of weights")
     except ModuleNotFoundError as error:
-        raise InputError(f"{key}: {path}: reading it takes `pip install {error.name}`") from error
+        raise InputError(f"{key}: {path}: reading it takes `pip install safetensors`") from error
     except Exception as error:  # a broken file may raise any
         text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # colours of the terminal
         text = text.rpartition("WeightsUnpickler error: ")[2]  # without torch's advice
         why = textwrap.shorten(text, 120, placeholder=" ...") or type(error).__name__
-        raise InputError(f"{key}: {path}: not a checkpoint ({why})") from error
+        raise InputError(f"{key}: {path}: not a detectron2 checkpoint or state dict ({why})") from error
     return content
 
 
 def read_checkpoint(path: str, key: str) -> dict[str, Any]:
-    """As ``read_file``, but of a .pth file only: other formats say nothing of their input.
+    """As ``read_file``, but of a .pth file only.
 
     Raises:
         InputError: another format, or not a checkpoint.
     """
     if path.endswith((".pkl", ".safetensors")):
         raise InputError(
-            f"{key}: {path}: allowed is a .pth file, and tools/convert_weights.py makes one from it"
+            f"{key}: {path}: a pickle or safetensors file does not say what input it was made for; "
+            "allowed is a .pth file, and tools/convert_weights.py makes one from it"
         )
     return read_file(path, key)
 
