@@ -232,27 +232,6 @@ BY_HAND = [
     ),
     pytest.param(
         RESNET50,
-        RESNET50,
-        ["MODEL.CRNAS.SUPERNET", "stage", "MODEL.CRNAS.NESTED_DEPTHS", True],
-        {
-            "res3.0.9.conv2.weight": "layer2.3.conv2.weight",
-            "res4.0.22.conv3.weight": "layer3.2.conv3.weight",
-        },
-        id="nested stage supernet",
-    ),
-    pytest.param(
-        MOBILENETV2,
-        MOBILENETV2,
-        ["MODEL.CRNAS.SUPERNET", "stage"],
-        {
-            "res4.0.7.6.depthwise.weight": "features.10.conv.1.0.weight",  # the third later one
-            "res4.1.6.5.depthwise.weight": "features.12.conv.1.0.weight",
-            "res5.2.1.0.conv.weight": "features.18.0.weight",
-        },
-        id="stage supernet of MobileNetV2",
-    ),
-    pytest.param(
-        RESNET50,
         Architecture.undilated("resnet", (1, 3, 5, 7)),
         ["MODEL.CRNAS.SUPERNET", "dilation"],
         {f"res5.4.conv2.{digit}.weight": "layer4.2.conv2.weight" for digit in range(3)}

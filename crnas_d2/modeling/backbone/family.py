@@ -23,10 +23,10 @@ Norm = Union[str, Callable[[int], nn.Module]]  # as detectron2.layers.get_norm t
 
 @dataclass(frozen=True)
 class Chain:
-    """Equal blocks in a row; the stage code says how many.
+    """Equal blocks in a row.
 
     Attributes:
-        position: of the chain's entry in the stage code.
+        position: of the entry of the stage code that says how many.
         block: ``block(in_channels, width, stride, norm)`` makes one block with rate 1.
         stride: of the first block; the others have 1.
     """

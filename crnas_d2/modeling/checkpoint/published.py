@@ -114,8 +114,8 @@ _RESNET = (
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.downsample\.1\.", ".shortcut.norm."),
 )
-# torchvision numbers the layers of MobileNetV2: convolution 0 and norm 1 of a pair, and the pairs of a
-# block, whose last is not a pair of its own. Block 1 has expansion 1, so nothing expands.
+# torchvision numbers the layers of MobileNetV2: in a block, pairs of convolution (0) and norm (1), and
+# after them the last convolution and norm. Block 1 has expansion 1, so it has no ``expand``.
 _MOBILENETV2 = (
     (r"^features\.0\.", "stem.conv1."),
     (r"^(features\.1)\.conv\.0\.", r"\1.depthwise."),

@@ -27,15 +27,15 @@ CONVENTION_KEYS = {
     "pixel_std": "MODEL.PIXEL_STD",
     "stride_in_1x1": "MODEL.CRNAS.STRIDE_IN_1X1",
 }
-TOLERANCE = 0.01  # some projects round the published means: 103.53, 103.530
+TOLERANCE = 0.01  # of means and deviations, values 0..255, which projects round differently
 BARE, BELOW_NECK = "backbone.", "backbone.bottom_up."
 
 
 def read_file(path: str, key: str) -> dict[str, Any]:
-    """The content of a file of weights; nothing in it is run.
+    """The content of a .pkl, a .safetensors or what torch.save wrote; nothing in it is run.
 
     Args:
-        path: of a .pkl, a .safetensors, or what torch.save wrote; or a URL that detectron2 can fetch.
+        path: of the file, or a URL that detectron2 can fetch.
         key: the config key or option that named it, for the message.
 
     Raises:
@@ -84,7 +84,7 @@ def check_backbone_weights(
 
     Args:
         backbone: bare or with a neck, which is not checked; on any device.
-        path: as ``read_checkpoint`` takes it; ``key`` too.
+        path, key: as in ``read_checkpoint``.
         convention: the config's; compared if the checkpoint has one.
 
     Raises:
@@ -144,4 +144,5 @@ def load_below_neck(neck: nn.Module) -> None:
             if prefix + name in state:
                 state[f"{prefix}bottom_up.{name}"] = state.pop(prefix + name)
 
-    neck._register_load_state_dict_pre_hook(rename)  # public only since torch 2.5
+    # The public form of this came with torch 2.5.
+    neck._register_load_state_dict_pre_hook(rename)
