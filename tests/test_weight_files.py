@@ -130,6 +130,15 @@ def test_objects_are_named_in_whole_words(content: Any, named: str, tmp_path: Pa
     assert set(why.removesuffix("...").split()) <= set(full.split())
 
 
+def test_an_errors_text_is_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise RuntimeError("\x1b[1mbold\x1b[0m\n" + "word " * 99)
+
+    monkeypatch.setattr(torch, "load", load)
+    error = refused(config(RESNET18), str(tmp_path / "source.pth"), tmp_path)
+    assert re.search(r"\(bold( word){20,23} \.\.\.\)$", error)
+
+
 # ---- what is refused -----------------------------------------------------------------------------
 
 

@@ -34,6 +34,9 @@ BARE, BELOW_NECK = "backbone.", "backbone.bottom_up."
 def read_file(path: str, key: str) -> dict[str, Any]:
     """The content of a .pkl, a .safetensors or what torch.save wrote; nothing in it is run.
 
+    For the last, that is torch's promise, which hostile files could break before torch 2.10
+    (CVE-2025-32434, CVE-2026-24747).
+
     Args:
         path: of the file, or a URL that detectron2 can fetch.
         key: the config key or option that named it, for the message.
