@@ -42,12 +42,6 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> str:
     return saved(reference_of(RESNET18), tmp_path_factory.mktemp("resnet18"))
 
 
-def test_a_source_says_what_it_is(resnet18: str) -> None:
-    source = read_source(resnet18)
-    assert list(source.blocks) == [f"res{stage}.{block}" for stage in range(2, 6) for block in range(2)]
-    assert source.others == ["fc.weight", "fc.bias"] and not source.is_fused
-
-
 # ---- wrappings -----------------------------------------------------------------------------------
 
 NARROW = {64: 8, 128: 16, 256: 24, 512: 32}
@@ -105,7 +99,7 @@ def test_wrapped_weights_are_the_bare_ones(wrapping: str, narrow: State, tmp_pat
 
 
 def test_safetensors_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"")
     error = refused(config(RESNET18), str(path), tmp_path)
