@@ -176,7 +176,7 @@ def test_it_learns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cut", [3, 5])
 def test_a_resumed_run_is_the_same_run(kind: str, cut: int, tmp_path: Path) -> None:
-    """Six iterations, or a cut after a checkpoint and one step beyond it; equal to the bit."""
+    """Six iterations, or a cut after a checkpoint and one step beyond it; bit-exact."""
 
     class Cut(Exception):
         pass
