@@ -11,7 +11,13 @@ from torch import nn
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.modeling.backbone.family import build_network
-from crnas_d2.modeling.backbone.supernet import DilationSupernet, StageSupernet, Supernet, find_supernet
+from crnas_d2.modeling.backbone.supernet import (
+    ChoiceBlock,
+    DilationSupernet,
+    StageSupernet,
+    Supernet,
+    find_supernet,
+)
 from crnas_d2.space import FAMILY_DEPTHS, DilationSpace, StageSpace
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -44,7 +50,7 @@ def image(seed: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_subnet_gives_its_paths_outputs_to_the_bit(kind: str, family: str) -> None:
+def test_a_subnet_gives_its_paths_outputs_exactly(kind: str, family: str) -> None:
     supernet = make(kind, family).eval()
     randomise(supernet, seed=4)
     seen = []
@@ -71,11 +77,12 @@ def test_no_two_branches_share_a_parameter(kind: str, family: str) -> None:
     stem = {p.data_ptr() for p in supernet.stem.parameters()}
     if kind == "stage":
         branches: list[nn.Module] = [
-            chain for name in STAGES for entry in getattr(supernet, name) for chain in entry.values()
+            branch for name in STAGES for chain in getattr(supernet, name) for branch in chain.values()
         ]
         assert len(branches) == sum(map(len, supernet.space.depths)) - FIXED_OUTSIDE.get(family, 0)
     else:
-        branches = [conv for choice in supernet.choice_blocks() for conv in choice]
+        choices = [m for m in supernet.modules() if isinstance(m, ChoiceBlock)]
+        branches = [conv for choice in choices for conv in choice]
         assert len(branches) == 3 * supernet.space.choices
     pointers = [p.data_ptr() for branch in branches for p in branch.parameters()]
     assert len(pointers) == len(set(pointers))

@@ -1,18 +1,20 @@
-"""The builders in detectron2's BACKBONE_REGISTRY, and the only readers of cfg in this package.
+"""The builders in detectron2's BACKBONE_REGISTRY; they and the classifier alone read cfg here.
 
     build_crnas_backbone                the bare backbone
     build_crnas_fpn_backbone            with FPN and P6 by pooling (Faster, Mask, Cascade R-CNN)
     build_crnas_retinanet_fpn_backbone  with FPN and P6, P7 by convolution (RetinaNet)
     build_crnas_nas_fpn_backbone        with NAS-FPN, P3 to P7 (paper, Table 9)
 
-Each gives the fixed network of MODEL.CRNAS.STAGE_CODE and DILATION_CODE, or with MODEL.CRNAS.SUPERNET
-the stage or dilation supernet. All keys are explained in crnas_d2/config.py.
+Each builds the fixed network of MODEL.CRNAS.STAGE_CODE and DILATION_CODE, or the supernet that
+MODEL.CRNAS.SUPERNET names. crnas_d2/config.py explains the keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+from torch import nn
 
 from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
 from crnas_d2.errors import InputError
@@ -55,31 +57,29 @@ def architecture_of(cfg: CfgNode) -> Architecture:
     """The architecture of the fixed network; no dilation code means rate 1 in every block.
 
     Raises:
-        InputError: a code that is none; the message names the key.
+        InputError: not a code of the family; the message names the key.
     """
     family = family_of(cfg).name
     node = cfg.MODEL.CRNAS
+    key = "STAGE_CODE"
     try:
-        plain = Architecture.undilated(family, node.STAGE_CODE)
+        found = Architecture.undilated(family, node.STAGE_CODE)
+        if node.DILATION_CODE:
+            key = "DILATION_CODE"
+            found = Architecture(family, found.stage_code, tuple(node.DILATION_CODE))
     except ValueError as error:
-        raise InputError(f"MODEL.CRNAS.STAGE_CODE: {error}") from error
-    if not node.DILATION_CODE:
-        return plain
-    try:
-        found = Architecture(family, plain.stage_code, tuple(node.DILATION_CODE))
-    except ValueError as error:
-        raise InputError(f"MODEL.CRNAS.DILATION_CODE: {error}") from error
+        raise InputError(f"MODEL.CRNAS.{key}: {error}") from error
     if not found.is_complete:
         raise InputError(
             f"MODEL.CRNAS.DILATION_CODE: {list(node.DILATION_CODE)} has "
-            f"{len(node.DILATION_CODE)} digits; stage code {list(plain.stage_code)} "
-            f"takes {plain.blocks}, or none at all"
+            f"{len(found.dilation_code)} digits; stage code {list(found.stage_code)} "
+            f"takes {found.blocks}, or none at all"
         )
     return found
 
 
 def input_convention(cfg: CfgNode) -> dict[str, Any]:
-    """What weights of this config's network expect of their input (crnas_d2/modeling/checkpoint/weights.py)."""
+    """The input that weights of this config are made for; see modeling/checkpoint/weights.py."""
     return {
         "format": cfg.INPUT.FORMAT,
         "pixel_mean": [float(value) for value in cfg.MODEL.PIXEL_MEAN],
@@ -120,12 +120,12 @@ def stage_space_of(cfg: CfgNode) -> StageSpace:
 
 
 def _scaled_widths(node: CfgNode, family: Family) -> list[int]:
-    """Channels after the stem, then the width of each entry."""
+    """Channels after the stem, then the width of each chain."""
     widths = node.WIDTHS or family.widths
     if len(widths) != len(family.widths) or min(widths) < 1:
         raise InputError(
-            f"MODEL.CRNAS.WIDTHS: {list(widths)}: a positive one for each of {len(family.widths)} "
-            f"stages of {family.name}, or none at all"
+            f"MODEL.CRNAS.WIDTHS: {list(widths)}: {family.name} takes {len(family.widths)} positive "
+            "widths, or none at all"
         )
     if family.projects_by_width and any(a == b for a, b in zip(widths, widths[1:])):
         raise InputError(
@@ -136,8 +136,8 @@ def _scaled_widths(node: CfgNode, family: Family) -> list[int]:
     scaled = [width * node.WIDTH_MULTIPLIER for width in full]
     if min(scaled) < 1 or any(width != int(width) for width in scaled):
         raise InputError(
-            f"MODEL.CRNAS.WIDTH_MULTIPLIER: {node.WIDTH_MULTIPLIER:g}: makes {scaled} of the widths "
-            f"{full}; whole numbers of at least 1 are needed"
+            f"MODEL.CRNAS.WIDTH_MULTIPLIER: {node.WIDTH_MULTIPLIER:g}: turns the widths {full} into "
+            f"{scaled}; whole numbers of at least 1 are needed"
         )
     return [int(width) for width in scaled]
 
@@ -145,17 +145,17 @@ def _scaled_widths(node: CfgNode, family: Family) -> list[int]:
 def build_crnas_bottom_up(
     cfg: CfgNode, input_shape: ShapeSpec, out_features: tuple[str, ...]
 ) -> Backbone:
-    """Fixed network or supernet, by MODEL.CRNAS.SUPERNET.
+    """The fixed network or supernet of MODEL.CRNAS, without a neck.
 
     Raises:
-        InputError: a value of MODEL.CRNAS that cannot be built.
+        InputError: a value that cannot be built.
     """
     node = cfg.MODEL.CRNAS
     family = family_of(cfg)
     if node.SUPERNET not in SUPERNETS:
         raise InputError(f"MODEL.CRNAS.SUPERNET: {node.SUPERNET!r}: allowed are {SUPERNETS}")
     stem_channels, *widths = _scaled_widths(node, family)
-    shared = {
+    shape: dict[str, Any] = {
         "in_channels": input_shape.channels,
         "stem_channels": stem_channels,
         "widths": widths,
@@ -164,13 +164,14 @@ def build_crnas_bottom_up(
     }
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
     if not node.SUPERNET:
-        return build_network(family, architecture_of(cfg), freeze_at=freeze_at, **shared)
+        return build_network(family, architecture_of(cfg), freeze_at=freeze_at, **shape)
     if freeze_at != 0:
         raise InputError(f"MODEL.BACKBONE.FREEZE_AT: {freeze_at}: a supernet takes 0 only")
     if node.SUPERNET == "stage":
-        return StageSupernet(family, stage_space_of(cfg), nested=node.NESTED_DEPTHS, **shared)
-    space = DilationSpace(family.name, architecture_of(cfg).stage_code)
-    return DilationSupernet(family, space, **shared)
+        return StageSupernet(family, stage_space_of(cfg), nested=node.NESTED_DEPTHS, **shape)
+    return DilationSupernet(
+        family, DilationSpace(family.name, architecture_of(cfg).stage_code), **shape
+    )
 
 
 @BACKBONE_REGISTRY.register()
@@ -180,12 +181,11 @@ def build_crnas_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
 
 
 def _neck_norm(cfg: CfgNode) -> Norm:
-    """MODEL.FPN.NORM; "auto" as in the backbone."""
     norm = cfg.MODEL.FPN.NORM
     return resolve_norm(norm, cfg.MODEL.DEVICE) if norm == "auto" else norm
 
 
-def _with_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: object) -> FPN:
+def _fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
     fpn = FPN(
         bottom_up=bottom_up,
         in_features=list(cfg.MODEL.FPN.IN_FEATURES),
@@ -202,7 +202,7 @@ def _with_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: object) -> FPN:
 def build_crnas_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """P2 .. P6 from res2 .. res5; P6 by pooling."""
     bottom_up = build_crnas_bottom_up(cfg, input_shape, tuple(cfg.MODEL.FPN.IN_FEATURES))
-    return _with_fpn(cfg, bottom_up, LastLevelMaxPool())
+    return _fpn(cfg, bottom_up, LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -210,16 +210,14 @@ def build_crnas_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
     """P3 .. P7 from res3 .. res5; P6 and P7 by convolutions over res5."""
     bottom_up = build_crnas_bottom_up(cfg, input_shape, tuple(cfg.MODEL.FPN.IN_FEATURES))
     channels = bottom_up.output_shape()["res5"].channels
-    top_block = LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS)
-    return _with_fpn(cfg, bottom_up, top_block)
+    return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
 
 
 @BACKBONE_REGISTRY.register()
 def build_crnas_nas_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> NASFPN:
     """P3 .. P7 from res3 .. res5 through MODEL.NAS_FPN.NUM_CELLS cells."""
-    bottom_up = build_crnas_bottom_up(cfg, input_shape, tuple(cfg.MODEL.FPN.IN_FEATURES))
     nas_fpn = NASFPN(
-        bottom_up=bottom_up,
+        bottom_up=build_crnas_bottom_up(cfg, input_shape, tuple(cfg.MODEL.FPN.IN_FEATURES)),
         in_features=list(cfg.MODEL.FPN.IN_FEATURES),
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         num_cells=cfg.MODEL.NAS_FPN.NUM_CELLS,

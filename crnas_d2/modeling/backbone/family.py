@@ -1,8 +1,8 @@
 """Family: what the networks of a series have in common, and the fixed network built from it.
 
 A family is a stem, a table of stages, and the name of the convolution in a block that takes a dilation
-rate, the choice block (paper, Sec. 3.2.2). A stage is one or more chains of equal blocks, each chain an
-entry of the stage code. A new family is one file that makes one Family value.
+rate, the choice block (paper, Sec. 3.2.2). A stage is one or more chains of equal blocks; each entry of
+the stage code is the length of one chain. A new family is one file that makes one Family.
 Shapes: the stem takes images (N, 3, H, W); stage i = 2..5 gives resi, (N, out_i, H/2**i, W/2**i).
 """
 
@@ -23,10 +23,10 @@ Norm = Union[str, Callable[[int], nn.Module]]  # as detectron2.layers.get_norm t
 
 @dataclass(frozen=True)
 class Chain:
-    """One entry of the stage code: a chain of equal blocks.
+    """Equal blocks in a row.
 
     Attributes:
-        position: of the entry in the stage code.
+        position: of the entry of the stage code that says how many.
         block: ``block(in_channels, width, stride, norm)`` makes one block with rate 1.
         stride: of the first block; the others have 1.
     """
@@ -43,11 +43,11 @@ class Family:
     Attributes:
         name: as in ``Architecture.family``.
         stem: ``stem(in_channels, out_channels, norm)``.
-        stages: the entries of res2 .. res5, each stage's in a row.
+        stages: the chains of res2 .. res5.
         choice: the attribute of a block that holds its 3x3 convolution with alternatives; blocks
             without it have no choice.
         stem_channels: channels after the stem, at full width.
-        widths: of each entry, at full width; what a block takes as its ``width``.
+        widths: what the blocks of each chain take as ``width``, at full width.
         projects_by_width: a block projects its shortcut only where the width changes, so a stage with
             a stride needs another width than the one before.
     """
@@ -60,52 +60,32 @@ class Family:
     widths: tuple[int, ...]
     projects_by_width: bool
 
-    def entries(self) -> Iterator[tuple[str, Chain]]:
-        """(stage name, entry) in the order of the network, that of ``widths``."""
-        for name, entries in self.stages.items():
-            for entry in entries:
-                yield name, entry
+    def chains(self) -> Iterator[tuple[str, Chain]]:
+        """(stage name, chain) in the order of ``widths``."""
+        return ((name, chain) for name, chains in self.stages.items() for chain in chains)
 
     def digits(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
         """The dilation digits of the blocks of each stage."""
         groups = architecture.digits_by_stage()
         return {
-            name: tuple(digit for entry in entries for digit in groups[entry.position])
-            for name, entries in self.stages.items()
+            name: tuple(digit for chain in chains for digit in groups[chain.position])
+            for name, chains in self.stages.items()
         }
 
 
-def dilate(conv: nn.Conv2d, digit: int) -> None:
-    """Give a 3x3 convolution the rate of a dilation digit (0, 1, 2: rates 1, 2, 3).
-
-    Padding equals the rate, so that the output keeps its size and the weights keep their shape.
-    """
-    rate = digit + 1
-    conv.dilation = (rate, rate)
-    conv.padding = (rate, rate)
-
-
 def make_chain(
-    family: Family,
-    entry: Chain,
-    in_channels: int,
-    width: int,
-    digits: Sequence[int],
-    norm: Norm,
+    family: Family, chain: Chain, in_channels: int, width: int, norm: Norm, digits: Sequence[int]
 ) -> list[CNNBlockBase]:
-    """The blocks of one entry in a row; the first one has the stride.
-
-    Args:
-        digits: dilation digit of each block; as many as there are blocks.
-    """
-    blocks = []
-    stride = entry.stride
+    """The blocks of a chain, one for each dilation digit (0, 1, 2: rates 1, 2, 3)."""
+    blocks: list[CNNBlockBase] = []
     for digit in digits:
-        block = entry.block(in_channels, width, stride, norm)
+        block = chain.block(in_channels, width, 1 if blocks else chain.stride, norm)
         if hasattr(block, family.choice):
-            dilate(getattr(block, family.choice), digit)
+            conv = getattr(block, family.choice)
+            # With padding equal to the rate the output keeps its size.
+            conv.dilation = conv.padding = (digit + 1, digit + 1)
         blocks.append(block)
-        in_channels, stride = block.out_channels, 1
+        in_channels = block.out_channels
     return blocks
 
 
@@ -126,7 +106,7 @@ def build_network(
         architecture: complete; any positive stage code.
         in_channels: channels of the image.
         stem_channels: channels after the stem.
-        widths: width of each entry, as many as ``family.widths``.
+        widths: width of each chain, as many as ``family.widths``.
         out_features: names of stages to return, of ``stem`` and ``res2`` .. ``res5``.
         freeze_at: as detectron2's ``MODEL.BACKBONE.FREEZE_AT``.
 
@@ -139,8 +119,8 @@ def build_network(
     stages: dict[str, list[CNNBlockBase]] = {name: [] for name in family.stages}
     groups = architecture.digits_by_stage()
     channels = stem.out_channels
-    for (name, entry), width in zip(family.entries(), widths):
-        chain = make_chain(family, entry, channels, width, groups[entry.position], norm)
-        stages[name] += chain
-        channels = chain[-1].out_channels
+    for (name, chain), width in zip(family.chains(), widths):
+        blocks = make_chain(family, chain, channels, width, norm, groups[chain.position])
+        stages[name] += blocks
+        channels = blocks[-1].out_channels
     return ResNet(stem, list(stages.values()), out_features=list(out_features), freeze_at=freeze_at)

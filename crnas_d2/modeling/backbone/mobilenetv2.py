@@ -1,9 +1,8 @@
 """MobileNetV2 (Sandler et al. 2018, Table 2): inverted residuals; the depthwise 3x3 takes the rate.
 
 Its stage code has ten entries (paper, A.2): stem, first block, m1 .. m5, last block, 1x1 tail, pooling.
-Features for FPN, at strides 4, 8, 16, 32: res2 of 24 channels after m1, res3 of 32 after m2, res4 of 96
-after m4, res5 of 1,280 after the tail, which is what the paper's FLOPs say. Pooling belongs to a
-classifier's head; a detector has none.
+FPN takes res2 (24 channels, after m1), res3 (32, after m2), res4 (96, after m4) and res5 (1,280, after
+the tail, as the paper's FLOPs imply), at strides 4, 8, 16, 32. Pooling is part of a classifier's head.
 """
 
 from __future__ import annotations
@@ -17,21 +16,13 @@ from torch import nn
 from crnas_d2.modeling.backbone.family import Chain, Family, Norm
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 
-EXPANSION = 6  # inner over incoming channels (Sandler et al. 2018, Table 2); the first block has 1
+EXPANSION = 6  # inner over input channels (Sandler et al. 2018, Table 2); 1 in the first block
 
 
 def _conv(in_channels: int, out_channels: int, size: int, norm: Norm, **kwargs: Any) -> Conv2d:
-    """Convolution that keeps the size but for its stride, its norm, and ReLU6 unless told otherwise."""
-    kwargs = {"activation": nn.functional.relu6, **kwargs}
-    conv = Conv2d(
-        in_channels,
-        out_channels,
-        size,
-        padding=size // 2,
-        bias=not norm,
-        norm=get_norm(norm, out_channels),
-        **kwargs,
-    )
+    """Padded convolution, its norm, and ReLU6 unless ``activation`` is given."""
+    kwargs = {"activation": nn.functional.relu6, "norm": get_norm(norm, out_channels), **kwargs}
+    conv = Conv2d(in_channels, out_channels, size, padding=size // 2, bias=not norm, **kwargs)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out")  # as torchvision's MobileNetV2
     return conv
 

@@ -1,7 +1,7 @@
 """Which BatchNorm a backbone has: SyncBN whenever more than one process trains, BN otherwise.
 
-The paper trains everything with SyncBN (Sec. 4.1, A.1). torch's SyncBatchNorm refuses CPU tensors;
-there detectron2's NaiveSyncBatchNorm serves, with the unbiased running variance that torch keeps.
+The paper trains everything with SyncBN (Sec. 4.1, A.1). torch's SyncBatchNorm refuses CPU tensors, so
+detectron2's NaiveSyncBatchNorm takes its place there.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from detectron2.utils import comm
 
 
 class UnbiasedSyncBatchNorm(NaiveSyncBatchNorm):
-    """detectron2's NaiveSyncBatchNorm; the running variance is the unbiased one, as in torch.
+    """detectron2's NaiveSyncBatchNorm, with the unbiased running variance that torch keeps.
 
-    Statistics are those of the joined batch when all processes have images of one size.
+    The statistics are those of the joined batch if the images of all processes have one size.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -34,14 +34,10 @@ class UnbiasedSyncBatchNorm(NaiveSyncBatchNorm):
 
 
 def resolve_norm(name: str, device: str) -> Norm:
-    """What detectron2's ``get_norm`` takes, for the value of ``MODEL.CRNAS.NORM``.
-
-    Args:
-        name: ``auto``, or any name that ``get_norm`` knows.
-        device: the model's device, ``cuda``, ``cuda:1``, ``cpu`` ...
+    """The norm of a model on ``device`` for MODEL.CRNAS.NORM, as detectron2's ``get_norm`` takes it.
 
     Raises:
-        InputError: an unknown name.
+        InputError: neither ``auto`` nor a name that ``get_norm`` knows.
     """
     if name != "auto":
         try:
@@ -52,13 +48,10 @@ def resolve_norm(name: str, device: str) -> Norm:
                 "BN, SyncBN, FrozenBN, GN"
             ) from None
         return name
+    world = comm.get_world_size()
     norm: Norm = "BN"
-    if comm.get_world_size() > 1:
+    if world > 1:
         norm = "SyncBN" if torch.device(device).type == "cuda" else UnbiasedSyncBatchNorm
-    logging.getLogger(__name__).info(
-        "backbone norm: %s (%d processes on %s)",
-        norm if isinstance(norm, str) else norm.__name__,
-        comm.get_world_size(),
-        device,
-    )
+    shown = norm if isinstance(norm, str) else norm.__name__
+    logging.getLogger(__name__).info("backbone norm: %s (%d processes on %s)", shown, world, device)
     return norm

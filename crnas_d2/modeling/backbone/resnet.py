@@ -1,4 +1,4 @@
-"""The ResNet family: detectron2's own blocks and stem. ResNeXt is ResNet with two more numbers.
+"""The ResNet families, of detectron2's own blocks and stem.
 
 resnet_basic (ResNet18, 34): two 3x3 convolutions, the second takes the rate (paper, Sec. 3.2.2).
 resnet (ResNet50, 101, 152) and resnext: 1x1, 3x3, 1x1; the 3x3 takes the rate, and out = 4 * width.
@@ -29,11 +29,10 @@ def bottleneck(
 
     Args:
         num_groups: groups of the 3x3 convolution (Xie et al. 2017: the cardinality).
-        width_per_group: channels of a group where the width is 64, and in proportion elsewhere.
+        width_per_group: channels of a group at width 64, and in proportion at others.
         stride_in_1x1: the stride is in the first 1x1 convolution, not in the 3x3.
 
-    Raises:
-        ValueError: a width at which a group would have no channel (when a block is made).
+    The block function raises a ValueError for a width at which a group has no channel.
     """
 
     def block(in_channels: int, width: int, stride: int, norm: Norm) -> BottleneckBlock:

@@ -1,10 +1,10 @@
 """The two supernets (paper, Sec. 3.2 and Figure 2).
 
-StageSupernet: each entry of the stage code has one separate chain of blocks for every depth of its
-    space. A stage of a ResNet is one entry, number 0; MobileNetV2 has up to three in one stage.
-    parameters: stem.*, res{i}.{entry}.{depth}.{block}.*
-    with nested depths one chain of the largest depth, depth n being its first n blocks:
-    parameters: stem.*, res{i}.{entry}.{block}.*
+StageSupernet: each chain of a stage has a separate branch for every depth of its space. A stage of a
+    ResNet is one chain, number 0; MobileNetV2 has up to three in one stage.
+    parameters: stem.*, res{i}.{chain}.{depth}.{block}.*
+    with nested depths one branch of the largest depth, depth n being its first n blocks:
+    parameters: stem.*, res{i}.{chain}.{block}.*
 DilationSupernet: the stage code is fixed, every choice block has three 3x3 convolutions of rates 1,
     2, 3 with weights and norm of their own; all else is shared.
     parameters: stem.*, res{i}.{block}.conv2.{digit}.*, and the rest as in the fixed network
@@ -13,27 +13,31 @@ Both return what the fixed network of the same path returns: {"res2": (N, C, H/4
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from crnas_d2.architecture import DIGITS, Architecture
 from crnas_d2.modeling.backbone.family import Family, Norm, make_chain
-from crnas_d2.space import DilationSpace, StageSpace
-from detectron2.layers import ShapeSpec
+from crnas_d2.space import DilationSpace, Space, StageSpace
+from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import Backbone
+
+MakeChain = Callable[[Sequence[int]], list[CNNBlockBase]]  # make_chain, given the digits
 
 
 class ChoiceBlock(nn.ModuleList):
-    """Three 3x3 convolutions, each with its norm, of rates 1, 2, 3; ``digit`` says which one runs.
+    """3x3 convolutions of rates 1, 2, 3, each with its norm; ``digit`` says which one runs.
 
     (N, C, H, W) to (N, C', H/stride, W/stride), the same for every digit.
     """
 
-    digit = 0  # written by Segment alone
+    digit = 0  # set by Segment alone
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self[self.digit](x)
@@ -46,16 +50,17 @@ class Segment:
     Paths whose first segments have equal names compute the same up to there.
 
     Attributes:
-        name: tells segments apart that compute differently.
-        module: (N, C, H, W) to (N, C', H', W').
+        name: differs between segments that compute differently.
         prefix: the module's dotted name in the supernet.
+        module: (N, C, H, W) to (N, C', H', W').
         output: the stage that this segment completes, if any.
-        choice: the module's choice block, if it has one, and the digit that this segment takes.
+        choice: the module's choice block, if it has one.
+        digit: which alternative of ``choice`` runs.
     """
 
     name: str
-    module: nn.Module
     prefix: str
+    module: nn.Module
     output: str | None = None
     choice: ChoiceBlock | None = None
     digit: int = 0
@@ -67,14 +72,10 @@ class Segment:
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """(dotted name in the supernet, module) of everything that this segment runs through."""
-        passed_by = {
-            id(module)
-            for digit, alternative in enumerate(self.choice or ())
-            if digit != self.digit
-            for module in alternative.modules()
-        }
+        others = [conv for digit, conv in enumerate(self.choice or ()) if digit != self.digit]
+        skipped = {module for conv in others for module in conv.modules()}
         for name, module in self.module.named_modules(prefix=self.prefix):
-            if id(module) not in passed_by:
+            if module not in skipped:
                 yield name, module
 
 
@@ -82,29 +83,46 @@ class Supernet(Backbone):
     """A backbone that forwards along its current path, the one piece of mutable search state.
 
     Args:
-        space: what its paths are.
-        stem: as in the fixed network.
-        out_features: names of the stages to return, of ``res2`` .. ``res5``.
+        space: of the paths.
+        widths: the paper halves those of ResNets, [32, 64, 128, 256] (A.1).
+        others: as ``build_network`` takes them.
     """
 
     def __init__(
-        self, space: StageSpace | DilationSpace, stem: nn.Module, out_features: Sequence[str]
+        self,
+        family: Family,
+        space: Space,
+        *,
+        in_channels: int,
+        stem_channels: int,
+        widths: Sequence[int],
+        norm: Norm,
+        out_features: Sequence[str],
     ) -> None:
         super().__init__()
         self.space = space
-        self.stem = stem
+        self._family = family
         self._out_features = list(out_features)
-        self._shapes: dict[str, ShapeSpec] = {}
         self._path: Architecture | None = None
         self._replayed: Mapping[str, torch.Tensor] | None = None
+        self.stem = family.stem(in_channels, stem_channels, norm)
+        for stage in family.stages:
+            self.add_module(stage, nn.ModuleList())
+        self._shapes: dict[str, ShapeSpec] = {}
+        channels, scale = self.stem.out_channels, self.stem.stride
+        for (stage, chain), width in zip(family.chains(), widths):
+            make = functools.partial(make_chain, family, chain, channels, width, norm)
+            channels = self._add_chain(getattr(self, stage), chain.position, make)
+            scale *= chain.stride
+            self._shapes[stage] = ShapeSpec(channels=channels, stride=scale)
+
+    def _add_chain(self, stage: nn.ModuleList, position: int, make: MakeChain) -> int:
+        """Append a chain and its alternatives to a stage; returns the channels of its output."""
+        raise NotImplementedError
 
     @property
     def path(self) -> Architecture:
-        """The current path.
-
-        Raises:
-            RuntimeError: no path is set.
-        """
+        """The current path; a RuntimeError if none is set."""
         if self._path is None:
             raise RuntimeError(
                 f"{type(self).__name__}: no path is set; call set_path or enter using_path first"
@@ -112,26 +130,19 @@ class Supernet(Backbone):
         return self._path
 
     def set_path(self, architecture: Architecture | None) -> None:
-        """Select the path that forward takes; None: no path.
-
-        Raises:
-            ValueError: the architecture is partial or not in the space.
-        """
+        """Select the path that forward takes, as ``check_path`` allows; None: no path."""
         if architecture is not None:
             self.check_path(architecture)
         self._path = architecture
 
     def check_path(self, architecture: Architecture) -> None:
-        """
-        Raises:
-            ValueError: the architecture is partial or not in the space.
-        """
+        """Raise a ValueError if the architecture is partial or not in the space."""
         if architecture not in self.space or not architecture.is_complete:
             raise ValueError(f"path {architecture}: not a whole path of {self.space}")
 
     @contextmanager
     def using_path(self, architecture: Architecture) -> Iterator[None]:
-        """Take this path inside the ``with`` block, and the one from before after it."""
+        """Take this path inside the ``with`` block, and the previous one after it."""
         before = self._path
         self.set_path(architecture)
         try:
@@ -143,7 +154,7 @@ class Supernet(Backbone):
     def replaying(
         self, architecture: Architecture, features: Mapping[str, torch.Tensor]
     ) -> Iterator[None]:
-        """Inside, forward returns these features of the path: they were computed before."""
+        """Inside the ``with`` block forward returns these features, computed before for this path."""
         self._replayed = {name: features[name] for name in self._out_features}
         try:
             with self.using_path(architecture):
@@ -156,7 +167,7 @@ class Supernet(Backbone):
         raise NotImplementedError
 
     def subnet_key(self, key: str, architecture: Architecture) -> str | None:
-        """The name that one of our state dict's keys has in the subnet; None: off the path."""
+        """The subnet's name for a key of the supernet's state dict; None: off the path."""
         raise NotImplementedError
 
     def subnet_state_dict(self, architecture: Architecture) -> dict[str, torch.Tensor]:
@@ -181,144 +192,93 @@ class Supernet(Backbone):
 
 
 class StageSupernet(Supernet):
-    """Separate chains (or one nested chain) for the depths of each entry of the stage code.
+    """Separate branches for the depths of each chain.
 
     Args:
-        space: depths of each entry.
-        widths: width of each entry; the paper halves those of ResNets, [32, 64, 128, 256] (A.1).
-        nested: depth n is the first n blocks of one chain; weights are shared between depths.
+        nested: depth n is the first n blocks of one branch, so that depths share their weights.
+        others: as ``Supernet`` takes them.
     """
 
+    space: StageSpace
+
     def __init__(
-        self,
-        family: Family,
-        space: StageSpace,
-        *,
-        in_channels: int,
-        stem_channels: int,
-        widths: Sequence[int],
-        norm: Norm,
-        out_features: Sequence[str],
-        nested: bool = False,
+        self, family: Family, space: StageSpace, *, nested: bool = False, **others: Any
     ) -> None:
-        stem = family.stem(in_channels, stem_channels, norm)
-        super().__init__(space, stem, out_features)
-        self.nested = nested
-        self._family = family
-        channels, scale = stem.out_channels, stem.stride
-        for name in family.stages:
-            self.add_module(name, nn.ModuleList())
-        for (name, entry), width in zip(family.entries(), widths):
-            depths = space.depths[entry.position]
-            chains = {
-                depth: make_chain(family, entry, channels, width, [0] * depth, norm)
-                for depth in ([max(depths)] if nested else depths)
-            }
-            channels, scale = chains[max(depths)][-1].out_channels, scale * entry.stride
-            branches = {str(depth): nn.Sequential(*chain) for depth, chain in chains.items()}
-            deepest = branches[str(max(depths))]
-            getattr(self, name).append(deepest if nested else nn.ModuleDict(branches))
-            self._shapes[name] = ShapeSpec(channels=channels, stride=scale)
+        self.nested = nested  # before the branches are made
+        super().__init__(family, space, **others)
+
+    def _add_chain(self, stage: nn.ModuleList, position: int, make: MakeChain) -> int:
+        depths = self.space.depths[position]
+        made = [max(depths)] if self.nested else depths
+        branches = {str(depth): nn.Sequential(*make([0] * depth)) for depth in made}
+        *_, branch = branches.values()
+        stage.append(branch if self.nested else nn.ModuleDict(branches))
+        return branch[-1].out_channels
 
     def check_path(self, architecture: Architecture) -> None:
         super().check_path(architecture)
         if any(architecture.dilation_code):
             raise ValueError(f"path {architecture}: a stage supernet has rate 1 only")
 
-    def _depths(self, name: str, architecture: Architecture) -> list[int]:
-        """Depths of the entries of a stage."""
-        return [architecture.stage_code[entry.position] for entry in self._family.stages[name]]
+    def _depths(self, stage: str, architecture: Architecture) -> list[int]:
+        return [architecture.stage_code[chain.position] for chain in self._family.stages[stage]]
 
     def segments(self, architecture: Architecture) -> list[Segment]:
-        found = [Segment("stem", self.stem, "stem")]
-        for stage in self._shapes:
-            for entry, depth in enumerate(self._depths(stage, architecture)):
-                prefix = f"{stage}.{entry}"
-                branches = getattr(self, stage)[entry]
-                if self.nested:
-                    names = [f"{prefix}.{block}" for block in range(depth)]
-                    found += [Segment(name, branches[i], name) for i, name in enumerate(names)]
-                else:
-                    name = f"{prefix}.{depth}"
-                    found.append(Segment(name, branches[str(depth)], name))
-            last = found.pop()
-            found.append(Segment(f"{last.name} > {stage}", last.module, last.prefix, stage))
+        found = [Segment("stem", "stem", self.stem)]
+        for stage in self._family.stages:
+            names = []
+            for number, depth in enumerate(self._depths(stage, architecture)):
+                parts = range(depth) if self.nested else [depth]
+                names += [f"{stage}.{number}.{part}" for part in parts]
+            found += [Segment(name, name, self.get_submodule(name)) for name in names[:-1]]
+            last = names[-1]
+            found.append(Segment(f"{last} > {stage}", last, self.get_submodule(last), stage))
         return found
 
     def subnet_key(self, key: str, architecture: Architecture) -> str | None:
         stage, *rest = key.split(".")
-        if stage not in self._shapes:
+        if stage not in self._family.stages:
             return key
         depths = self._depths(stage, architecture)
-        entry = int(rest.pop(0))
-        if not self.nested and int(rest.pop(0)) != depths[entry]:
+        number = int(rest.pop(0))
+        if not self.nested and int(rest.pop(0)) != depths[number]:
             return None
         block = int(rest.pop(0))
-        if block >= depths[entry]:
+        if block >= depths[number]:
             return None
-        return ".".join([stage, str(sum(depths[:entry]) + block), *rest])
+        return ".".join([stage, str(sum(depths[:number]) + block), *rest])
 
 
 class DilationSupernet(Supernet):
-    """One stage code, three rates in every choice block.
+    """One stage code, three rates in every choice block; takes the arguments of ``Supernet``."""
 
-    Args:
-        space: the stage code.
-        widths: width of each entry.
-    """
+    space: DilationSpace
 
-    def __init__(
-        self,
-        family: Family,
-        space: DilationSpace,
-        *,
-        in_channels: int,
-        stem_channels: int,
-        widths: Sequence[int],
-        norm: Norm,
-        out_features: Sequence[str],
-    ) -> None:
-        stem = family.stem(in_channels, stem_channels, norm)
-        super().__init__(space, stem, out_features)
-        self._family = family
-        channels, scale = stem.out_channels, stem.stride
-        for name in family.stages:
-            self.add_module(name, nn.Sequential())
-        for (name, entry), width in zip(family.entries(), widths):
-            # The convolutions of the alternatives come out of whole chains, so that block function
-            # and initialisation are the fixed network's own.
-            depth = space.stage_code[entry.position]
-            chains = [
-                make_chain(family, entry, channels, width, [digit] * depth, norm) for digit in DIGITS
-            ]
-            for alternatives in zip(*chains):
-                block = alternatives[0]
-                if hasattr(block, family.choice):
-                    convs = [getattr(alternative, family.choice) for alternative in alternatives]
-                    setattr(block, family.choice, ChoiceBlock(convs))
-                getattr(self, name).append(block)
-            channels, scale = chains[0][-1].out_channels, scale * entry.stride
-            self._shapes[name] = ShapeSpec(channels=channels, stride=scale)
-
-    def choice_blocks(self) -> list[ChoiceBlock]:
-        """In the order of the dilation code; blocks without a choice have none."""
-        blocks = (block for name in self._shapes for block in getattr(self, name))
-        found = (getattr(block, self._family.choice, None) for block in blocks)
-        return [choice for choice in found if choice is not None]
+    def _add_chain(self, stage: nn.ModuleList, position: int, make: MakeChain) -> int:
+        # The convolutions of the alternatives come out of whole chains, so that block function and
+        # initialisation are the fixed network's own.
+        choice, depth = self._family.choice, self.space.stage_code[position]
+        chains = [make([digit] * depth) for digit in DIGITS]
+        for alternatives in zip(*chains):
+            block = alternatives[0]
+            if hasattr(block, choice):
+                setattr(block, choice, ChoiceBlock(getattr(a, choice) for a in alternatives))
+            stage.append(block)
+        return stage[-1].out_channels
 
     def segments(self, architecture: Architecture) -> list[Segment]:
-        found = [Segment("stem", self.stem, "stem")]
+        found = [Segment("stem", "stem", self.stem)]
         for stage, digits in self._family.digits(architecture).items():
             for number, (block, digit) in enumerate(zip(getattr(self, stage), digits)):
                 name = f"{stage}.{number}"
                 output = stage if number == len(digits) - 1 else None
                 choice = getattr(block, self._family.choice, None)
-                found.append(Segment(f"{name}: {digit}", block, name, output, choice, digit))
+                found.append(Segment(f"{name}: {digit}", name, block, output, choice, digit))
         return found
 
     def subnet_key(self, key: str, architecture: Architecture) -> str | None:
         parts = key.split(".")
-        if parts[0] not in self._shapes or parts[2] != self._family.choice:
+        if parts[0] not in self._family.stages or parts[2] != self._family.choice:
             return key
         stage, block, choice, digit, *rest = parts
         chosen = self._family.digits(architecture)[stage][int(block)]

@@ -1,1 +1,1 @@
-"""Checkpoints: whether one fits a backbone, and other projects' weights converted to ours."""
+"""Checkpoints: whether one fits a backbone, and published weights converted to our networks."""

@@ -1,7 +1,7 @@
-"""Pickles of arrays, read without running anything that they name.
+"""Reads pickles of arrays without running anything that they name.
 
-A pickle may call whatever it names, and even numpy's own ndarray can be called so that it reads foreign
-memory. Here every name that an array needs stands for a function of this file; no other is admitted.
+numpy's own constructors are not safe: a pickle can call them so that its bytes become pointers. Classes
+of this file stand in for them, and no other name is admitted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 
 class _DType:
-    """In place of numpy.dtype: plain numbers."""
+    """Stands in for numpy.dtype; admits numbers only."""
 
     def __init__(self, code: str, *_: object) -> None:
         if not re.fullmatch(r"[fiu][1248]|b1", code):
@@ -24,12 +24,11 @@ class _DType:
         self.numpy = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if state[1] == ">":  # (version, byte order, ...)
-            self.numpy = self.numpy.newbyteorder(">")
+        self.numpy = self.numpy.newbyteorder(state[1])  # (version, byte order, ...)
 
 
 class _Array:
-    """In place of numpy.ndarray, which a pickle makes empty and then fills."""
+    """Stands in for numpy.ndarray, which a pickle creates empty and then fills."""
 
     tensor = torch.empty(0)
 
@@ -40,40 +39,23 @@ class _Array:
         *_, shape, dtype, is_fortran, raw = state
         self.fill(raw, dtype, shape, "F" if is_fortran else "C")
 
-    def fill(self, raw: Any, dtype: _DType, shape: tuple[int, ...], order: Any) -> _Array:
-        data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)  # str: of Python 2
+    def fill(self, raw: Any, dtype: _DType, shape: tuple[int, ...] = (), order: Any = "C") -> _Array:
+        data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)  # str: from Python 2
         array = np.frombuffer(data, dtype.numpy).reshape(shape, order=order)
         self.tensor = torch.from_numpy(array.astype(dtype.numpy.newbyteorder("="), order="C"))
         return self
 
 
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
-
-
-def _from_buffer(buffer: Any, dtype: _DType, shape: tuple[int, ...], order: str) -> _Array:
-    return _Array().fill(buffer, dtype, shape, order)
-
-
-def _scalar(dtype: _DType, raw: Any) -> _Array:
-    return _Array().fill(raw, dtype, (), "C")
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """In place of _codecs.encode, by which Python 3 writes bytes for Python 2."""
-    return text.encode("latin1")
-
-
-_ADMITTED = {
+_ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _DType,
-    ("_codecs", "encode"): _latin1,
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # bytes for Python 2
     ("collections", "OrderedDict"): OrderedDict,
 }
-for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
-    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
-    _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
-    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _from_buffer
+for _core in ("numpy.core", "numpy._core"):  # before numpy 2 and since
+    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _Array
+    _ADMITTED[f"{_core}.multiarray", "scalar"] = lambda dtype, raw: _Array().fill(raw, dtype)
+    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = lambda *arguments: _Array().fill(*arguments)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -83,18 +65,18 @@ class _Unpickler(pickle.Unpickler):
         return _ADMITTED[module, name]
 
 
-def _plain(value: Any) -> Any:
+def _with_tensors(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: _with_tensors(inner) for key, inner in value.items()}
     return value.tensor if isinstance(value, _Array) else value
 
 
 def load_arrays(path: str) -> Any:
-    """What a pickle holds, by Python 2 or 3, with tensors (CPU) for its arrays.
+    """The content of a pickle from Python 2 or 3, with tensors (CPU) for its arrays.
 
     Raises:
         pickle.UnpicklingError: it names anything but arrays of numbers.
-        Exception: any other, for a file that is broken (Python's documentation of pickle).
+        Exception: any other, for a broken file.
     """
     with open(path, "rb") as file:
-        return _plain(_Unpickler(file, encoding="latin1").load())
+        return _with_tensors(_Unpickler(file, encoding="latin1").load())

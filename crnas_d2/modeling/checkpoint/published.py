@@ -1,49 +1,43 @@
-"""ImageNet weights as others publish them: their files, their names, the input they were made for.
+"""Published ImageNet weights: their files, their names, and the input they were made for.
 
-Read are state dicts of torchvision (.pth), detectron2's copies of them (.pkl), Caffe2's ResNets from
-MSRA and FAIR (.pkl), and our own checkpoints (.pth). Each becomes a Source: a stem and blocks, whose
-layers have the names of our networks.
+Read are state dicts of torchvision's ResNet, ResNeXt and MobileNetV2, bare or as training scripts wrap
+them, detectron2's copies of them, Caffe2's ResNets from MSRA and FAIR, and our own checkpoints. Each
+becomes a Source: a stem and blocks, whose layers have the names of our networks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from crnas_d2.errors import InputError
-from crnas_d2.modeling.checkpoint.array_pickle import load_arrays
+from crnas_d2.modeling.checkpoint.weights import read_file
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
-from detectron2.utils.file_io import PathManager
 
 Weights = dict[str, torch.Tensor]
 
-MEAN_RGB = [123.675, 116.28, 103.53]  # of ImageNet, values 0..255 (torchvision's ResNet)
-STD_RGB = [58.395, 57.12, 57.375]
+# Of ImageNet, values 0..255 (torchvision's ResNet). With UNIT_STD the first convolution scales them.
+MEAN_RGB, STD_RGB = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 MEAN_BGR, STD_BGR = MEAN_RGB[::-1], STD_RGB[::-1]
+UNIT_STD = [1.0, 1.0, 1.0]
 
 
 def _convention(order: str, mean: list[float], std: list[float], stride_in_1x1: bool) -> dict[str, Any]:
-    return {
-        "format": order,
-        "pixel_mean": mean,
-        "pixel_std": std,
-        "stride_in_1x1": stride_in_1x1,
-    }
+    return {"format": order, "pixel_mean": mean, "pixel_std": std, "stride_in_1x1": stride_in_1x1}
 
 
-# By the name of --input-convention; the parts are those of crnas_d2/modeling/checkpoint/weights.py. Where the
-# deviation is 1, the first convolution holds it. Sources, in detectron2: the default config (msra),
-# tools/convert-torchvision-to-d2.py, configs/COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml (fair)
-# and checkpoint/catalog.py (detectron).
+# Input conventions (see weights.py) by the name that --input-convention takes. Sources in detectron2:
+# tools/convert-torchvision-to-d2.py, the default config (msra), checkpoint/catalog.py (detectron) and
+# configs/COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml (fair).
 CONVENTIONS = {
     "torchvision": _convention("RGB", MEAN_RGB, STD_RGB, False),
-    "msra": _convention("BGR", MEAN_BGR, [1.0, 1.0, 1.0], True),  # R-50.pkl, R-101.pkl
+    "msra": _convention("BGR", MEAN_BGR, UNIT_STD, True),  # R-50.pkl, R-101.pkl
     "fair": _convention("BGR", MEAN_BGR, STD_BGR, False),  # X-101-32x8d.pkl
-    "detectron": _convention("BGR", MEAN_BGR, [1.0, 1.0, 1.0], False),  # X-152-32x8d-IN5k.pkl
+    "detectron": _convention("BGR", MEAN_BGR, UNIT_STD, False),  # X-152-32x8d-IN5k.pkl
 }
 
 
@@ -52,10 +46,10 @@ class Source:
     """The network in a file.
 
     Attributes:
-        path: of the file, as it was named.
+        path: of the file, as the user gave it.
         stem: the stem's weights by our names, ``conv1.weight``, ``conv1.norm.bias`` ...
-        blocks: weights of each block likewise, in the order of the network, by the block's own name.
-        others: names in the file that are neither stem nor block; a classifier's, for example.
+        blocks: the weights of each block likewise, by the block's name, in the network's order.
+        others: names of all other weights, such as a classifier's.
         convention: the input that the weights were made for.
         is_fused: BatchNorm is merged into scale and bias; there are no statistics.
     """
@@ -72,48 +66,47 @@ def read_source(path: str, convention: str | None = None) -> Source:
     """The network in a file.
 
     Args:
-        path: .pkl or .pth, or an address that detectron2 can fetch it from.
-        convention: a key of ``CONVENTIONS``, in place of what the file says; None: the file's.
+        path: as ``read_file`` takes it.
+        convention: a key of ``CONVENTIONS``, in place of the file's own.
 
     Raises:
-        InputError: not such a file, a pickle with anything but arrays, a network of unknown names, or
-            one that nobody says the convention of.
+        InputError: not a file of weights, or one of unknown names or convention.
     """
-    content = _read(path)
-    state: Any = content
-    for key in ("model", "blobs"):
-        state = state.get(key, state) if isinstance(state, Mapping) else {}
-    state = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    said, is_fused = content.get("input_convention"), False
+    content = read_file(path, "--weights")
+    state, known, is_fused = _unwrapped(content), content.get("input_convention"), False
     if "conv1_w" in state:
         state, name, is_fused = _from_caffe2(state, path)
-        said = CONVENTIONS[name]
+        known = CONVENTIONS[name]
     elif "features.0.0.weight" in state:
-        state, said = _from_mobilenetv2(state), CONVENTIONS["torchvision"]
+        state, known = _renamed(state, _MOBILENETV2), CONVENTIONS["torchvision"]
     elif "layer1.0.conv1.weight" in state:
-        state, said = _renamed(state, _RESNET), CONVENTIONS["torchvision"]
-    else:
-        state = _renamed(state, _OURS)
-        if content.get("__author__") == "torchvision":
-            said = CONVENTIONS["torchvision"]
+        state, known = _renamed(state, _RESNET), CONVENTIONS["torchvision"]
+    elif content.get("__author__") == "torchvision":  # detectron2's converter wrote it
+        known = CONVENTIONS["torchvision"]
     if convention:
-        said = CONVENTIONS[convention]
+        known = CONVENTIONS[convention]
     stem, blocks, others = _split(state)
     if not stem or not blocks:
         raise InputError(
             f"--weights: {path}: holds no ResNet, ResNeXt or MobileNetV2 under the names of "
-            "torchvision, Caffe2 or detectron2"
+            f"torchvision, Caffe2 or detectron2, but {', '.join([*state, *content][:3]) or 'nothing'}"
         )
-    if not said:
+    if not known:
         raise InputError(
             f"--input-convention: {convention}: {path} does not say its own; allowed are "
             f"{', '.join(CONVENTIONS)}"
         )
-    return Source(path, stem, blocks, others, dict(said), is_fused)
+    return Source(path, stem, blocks, others, dict(known), is_fused)
 
 
 # ---- names ---------------------------------------------------------------------------------------
 
+WRAPPERS = ("model", "state_dict", "blobs")  # keys under which a file has the state dict
+# A stem's first weight, after the prefixes of data parallelism, Lightning, MoCo, mmcls and detectors.
+STEM = re.compile(
+    r"((?:(?:module|model|encoder_q|backbone|bottom_up)\.)*)"
+    r"(?:(?:stem\.)?conv1\.weight|features\.0\.0\.weight|conv1_w)"
+)
 _RESNET = (
     (r"^(conv1|bn1)\.", r"stem.\1."),
     *((rf"^layer{i}\.", f"res{i + 1}.") for i in (1, 2, 3, 4)),
@@ -121,29 +114,33 @@ _RESNET = (
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.downsample\.1\.", ".shortcut.norm."),
 )
-# detectron2's converter puts the classifier of torchvision below the stem.
-_OURS = ((r"^backbone\.(bottom_up\.)?", ""), (r"^stem\.fc\.", "fc."))
-# torchvision numbers the layers of MobileNetV2; a block of expansion 1 has one pair less.
-_ENDS = {"0": "conv", "1": "conv.norm"}
-_STEM = {number: layer.replace("conv", "conv1") for number, layer in _ENDS.items()}
-_PLAIN = {
-    "conv.0.0": "depthwise",
-    "conv.0.1": "depthwise.norm",
-    "conv.1": "project",
-    "conv.2": "project.norm",
-}
-_EXPANDING = {
-    "conv.0.0": "expand",
-    "conv.0.1": "expand.norm",
-    "conv.1.0": "depthwise",
-    "conv.1.1": "depthwise.norm",
-    "conv.2": "project",
-    "conv.3": "project.norm",
-}
+# torchvision numbers the layers of MobileNetV2: in a block, pairs of convolution (0) and norm (1), and
+# after them the last convolution and norm. Block 1 has expansion 1, so it has no ``expand``.
+_MOBILENETV2 = (
+    (r"^features\.0\.", "stem.conv1."),
+    (r"^(features\.1)\.conv\.0\.", r"\1.depthwise."),
+    (r"^(features\.1)\.conv\.([12])\.", lambda m: f"{m[1]}.project.{int(m[2]) - 1}."),
+    (r"\.conv\.0\.", ".expand."),
+    (r"\.conv\.1\.", ".depthwise."),
+    (r"\.conv\.([23])\.", lambda m: f".project.{int(m[1]) - 2}."),
+    (r"^(features\.\d+)\.([01])\.", r"\1.conv.\2."),  # the tail
+    (r"^((stem|features)\..+)\.0\.", r"\1."),
+    (r"^((stem|features)\..+)\.1\.", r"\1.norm."),
+)
 EPSILON = 1e-5  # of every BatchNorm here
 
 
-def _renamed(state: Weights, rules: Sequence[tuple[str, str]]) -> Weights:
+def _unwrapped(content: dict[str, Any]) -> Weights:
+    """The tensors of the state dict, their names without the prefix that the stem has."""
+    state = content
+    for key in WRAPPERS:
+        state = state[key] if isinstance(state.get(key), dict) else state
+    state = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    prefix = min((match[1] for match in map(STEM.fullmatch, state) if match), key=len, default="")
+    return {name[len(prefix) :] if name.startswith(prefix) else name: v for name, v in state.items()}
+
+
+def _renamed(state: Weights, rules: Sequence[tuple[str, Any]]) -> Weights:
     renamed = {}
     for name, value in state.items():
         for pattern, replacement in rules:
@@ -152,35 +149,19 @@ def _renamed(state: Weights, rules: Sequence[tuple[str, str]]) -> Weights:
     return renamed
 
 
-def _from_mobilenetv2(state: Weights) -> Weights:
-    def ours(name: str) -> str:
-        match = re.fullmatch(r"(features\.\d+)\.(.+)\.(\w+)", name)
-        if match is None:
-            return name
-        block, layer, parameter = match.groups()
-        if block == "features.0":
-            return f"stem.{_STEM.get(layer, layer)}.{parameter}"
-        is_end = f"{block}.0.weight" in state
-        expands = f"{block}.conv.3.weight" in state
-        layers = _ENDS if is_end else _EXPANDING if expands else _PLAIN
-        return f"{block}.{layers.get(layer, layer)}.{parameter}"
-
-    return {ours(name): value for name, value in state.items()}
-
-
 def _from_caffe2(state: Weights, path: str) -> tuple[Weights, str, bool]:
-    """The weights, the name of their convention, and whether BatchNorm is fused."""
+    """The weights by our names, the name of their convention, and whether BatchNorm is fused."""
     if any("_gn_" in name for name in state):
         raise InputError(f"--weights: {path}: has GroupNorm; allowed are weights with BatchNorm")
     state = {name: value for name, value in state.items() if not name.endswith("_momentum")}
     state = dict(zip(convert_basic_c2_names(list(state)), state.values()))
-    # A fused norm is the identity but for scale and bias, as in detectron2's FrozenBatchNorm2d.
+    # A fused norm gets statistics that change nothing, as in detectron2's FrozenBatchNorm2d.
     norms = [name[: -len("weight")] for name in state if name.endswith(".norm.weight")]
     fused = [norm for norm in norms if f"{norm}running_mean" not in state]
     for norm in fused:
         state[f"{norm}running_mean"] = torch.zeros_like(state[f"{norm}weight"])
         state[f"{norm}running_var"] = torch.full_like(state[f"{norm}weight"], 1 - EPSILON)
-    # MSRA's ResNet50 adds a bias in its first convolution; the norm that follows takes it away.
+    # The first convolution of MSRA's ResNet50 adds a bias, which the norm after it subtracts.
     mean, bias = "stem.conv1.norm.running_mean", state.pop("stem.conv1.bias", None)
     if bias is not None and mean in state:
         state[mean] = state[mean] - bias
@@ -191,31 +172,16 @@ def _from_caffe2(state: Weights, path: str) -> tuple[Weights, str, bool]:
 
 
 def _split(state: Weights) -> tuple[Weights, dict[str, Weights], list[str]]:
-    stem: Weights = {}
-    blocks: dict[str, Weights] = {}
+    """Weights of the stem, weights of each block, and the names of all others."""
+    parts: dict[str, Weights] = {}
     others = []
     for name, value in state.items():
-        match = re.fullmatch(r"(stem|res\d\.\d+|features\.\d+)\.([a-z].*)", name)
+        # detectron2's converter puts torchvision's classifier below the stem.
+        match = re.fullmatch(r"(stem(?!\.fc)|res\d\.\d+|features\.\d+)\.([a-z].*)", name)
         if match is None:
             others.append(name)
-        elif match[1] == "stem":
-            stem[match[2]] = value
         else:
-            blocks.setdefault(match[1], {})[match[2]] = value
-    order = sorted(blocks, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
-    return stem, {name: blocks[name] for name in order}, others
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        file = PathManager.get_local_path(path)
-        if path.endswith(".pkl"):
-            content = load_arrays(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken pickle may raise any
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise InputError(f"--weights: {path}: not a file of weights ({why})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"--weights: {path}: holds a {type(content).__name__}; a dict is needed")
-    return content
+            parts.setdefault(match[1], {})[match[2]] = value
+    stem = parts.pop("stem", {})
+    order = sorted(parts, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    return stem, {name: parts[name] for name in order}, others

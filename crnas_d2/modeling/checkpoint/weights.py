@@ -1,13 +1,15 @@
-"""Checkpoints: does a file hold the weights of this backbone, and were they made for this input?
+"""Files of weights: reading them, and whether they fit a backbone and a config's input.
 
 A classifier's checkpoint has its backbone under ``backbone.``, a detector with FPN under
-``backbone.bottom_up.``; a detector takes either (``load_below_neck``). Our checkpoints carry the input
+``backbone.bottom_up.``; a detector loads either (``load_below_neck``). Our checkpoints hold the input
 they were trained with as ``input_convention``: {"format": "RGB" or "BGR", "pixel_mean": [3 floats],
 "pixel_std": [3 floats], "stride_in_1x1": bool}.
 """
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from torch import nn
 
 from crnas_d2.errors import InputError
+from crnas_d2.modeling.checkpoint.array_pickle import load_arrays
 from detectron2.utils.file_io import PathManager
 
 # The config key that each part of an input convention is compared with.
@@ -24,31 +27,77 @@ CONVENTION_KEYS = {
     "pixel_std": "MODEL.PIXEL_STD",
     "stride_in_1x1": "MODEL.CRNAS.STRIDE_IN_1X1",
 }
-# Published means differ in the last digit: 103.53 and 103.530, 57.12 and 57.120.
-TOLERANCE = 0.01
+TOLERANCE = 0.01  # of means and deviations, values 0..255, which projects round differently
 BARE, BELOW_NECK = "backbone.", "backbone.bottom_up."
+
+
+def read_file(path: str, key: str) -> dict[str, Any]:
+    """The content of a .pkl, a .safetensors or what torch.save wrote; nothing in it is run.
+
+    For the last, that is torch's promise, which hostile files could break before torch 2.10
+    (CVE-2025-32434, CVE-2026-24747).
+
+    Args:
+        path: of the file, or a URL that detectron2 can fetch.
+        key: the config key or option that named it, for the message.
+
+    Raises:
+        InputError: it cannot be read, or holds no dict.
+    """
+    try:
+        file = PathManager.get_local_path(path)
+        if path.endswith(".pkl"):
+            content = load_arrays(file)
+        elif path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            content = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or not isinstance(content.get("model", content), dict):
+            raise TypeError("it holds no dict of weights")
+    except ModuleNotFoundError as error:
+        raise InputError(f"{key}: {path}: reading it takes `pip install safetensors`") from error
+    except Exception as error:  # a broken file may raise any
+        text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # colours of the terminal
+        text = text.rpartition("WeightsUnpickler error: ")[2]  # without torch's advice
+        why = textwrap.shorten(text, 120, placeholder=" ...") or type(error).__name__
+        raise InputError(f"{key}: {path}: not a detectron2 checkpoint or state dict ({why})") from error
+    return content
+
+
+def read_checkpoint(path: str, key: str) -> dict[str, Any]:
+    """As ``read_file``, but of a .pth file only.
+
+    Raises:
+        InputError: another format, or not a checkpoint.
+    """
+    if path.endswith((".pkl", ".safetensors")):
+        raise InputError(
+            f"{key}: {path}: a pickle or safetensors file does not say what input it was made for; "
+            "allowed is a .pth file, and tools/convert_weights.py makes one from it"
+        )
+    return read_file(path, key)
 
 
 def check_backbone_weights(
     backbone: nn.Module, path: str, key: str, convention: Mapping[str, Any]
 ) -> None:
-    """A checkpoint holds the backbone's weights: all, at their shapes, and no others.
+    """Check that a checkpoint holds all of a backbone's weights at their shapes, and no others.
 
     Args:
-        backbone: of a detector, bare or below a neck (which is not looked at); on any device.
-        path: a .pth file, or an address that detectron2 can fetch it from.
-        key: the config key or option that named it, for the message.
-        convention: what the config says of the input; compared if the checkpoint says it, too.
+        backbone: bare or with a neck, which is not checked; on any device.
+        path, key: as in ``read_checkpoint``.
+        convention: the config's; compared if the checkpoint has one.
 
     Raises:
-        InputError: a pickle, not a checkpoint, one of another space, or one for another input.
+        InputError: not a checkpoint, or one of another network, space or input.
     """
     checkpoint = read_checkpoint(path, key)
     state = checkpoint.get("model", checkpoint)
     below = getattr(backbone, "bottom_up", backbone)
-    prefix = BARE
-    if below is not backbone and any(name.startswith(BELOW_NECK) for name in state):
-        prefix = BELOW_NECK
+    has_neck = below is not backbone and any(name.startswith(BELOW_NECK) for name in state)
+    prefix = BELOW_NECK if has_neck else BARE
     own, held = _shapes(below.state_dict(), ""), _shapes(state, prefix)
     for name in [*own, *held]:
         if own.get(name) != held.get(name):
@@ -61,33 +110,8 @@ def check_backbone_weights(
     check_convention(checkpoint.get("input_convention", {}), path, convention)
 
 
-def read_checkpoint(path: str, key: str) -> dict[str, Any]:
-    """The content of a .pth file, of which nothing is run.
-
-    Args:
-        path: of the file, or an address that detectron2 can fetch it from.
-        key: the config key or option that named it, for the message.
-
-    Raises:
-        InputError: a pickle, or not a checkpoint.
-    """
-    if path.endswith(".pkl"):
-        raise InputError(
-            f"{key}: {path}: a pickle may run code when it is read; allowed is a .pth file, and "
-            "tools/convert_weights.py makes one of it"
-        )
-    try:
-        file = PathManager.get_local_path(path)
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        checkpoint.get("model", checkpoint).items()
-    except Exception as error:  # a broken file may raise any
-        why = " ".join(str(error).split())[:100]
-        raise InputError(f"{key}: {path}: not a detectron2 checkpoint ({why})") from error
-    return checkpoint
-
-
 def _shapes(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of what is below the prefix; frozen norms do not count batches, so nobody has to."""
+    """Shapes below the prefix, without BatchNorm's counters, which frozen norms do not have."""
     return {
         name[len(prefix) :]: tuple(getattr(value, "shape", ()))
         for name, value in state.items()
@@ -96,22 +120,15 @@ def _shapes(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, tuple[i
 
 
 def check_convention(held: Mapping[str, Any], path: str, convention: Mapping[str, Any]) -> None:
-    """The input that weights were made for is the config's.
-
-    Args:
-        held: what the weights say, all of it or a part.
-        path: of the weights, for the message.
-        convention: what the config says.
+    """Check that the weights' convention, or what is known of it, is the config's.
 
     Raises:
-        InputError: the first key that differs.
+        InputError: naming the first key that differs.
     """
     for part, theirs in held.items():
         ours = convention[part]
-        if isinstance(theirs, list):
-            same = len(ours) == len(theirs) and all(
-                abs(a - b) <= TOLERANCE for a, b in zip(ours, theirs)
-            )
+        if isinstance(theirs, list) and len(ours) == len(theirs):
+            same = all(abs(a - b) <= TOLERANCE for a, b in zip(ours, theirs))
         else:
             same = ours == theirs
         if not same:
@@ -122,19 +139,13 @@ def check_convention(held: Mapping[str, Any], path: str, convention: Mapping[str
 
 
 def load_below_neck(neck: nn.Module) -> None:
-    """Let a backbone with a neck load a checkpoint of the bare backbone, a classifier's, by itself.
-
-    Names that belong below the neck get ``bottom_up.`` put before them while a state dict is loaded, in
-    whatever project that happens.
-
-    Args:
-        neck: FPN or NASFPN, with the backbone as ``bottom_up``.
-    """
+    """Let an FPN or NASFPN load a checkpoint of its bare backbone, such as a classifier's."""
     names = set(neck.bottom_up.state_dict())
 
-    def rename(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    def rename(state: dict[str, Any], prefix: str, *_: object) -> None:
         for name in names:
             if prefix + name in state:
                 state[f"{prefix}bottom_up.{name}"] = state.pop(prefix + name)
 
-    neck.register_load_state_dict_pre_hook(rename)
+    # The public form of this came with torch 2.5.
+    neck._register_load_state_dict_pre_hook(rename)

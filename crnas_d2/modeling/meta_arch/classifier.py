@@ -1,7 +1,7 @@
 """ImageClassifier: a META_ARCHITECTURE over the same backbones, for pre-training (paper, A.1).
 
-Backbone, global average pooling, one linear layer. Parameters: backbone.*, fc.*; so a detector finds
-the backbone's weights under names that differ at most by its FPN's ``bottom_up``.
+Backbone, global average pooling, one linear layer. Parameters: backbone.*, fc.*; a detector's names for
+the same backbone differ at most by its FPN's ``bottom_up``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ FC_STD = 0.01
 
 @META_ARCH_REGISTRY.register()
 class ImageClassifier(nn.Module):
-    """Scores of an image's classes; in training the cross entropy, without label smoothing.
+    """Class scores of images; in training their cross entropy, without label smoothing.
 
     Args:
         backbone: fixed network or supernet that returns ``in_feature``.
         num_classes: of the linear layer.
         in_feature: the stage that is pooled.
-        pixel_mean: of each channel, in the order of INPUT.FORMAT.
-        pixel_std: the same.
+        pixel_mean: of each channel, in the order of INPUT.FORMAT; ``pixel_std`` likewise.
     """
 
     @configurable
@@ -56,7 +55,7 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """The arguments by MODEL.CLASSIFIER and MODEL.PIXEL_MEAN, PIXEL_STD.
+        """The arguments by MODEL.CLASSIFIER, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD.
 
         Raises:
             InputError: no class, or a feature that the backbone does not return.
@@ -80,11 +79,10 @@ class ImageClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the images go."""
         return self.pixel_mean.device
 
     def preprocess_image(self, batched_inputs: Sequence[dict[str, Any]]) -> ImageList:
-        """The images normalised, as one batch (N, C, H, W)."""
+        """The normalised images as one batch (N, C, H, W)."""
         images = [
             (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
         ]

@@ -1,12 +1,11 @@
 """NAS-FPN: the feature pyramid of Ghiasi et al. (2019), P3 .. P7 above any backbone (paper, Table 9).
 
-The graph of one cell is the table CELL, a row a merge; the cell is stacked, with weights of its own
-each time. NAS-FPN's paper (arXiv 1904.07392, Figures 6 and 7) draws the graph; its authors' code
-(github.com/tensorflow/tpu, models/official/detection/modeling/architecture/nasfpn.py) has it as a list
-and settles the rest: resampling, which input of attention is pooled and how, and P6 and P7, which are
-max-pooled from the reduced P5. mmdetection's NASFPN has the same graph but averages the finer input
-for attention, where the authors take the maximum of the coarser one, and has 1x1 convolutions before P6
-and P7. CR-NAS (A.4) does not say which it used; here it is the authors'.
+Its paper (arXiv 1904.07392, Figures 6 and 7) draws the cell that is stacked; its authors' code
+(github.com/tensorflow/tpu, models/official/detection/modeling/architecture/nasfpn.py) settles the rest:
+resampling, what attention pools, and P6 and P7, which are max-pooled from the reduced P5. mmdetection's
+NASFPN has the same graph but averages the finer input for attention, where the authors take the maximum
+of the coarser one, and has 1x1 convolutions before P6 and P7. CR-NAS (A.4) does not say which it used;
+here it is the authors'.
 """
 
 from __future__ import annotations
@@ -24,30 +23,23 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import Backbone
 
 STRIDES = {"p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}
-IN_STRIDES = (8, 16, 32)  # of the backbone's features, which become P3, P4 and P5
-
-
-def add(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return a + b
+IN_STRIDES = [8, 16, 32]  # of the backbone's features, which become P3, P4 and P5
 
 
 def attention(coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
-    """The feature of the coarser level, plus the other one with a weight for every channel.
-
-    NAS-FPN's "global pooling". Both are (N, C, H, W); the weights, in 0 .. 1, are of the coarse one.
-    """
+    """NAS-FPN's "global pooling": coarse + fine * weight, one weight in 0..1 a channel of coarse."""
     return coarse + fine * coarse.amax(dim=(2, 3), keepdim=True).sigmoid()
 
 
 class Merge(NamedTuple):
-    """One merge ("merging cell" in its paper): ReLU, 3x3 convolution and norm of two features merged.
+    """A node of the graph: ReLU, 3x3 convolution and norm of two merged features.
 
     Attributes:
         name: of the feature that it makes; those called ``<level>_out`` leave the cell.
         level: of that feature; the inputs are resampled to its size.
-        operation: of two features, which is ``add`` or ``attention``.
-        inputs: names of features made before; ``attention`` takes the coarser one first.
-        leftover: the cell's input of this level, added before the ReLU where no merge takes it.
+        operation: ``torch.add`` or ``attention``.
+        inputs: names of two features made before; ``attention`` takes the coarser one first.
+        leftover: the cell's input of this level, added before the ReLU if no merge takes it.
     """
 
     name: str
@@ -59,25 +51,23 @@ class Merge(NamedTuple):
 
 CELL = (
     Merge("p4_a", "p4", attention, ("p6", "p4")),
-    Merge("p4_b", "p4", add, ("p4", "p4_a")),
-    Merge("p3_out", "p3", add, ("p3", "p4_b")),
-    Merge("p4_out", "p4", add, ("p4_b", "p3_out")),
+    Merge("p4_b", "p4", torch.add, ("p4", "p4_a")),
+    Merge("p3_out", "p3", torch.add, ("p3", "p4_b")),
+    Merge("p4_out", "p4", torch.add, ("p4_b", "p3_out")),
     Merge("p5_out", "p5", attention, ("p4_out", "p3_out"), leftover="p5"),
     Merge("p7_out", "p7", attention, ("p5_out", "p4_b"), leftover="p7"),
     Merge("p6_out", "p6", attention, ("p7_out", "p5_out")),
 )
 
 
-def resample(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """To (height, width), a power of two times smaller or larger: max-pooling or nearest neighbour."""
+def _resampled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """To a (height, width) some powers of two smaller (max-pooling) or larger (nearest neighbour)."""
     if x.shape[-1] > size[-1]:
         return F.max_pool2d(x, kernel_size=x.shape[-1] // size[-1])
-    if x.shape[-1] < size[-1]:
-        return F.interpolate(x, size=size, mode="nearest")
-    return x
+    return F.interpolate(x, size=size, mode="nearest") if x.shape[-1] < size[-1] else x
 
 
-def _convolution(in_channels: int, out_channels: int, kernel_size: int, norm: Norm) -> Conv2d:
+def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: Norm) -> Conv2d:
     conv = Conv2d(
         in_channels,
         out_channels,
@@ -91,25 +81,17 @@ def _convolution(in_channels: int, out_channels: int, kernel_size: int, norm: No
 
 
 class Cell(nn.Module):
-    """The graph of CELL once, P3 .. P7 to P3 .. P7 of the same shapes.
-
-    Args:
-        channels: of every feature.
-        norm: as detectron2's ``get_norm`` takes it.
-    """
+    """The graph of CELL once: p3 .. p7, each (N, channels, H, W), to features of the same shapes."""
 
     def __init__(self, *, channels: int, norm: Norm) -> None:
         super().__init__()
-        self.convs = nn.ModuleDict(
-            {merge.name: _convolution(channels, channels, 3, norm) for merge in CELL}
-        )
+        self.convs = nn.ModuleDict({merge.name: _conv(channels, channels, 3, norm) for merge in CELL})
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """``p3`` .. ``p7``, each (N, channels, H, W), H and W halved from each to the next."""
         features = dict(features)
         for merge in CELL:
             size = features[merge.level].shape[-2:]
-            merged = merge.operation(*(resample(features[name], size) for name in merge.inputs))
+            merged = merge.operation(*(_resampled(features[name], size) for name in merge.inputs))
             if merge.leftover:
                 merged = merged + features[merge.leftover]
             features[merge.name] = self.convs[merge.name](F.relu(merged))
@@ -120,7 +102,7 @@ class NASFPN(Backbone):
     """A backbone with the pyramid above it.
 
     Args:
-        bottom_up: the backbone below; the number of its channels is free.
+        bottom_up: the backbone; its features may have any number of channels.
         in_features: names of its features of strides 8, 16 and 32, in this order.
         out_channels: channels of every level of the pyramid; 384 in "7 @ 384".
         num_cells: how many cells are stacked; 7 in "7 @ 384".
@@ -128,7 +110,7 @@ class NASFPN(Backbone):
             the convolutions have a bias instead.
 
     Raises:
-        ValueError: features that are not there or of other strides; no cell.
+        ValueError: missing features or other strides; no cell.
     """
 
     def __init__(
@@ -142,41 +124,32 @@ class NASFPN(Backbone):
     ) -> None:
         super().__init__()
         shapes = bottom_up.output_shape()
-        if tuple(shapes[name].stride if name in shapes else 0 for name in in_features) != IN_STRIDES:
-            there = {name: shape.stride for name, shape in shapes.items()}
+        strides = {name: shape.stride for name, shape in shapes.items()}
+        if [strides.get(name) for name in in_features] != IN_STRIDES:
             raise ValueError(
                 f"in_features {list(in_features)}: NAS-FPN takes three, of strides 8, 16 and 32; the"
-                f" backbone has (name: stride) {there}"
+                f" backbone has (name: stride) {strides}"
             )
         if num_cells < 1:
             raise ValueError(f"num_cells {num_cells}: at least one is needed")
         self.bottom_up = bottom_up
         self.in_features = tuple(in_features)
         self.laterals = nn.ModuleList(
-            _convolution(shapes[name].channels, out_channels, 1, norm) for name in in_features
+            _conv(shapes[name].channels, out_channels, 1, norm) for name in in_features
         )
         self.cells = nn.ModuleList(Cell(channels=out_channels, norm=norm) for _ in range(num_cells))
         self._out_channels = out_channels
 
     @property
     def size_divisibility(self) -> int:
-        """Every level halves the one below exactly."""
         return STRIDES["p7"]
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        return {
-            level: ShapeSpec(channels=self._out_channels, stride=stride)
-            for level, stride in STRIDES.items()
-        }
+        channels = self._out_channels
+        return {level: ShapeSpec(channels=channels, stride=stride) for level, stride in STRIDES.items()}
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images to features.
-
-        Args:
-            x: (N, channels of the image, H, W).
-
-        Returns:
-            ``p3`` .. ``p7``: (N, out_channels, H/8, W/8) .. (N, out_channels, H/128, W/128).
+        """Images (N, C, H, W) to ``p3`` .. ``p7``, (N, out_channels, H/8, W/8) .. (.., H/128, W/128).
 
         Raises:
             ValueError: H or W is no multiple of 128.
