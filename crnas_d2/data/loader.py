@@ -92,7 +92,8 @@ class NamingMapper:
         """What the mapper makes of a data set dict.
 
         Raises:
-            InputError: a file that is gone, no image, half of one, or one of another size.
+            InputError: a file that is missing, no image, half of one or of another size, or an
+                annotation that cannot be used.
         """
         try:
             return self._mapper(record)
@@ -100,7 +101,11 @@ class NamingMapper:
             raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise InputError(f"{record['file_name']}: cannot be read as an image: {why}") from error
+            # What detectron2 raises as a ValueError is of the annotations, or of the image's size.
+            what = "" if isinstance(error, ValueError) else "cannot be read as an image: "
+            raise InputError(
+                f"{record['file_name']}: {what}{why}; --resume continues when that is fixed"
+            ) from error
 
 
 class SeededDataset(Dataset):

@@ -79,7 +79,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     first = _first_step(cfg)
     check_network(first)
     retrains = "retrain" in cfg.SEARCH.PHASES
-    use_own_data(cfg, test=retrains)
+    content = use_own_data(cfg, test=retrains).get("TRAIN")
     check_loading(cfg, processes(args))
     if len(cfg.DATASETS.TRAIN) != 1:
         raise InputError(
@@ -94,7 +94,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     pretrain = _pretrain_config(cfg, first, args)
     if retrains:
         _check_retraining(cfg, base, pretrain, args)
-    content = check_dataset(cfg.DATASETS.TRAIN[0], "DATASETS.TRAIN")
+    content = content or check_dataset(cfg, "TRAIN", cfg.DATASETS.TRAIN[0])
     if content is None:
         raise InputError(
             f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN[0]!r}: has no COCO JSON, which a search splits"
