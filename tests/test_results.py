@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from detectors import ROOT, tiny_config
 
-from crnas_d2.pipeline import retraining as retrain
 from crnas_d2.errors import InputError
+from crnas_d2.pipeline import retraining as retrain
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import torch
 from detectors import HEADS, tiny_config
 
 from crnas_d2.engine.draws import seeded_draws
-from crnas_d2.pipeline.search_hook import SearchHook
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.pipeline.search_hook import SearchHook
 from detectron2.modeling.proposal_generator import rpn
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage

@@ -100,11 +100,14 @@ def _problem(path: str, look: Callable[[Image.Image], str]) -> str:
 def _header_problem(picture: Image.Image, width: int, height: int) -> str:
     if picture.mode.startswith(REFUSED_MODES):
         return f"mode {picture.mode}: 8 bits a channel are needed; more would be clipped"
-    size, turned = picture.size, ""
+    size, turned, orientation = picture.size, "", 1
     # A PNG can have its EXIF after the pixels, which would be decoded for it: only if it can explain.
     if picture.format != "PNG" or "exif" in picture.info or size != (width, height):
-        if _orientation(picture) in TRANSPOSED:
-            size, turned = size[::-1], " after its EXIF rotation"
+        orientation = _orientation(picture)
+    if picture.format == "TIFF" and orientation != 1:
+        return "a TIFF with an EXIF rotation, which Pillow and detectron2 both apply: save it upright"
+    if orientation in TRANSPOSED:
+        size, turned = size[::-1], " after its EXIF rotation"
     if size == (width, height):
         return ""
     return f"is {size[0]}x{size[1]}{turned}, the JSON says {width:g}x{height:g}"
