@@ -46,11 +46,10 @@ def _are_masks(value: Any) -> bool:
     return not value or (isinstance(value, list) and all(map(_are_numbers, value)))
 
 
-def _is_id(value: Any) -> bool:
-    return value != "" if type(value) is str else type(value) is int and abs(value) < 2**63
-
-
-ID = (_is_id, "an integer of 64 bits or a text is needed")
+ID = (
+    lambda v: v != "" if type(v) is str else type(v) is int and abs(v) < 2**63,
+    "an integer of 64 bits or a text is needed",
+)
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{"id": ID, "images": ID, "categories": ID},
     "text": (lambda v: type(v) is str and v != "", "a text is needed"),
@@ -128,11 +127,10 @@ def _problem(record: Any, part: str, ids: dict[str, set[Any]]) -> str:
             return f"{entry} {value!r:.80}: {needed}"
         if kind in ids and value not in ids[kind]:
             return f"{entry} {value!r}: is the id of none of the {kind}"
-    for other in ids.get(part, ()):
-        if type(record["id"]) is not type(other):
-            return "numbers and texts as ids; one kind is needed"
-        break
-    return "another one has the same id" if record.get("id") in ids.get(part, ()) else ""
+    others = ids.get(part, set())
+    if others and type(record["id"]) is not type(next(iter(others))):
+        return "numbers and texts as ids; one kind is needed"
+    return "another one has the same id" if others and record["id"] in others else ""
 
 
 def name_of(part: str, number: int, record: Any) -> str:
@@ -144,13 +142,14 @@ def name_of(part: str, number: int, record: Any) -> str:
 def odd_boxes(content: Record) -> list[list[float]]:
     """The boxes that have no area or reach more than a pixel beyond their image."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
-    found = []
-    for annotation in content["annotations"]:
-        (x, y, width, height), (right, bottom) = annotation["bbox"], sizes[annotation["image_id"]]
+
+    def is_odd(box: list[float], right: int, bottom: int) -> bool:
+        x, y, width, height = box
         beyond = min(x, y) < -1 or x + width > right + 1 or y + height > bottom + 1
-        if beyond or not width or not height:
-            found.append(annotation["bbox"])
-    return found
+        return beyond or not (width and height)
+
+    annotations = content["annotations"]
+    return [a["bbox"] for a in annotations if is_odd(a["bbox"], *sizes[a["image_id"]])]
 
 
 def polygons(masks: list[list[float]]) -> list[list[float]]:
@@ -184,7 +183,7 @@ def check_masks(content: Record, path: str, mask_format: str) -> None:
             what = "an RLE of another size than its image; allowed is False"
         if what:
             bad.setdefault(what, []).append(name_of("annotations", number, annotation))
-    for what, names in bad.items():
+    for what, names in bad.items():  # the first kind
         count = f"{len(names)} of {len(content['annotations'])}"
         raise InputError(f"MODEL.MASK_ON: True: {path}: {names[0]} has {what} ({count} are so)")
 

@@ -70,16 +70,16 @@ def load_coco(name: str, json_file: str, images: str) -> list[dict[str, Any]]:
     content, log = load_json(json_file, name), logging.getLogger(__name__)
     classes = _classes(content)
     MetadataCatalog.get(name).set(**classes)
+    number_of = classes["thing_dataset_id_to_contiguous_id"]
     records: dict[Any, dict[str, Any]] = {}
     for image in sorted(content["images"], key=lambda image: image["id"]):
-        record = {key: image[key] for key in ("height", "width")}
-        path = os.path.join(images, image["file_name"])
-        records[image["id"]] = {"file_name": path, **record, "image_id": image["id"], "annotations": []}
+        record = {"file_name": os.path.join(images, image["file_name"]), "image_id": image["id"]}
+        sizes = {"height": image["height"], "width": image["width"]}
+        records[image["id"]] = {**record, **sizes, "annotations": []}
     for annotation in content.setdefault("annotations", []):
         found = {"bbox": annotation["bbox"], "bbox_mode": BoxMode.XYWH_ABS}
         found["iscrowd"] = annotation.get("iscrowd") or 0
-        number = classes["thing_dataset_id_to_contiguous_id"][annotation["category_id"]]
-        found["category_id"] = number
+        found["category_id"] = number_of[annotation["category_id"]]
         masks = annotation.get("segmentation")
         if isinstance(masks, list):
             masks = polygons(masks)
@@ -110,13 +110,13 @@ def _classes(content: Record) -> dict[str, Any]:
 
 @contextmanager
 def as_scored(name: str) -> Iterator[str]:
-    """The name, for as long, of a copy of a registered set that COCOEvaluator can be built from.
+    """The temporary name of a copy of a registered set, to build a COCOEvaluator with.
 
-    Its JSON has what pycocotools needs (coco_json.renumber); without annotations COCOEvaluator
-    predicts alone.
+    pycocotools needs annotation ids from 1, ``area`` and ``iscrowd``; without annotations, COCOEvaluator
+    writes the predictions alone.
     """
     metadata = MetadataCatalog.get(name)
-    if not hasattr(metadata, "json_file"):  # COCOEvaluator makes its own
+    if not hasattr(metadata, "json_file"):  # COCOEvaluator then makes one
         yield name
         return
     content = renumber(read_coco_json(metadata.json_file, name, annotated=False))

@@ -32,6 +32,7 @@ CLASSES = {
     "square": (4, np.pi / 4, 0.2),
     "triangle": (3, -np.pi / 2, 0.15),
 }
+SPLITS = ("train", "val")
 SIZE = (320, 320)  # of a picture, by default
 MIN_SIDE, MAX_SIDE = 8, 300  # pixels, of the longer side of a box
 # Log-uniform would be 1. Below it there are fewer of the smallest, which a network of this size at a
@@ -104,7 +105,7 @@ def draw_picture(
     owners holds 0 for the background and k where the k-th annotation is on top. A box is tight both
     around the visible pixels and around the whole shape; area counts the pixels of the whole shape.
     """
-    rng = np.random.default_rng([seed, ("train", "val").index(split), index])
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
     owners = np.zeros(size, dtype=np.uint8)
     colours = rng.uniform(*DARK, (1, 3))  # mean colours; row k is that of owner k
     pixels = colours[0] + TEXTURE_CONTRAST * texture(rng, *size)[:, :, None]
@@ -184,48 +185,47 @@ def make_shapes(
     for (name, value), least in zip(asked.items(), (1, 1, 0, 32)):
         if value < least:
             raise InputError(f"{name} is {value}: it must be at least {least}")
+    contents = [_content(split, asked[split], seed, size) for split in SPLITS]
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        _check_same(folder, {"train": num_train, "val": num_val}, seed, size)
-        return False
+        if all(_holds(folder / f"{split}.json", content) for split, content in zip(SPLITS, contents)):
+            return False
+        raise InputError(f"{folder}: holds something else than shapes of {asked}: name another folder")
     temporary = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "images").mkdir(parents=True)
-    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
-    for split, number in (("train", num_train), ("val", num_val)):
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index in range(number):
+    for split, content in zip(SPLITS, contents):
+        annotations = content["annotations"] = []
+        for index, image in enumerate(content["images"]):
             pixels, _, shapes = draw_picture(seed, split, index, size)
-            name = f"{split}_{index + 1:05d}.jpg"
-            Image.fromarray(pixels).save(temporary / "images" / name, quality=90)
-            image = {"id": index + 1, "file_name": name, "height": size[0], "width": size[1]}
-            images.append(image)
+            Image.fromarray(pixels).save(temporary / "images" / image["file_name"], quality=90)
             for shape in shapes:
                 annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **shape})
-        content = {"categories": categories, "images": images, "annotations": annotations}
-        info = {"info": {"description": _description(seed, split)}, "licenses": []}
-        (temporary / f"{split}.json").write_text(json.dumps({**info, **content}))
+        (temporary / f"{split}.json").write_text(json.dumps(content))
     temporary.replace(folder)
     return True
 
 
-def _description(seed: int, split: str) -> str:
-    return f"crnas_d2 shapes, seed {seed}, {split}"
+def _content(split: str, number: int, seed: int, size: tuple[int, int]) -> dict[str, Any]:
+    """A COCO JSON's, without its annotations."""
+    names = [f"{split}_{index + 1:05d}.jpg" for index in range(number)]
+    height, width = size
+    return {
+        "info": {"description": f"crnas_d2 shapes, seed {seed}, {split}"},
+        "licenses": [],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)],
+        "images": [
+            {"id": i, "file_name": name, "height": height, "width": width}
+            for i, name in enumerate(names, start=1)
+        ],
+    }
 
 
-def _check_same(folder: Path, numbers: dict[str, int], seed: int, size: tuple[int, int]) -> None:
-    for split, number in numbers.items():
-        try:
-            held = json.loads((folder / f"{split}.json").read_text())
-            sizes = [(image["height"], image["width"]) for image in held["images"]]
-            same = held["info"]["description"] == _description(seed, split)
-        except (OSError, ValueError, KeyError, TypeError):
-            same, sizes = False, []
-        if not same or sizes != [tuple(size)] * number:
-            raise InputError(
-                f"{folder}: holds something else than {numbers['train']} and {numbers['val']} shapes "
-                f"pictures of {size[0]}x{size[1]} with seed {seed}: name another folder"
-            )
+def _holds(path: Path, content: dict[str, Any]) -> bool:
+    try:
+        held = json.loads(path.read_text())
+        return {**held, **content} == held
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def main() -> int:
