@@ -112,8 +112,8 @@ def _classes(content: Record) -> dict[str, Any]:
 def as_scored(name: str) -> Iterator[str]:
     """The temporary name of a copy of a registered set, to build a COCOEvaluator with.
 
-    pycocotools needs annotation ids from 1, ``area`` and ``iscrowd``; without annotations, COCOEvaluator
-    writes the predictions alone.
+    pycocotools needs annotation ids from 1, ``area`` and ``iscrowd``. Of a set without annotations,
+    COCOEvaluator writes the predictions alone.
     """
     metadata = MetadataCatalog.get(name)
     if not hasattr(metadata, "json_file"):  # COCOEvaluator then makes one
