@@ -32,6 +32,7 @@ from crnas_d2.errors import InputError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from detectron2.utils.logger import log_first_n
 
 BUILTIN = ("bccd",)
 # Where detectron2's meta-architectures have the number of classes; ProposalNetwork has none.
@@ -67,7 +68,7 @@ def load_coco(name: str, json_file: str, images: str) -> list[dict[str, Any]]:
 
     Unlike there, annotation ids do not matter, and no box is dropped for its polygons.
     """
-    content, log = load_json(json_file, name), logging.getLogger(__name__)
+    content = load_json(json_file, name)
     classes = _classes(content)
     MetadataCatalog.get(name).set(**classes)
     number_of = classes["thing_dataset_id_to_contiguous_id"]
@@ -93,9 +94,12 @@ def load_coco(name: str, json_file: str, images: str) -> list[dict[str, Any]]:
         records[annotation["image_id"]]["annotations"].append(found)
     odd, files = len(odd_boxes(content)), {record["file_name"] for record in records.values()}
     if odd:
-        log.warning("%s: %d boxes have no area or reach beyond their image", name, odd)
+        text = f"{name}: {odd} boxes have no area or leave their image"
+        log_first_n(logging.WARNING, text, key="message")
     if len(files) < len(records):
-        log.warning("%s: %d images are listed as %d", name, len(files), len(records))
+        entries = f"{len(records)} entries are of {len(files)} images"
+        text = f"{name}: {entries}, each with its own boxes alone"
+        log_first_n(logging.WARNING, text, key="message")
     return list(records.values())
 
 
