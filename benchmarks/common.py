@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from crnas_d2.data.datasets import check_dataset, register_coco
+from crnas_d2.data.coco_json import read_coco_json
+from crnas_d2.data.datasets import register_coco
 from crnas_d2.data.shapes import make_shapes
 from detectron2.data import MetadataCatalog
 
@@ -24,7 +25,7 @@ def generated_data(folder: str, size: tuple[int, int]) -> list[str]:
 
 def first_images(name: str, images: int, folder: Path) -> tuple[str, dict[str, Any]]:
     """The first images of a data set, registered: their name, and the content of their JSON."""
-    content = check_dataset(name, "DATASETS.TRAIN")
+    content = read_coco_json(MetadataCatalog.get(name).json_file, "DATASETS.TRAIN")
     kept = content["images"][:images]
     ids = {image["id"] for image in kept}
     annotations = [a for a in content["annotations"] if a["image_id"] in ids]

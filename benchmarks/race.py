@@ -96,7 +96,7 @@ def matches_of(cfg: CfgNode, weights: str | None, folder: Path) -> dict[Architec
     if new and not weights:
         raise SystemExit(f"--weights: needed, since {folder} does not hold {new[0]}")
     if new:
-        content = check_dataset(cfg.DATASETS.TRAIN[0], "DATASETS.TRAIN")
+        content = check_dataset(cfg, "TRAIN", cfg.DATASETS.TRAIN[0])
         parts = split(content, cfg.SEARCH.ARCHVAL.SIZE, cfg.SEARCH.ARCHVAL.SPLIT_FIELD, seed_of(cfg))
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as splits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,3 +23,30 @@ def shared_data() -> Path:
     if not (SHARED_DATA / "bccd" / "train.json").is_file():
         pytest.skip(f"no data at {SHARED_DATA}; CRNAS_SHARED_DATA names another folder")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def bench_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of all benches; nothing may change there."""
+    from detectors import tiny_shapes
+
+    folder = tmp_path_factory.mktemp("shapes")
+    tiny_shapes(folder)
+    return folder
+
+
+@pytest.fixture
+def bench(
+    tmp_path: Path,
+    bench_shapes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Any:
+    """Where scripts meet bad input (bench.py)."""
+    from bench import Bench  # after the environment is set
+
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    found = Bench(tmp_path, bench_shapes, monkeypatch, capsys)
+    found.base()
+    return found

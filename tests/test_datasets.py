@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from crnas_d2.config import add_crnas_config
-from crnas_d2.data.coco_json import RECORD_ENTRIES, check_images, read_coco_json
+from crnas_d2.data.coco_json import DEFAULTS, RECORD_ENTRIES, read_coco_json
 from crnas_d2.data.datasets import check_dataset, register_coco, use_own_data
 from crnas_d2.data.shapes import CLASSES, make_shapes
 from crnas_d2.errors import InputError
@@ -70,9 +70,7 @@ def test_two_values_name_a_data_set(folder: Path) -> None:
         expected = {str(path) for path in (folder / "images").glob(f"{part}_*.jpg")}
         assert {record["file_name"] for record in dicts} == expected
         assert len(expected) == count
-        assert check_dataset(name, "DATASETS.TRAIN") == json.loads(
-            (folder / f"{part}.json").read_text()
-        )
+        assert check_dataset(cfg, "TRAIN", name) == json.loads((folder / f"{part}.json").read_text())
 
 
 def test_class_names_follow_their_ids(folder: Path) -> None:
@@ -105,7 +103,7 @@ def test_relative_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_own_data(cfg)
     assert MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).json_file == str(folder / "train.json")
     monkeypatch.chdir("/")
-    assert len(check_dataset(cfg.DATASETS.TRAIN[0], "DATASETS.TRAIN")["images"]) == 3
+    assert len(check_dataset(cfg, "TRAIN", cfg.DATASETS.TRAIN[0])["images"]) == 3
 
 
 def test_a_second_time_changes_nothing(folder: Path) -> None:
@@ -135,11 +133,8 @@ def test_without_the_keys_nothing_changes() -> None:
 
 
 def test_a_search_never_looks_at_the_test_set(folder: Path) -> None:
-    shutil.rmtree(folder / "images")
-    (folder / "images").mkdir()
-    for split in ("train",):
-        for image in json.loads((folder / f"{split}.json").read_text())["images"]:
-            (folder / "images" / image["file_name"]).write_bytes(b"not looked at")
+    for image in (folder / "images").glob("val_*"):
+        image.unlink()
     (folder / "val.json").unlink()
     cfg = config(folder)
     use_own_data(cfg, test=False)
@@ -166,7 +161,8 @@ def test_a_missing_image(folder: Path, split: str, part: str) -> None:
     with pytest.raises(InputError) as caught:
         use_own_data(config(folder))
     count = f"{len(images) - 1} of {len(images)}"
-    assert_one_line(caught.value, f"DATASETS.{split}_IMAGES: ", images[1], count)
+    shown = f"DATASETS.{split}_IMAGES: {count} images cannot be used: {images[1]}: No such file"
+    assert_one_line(caught.value, shown)
 
 
 def test_a_missing_folder(folder: Path) -> None:
@@ -224,22 +220,22 @@ def test_no_coco_json(tmp_path: Path, text: str, shown: str) -> None:
 @pytest.mark.parametrize("part", RECORD_ENTRIES)
 def test_a_record_that_lacks_an_entry(folder: Path, part: str) -> None:
     whole = json.loads((folder / "train.json").read_text())
-    for entry in RECORD_ENTRIES[part]:
+    for entry in RECORD_ENTRIES[part].keys() - {*DEFAULTS, "segmentation"}:
         records = [dict(record) for record in whole[part]]
         del records[1][entry]
         change(folder / "train.json", **{part: records})
         with pytest.raises(InputError) as caught:
             read_coco_json(str(folder / "train.json"), "KEY")
-        assert_one_line(caught.value, "KEY: ", folder / "train.json", f"{part}[1]: no {entry}")
+        assert_one_line(caught.value, "KEY: ", folder / "train.json", f"{part}[1]", f": no {entry}")
 
 
-@pytest.mark.parametrize("part", RECORD_ENTRIES)
+@pytest.mark.parametrize("part", ["images", "categories"])
 def test_an_id_that_stands_there_twice(folder: Path, part: str) -> None:
     records = json.loads((folder / "train.json").read_text())[part]
     change(folder / "train.json", **{part: [*records, records[0]]})
     with pytest.raises(InputError) as caught:
         read_coco_json(str(folder / "train.json"), "KEY")
-    assert_one_line(caught.value, "KEY: ", f"{part}: id {records[0]['id']} stands there twice")
+    assert_one_line(caught.value, "KEY: ", f"{part}[{len(records)}] (id 1): another one has")
 
 
 @pytest.mark.parametrize(("entry", "part"), [("image_id", "images"), ("category_id", "categories")])
@@ -249,7 +245,7 @@ def test_an_annotation_of_something_unknown(folder: Path, entry: str, part: str)
     change(folder / "train.json", annotations=annotations)
     with pytest.raises(InputError) as caught:
         read_coco_json(str(folder / "train.json"), "KEY")
-    shown = f"annotation {annotations[2]['id']}: {entry} 4711: is the id of none of the {part}"
+    shown = f"annotations[2] (id {annotations[2]['id']}): {entry} 4711: is the id of none of the {part}"
     assert_one_line(caught.value, "KEY: ", shown)
 
 
@@ -259,7 +255,7 @@ def test_a_box_that_is_none(folder: Path) -> None:
     change(folder / "train.json", annotations=annotations)
     with pytest.raises(InputError) as caught:
         read_coco_json(str(folder / "train.json"), "KEY")
-    assert_one_line(caught.value, "KEY: ", f"annotation {annotations[1]['id']}: bbox [1, 2, 3]")
+    assert_one_line(caught.value, "KEY: ", f"(id {annotations[1]['id']}): bbox [1, 2, 3]")
 
 
 def test_no_file(tmp_path: Path) -> None:
@@ -272,17 +268,6 @@ def test_no_file(tmp_path: Path) -> None:
 def test_a_sound_json_is_read_as_it_is(folder: Path) -> None:
     content = read_coco_json(str(folder / "train.json"), "KEY")
     assert content == json.loads((folder / "train.json").read_text())
-    check_images(content, str(folder / "images"), "KEY")
-
-
-def test_a_folder_is_no_image(folder: Path) -> None:
-    content = read_coco_json(str(folder / "train.json"), "KEY")
-    first = folder / "images" / content["images"][0]["file_name"]
-    first.unlink()
-    first.mkdir()
-    with pytest.raises(InputError) as caught:
-        check_images(content, str(folder / "images"), "KEY")
-    assert_one_line(caught.value, "KEY: ", first, "1 of 3")
 
 
 # ---- registered sets -----------------------------------------------------------------------------
@@ -296,7 +281,15 @@ def test_a_name_stands_for_one_set(folder: Path) -> None:
         with pytest.raises(InputError) as caught:
             register_coco(name, *map(str, files))
         assert_one_line(caught.value, f"data set {name}: ", folder / "train.json")
-    assert len(check_dataset(name, "DATASETS.TRAIN")["images"]) == 3
+    assert len(check_dataset(heads(3), "TRAIN", name)["images"]) == 3
+
+
+def heads(classes: int, *options: Any) -> CfgNode:
+    """A config of detectron2's whose heads have so many classes."""
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
+    cfg.merge_from_list(list(options))
+    return cfg
 
 
 def test_a_registered_set_is_checked(folder: Path) -> None:
@@ -305,30 +298,60 @@ def test_a_registered_set_is_checked(folder: Path) -> None:
     gone = sorted((folder / "images").glob("train_*.jpg"))[0]
     gone.unlink()
     with pytest.raises(InputError) as caught:
-        check_dataset(name, "DATASETS.TEST")
-    assert_one_line(caught.value, "DATASETS.TEST: ", gone, "1 of 3")
+        check_dataset(heads(3), "TEST", name)
+    assert_one_line(caught.value, "DATASETS.TEST: 1 of 3 images ", f"{gone}: No such")
     change(folder / "train.json", annotations=[])
     with pytest.raises(InputError) as caught:
-        check_dataset(name, "DATASETS.TEST")
+        check_dataset(heads(3), "TEST", name)
     assert_one_line(caught.value, "DATASETS.TEST: ", folder / "train.json", "no annotations")
 
 
-def test_a_name_that_nobody_registered() -> None:
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        ("ROI_HEADS", []),
+        ("ROI_HEADS", ["MODEL.META_ARCHITECTURE", "PanopticFPN"]),
+        ("RETINANET", ["MODEL.META_ARCHITECTURE", "RetinaNet"]),
+    ],
+)
+@pytest.mark.parametrize("count", [2, 4, 80])
+def test_the_number_of_classes_is_that_of_the_heads(
+    folder: Path, head: str, options: list[Any], count: int
+) -> None:
+    """Too few teach a class as background, too many fail after the training (case 33)."""
+    name = f"a set in {folder}"
+    register_coco(name, str(folder / "train.json"), str(folder / "images"))
+    key, other = f"MODEL.{head}.NUM_CLASSES", {"ROI_HEADS": "RETINANET", "RETINANET": "ROI_HEADS"}[head]
+    right = [*options, key, 3, f"MODEL.{other}.NUM_CLASSES", 7]
+    assert check_dataset(heads(3, *right), "TRAIN", name) is not None
     with pytest.raises(InputError) as caught:
-        check_dataset("nobody's", "DATASETS.TRAIN")
-    assert_one_line(caught.value, "DATASETS.TRAIN: ", repr("nobody's"), "not a registered data set")
+        check_dataset(heads(3, *right, key, count), "TRAIN", name)
+    assert_one_line(caught.value, f"{key}: {count}: DATASETS.TRAIN {name!r} has 3 classes")
+
+
+def test_a_detector_without_classes_is_not_asked_for_them(folder: Path) -> None:
+    name = f"a set in {folder}"
+    register_coco(name, str(folder / "train.json"), str(folder / "images"))
+    cfg = heads(80, "MODEL.META_ARCHITECTURE", "ProposalNetwork")
+    assert check_dataset(cfg, "TRAIN", name) is not None
+
+
+def test_a_name_that_is_not_registered() -> None:
+    with pytest.raises(InputError) as caught:
+        check_dataset(heads(3), "TRAIN", "unknown")
+    assert_one_line(caught.value, "DATASETS.TRAIN: ", repr("unknown"), "not a registered data set")
 
 
 def test_a_set_without_a_json(folder: Path) -> None:
     name = f"no json {folder}"
     DatasetCatalog.register(name, list)
     with pytest.raises(InputError) as caught:
-        check_dataset(name, "DATASETS.TRAIN")
+        check_dataset(heads(3), "TRAIN", name)
     assert_one_line(caught.value, "DATASETS.TRAIN: ", name, "COCO JSON")
 
 
 def test_bccd_is_registered(shared_data: Path) -> None:
     for name, count in (("bccd_train", 292), ("bccd_val", 72)):
-        assert len(check_dataset(name, "DATASETS.TRAIN")["images"]) == count
+        assert len(check_dataset(heads(3), "TRAIN", name)["images"]) == count
         assert len(DatasetCatalog.get(name)) == count
         assert MetadataCatalog.get(name).thing_classes == ["RBC", "WBC", "Platelets"]

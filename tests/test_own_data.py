@@ -97,7 +97,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
         yaml.safe_dump(
             {
                 "_BASE_": "base.yaml",
-                "SEARCH": {"BUDGETS": [5], "ARCHVAL_SIZE": 3, "FOUND_BASE": "base.yaml"},
+                "SEARCH": {"BUDGETS": [5], "ARCHVAL": {"SIZE": 3}, "FOUND_BASE": ["base.yaml"]},
                 "MODEL": {"CRNAS": {"STAGE_SPACE": [[1, 2], [1], [1], [1, 2]]}},
             }
         )

@@ -14,6 +14,7 @@ from crnas_d2.data.splits import archval_ids, split, write_split
 from crnas_d2.errors import InputError
 
 Content = dict[str, Any]
+BOX = {"category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 0}
 
 
 def generated(count: int, per_field: int = 1, annotations: int = 2) -> Content:
@@ -27,7 +28,7 @@ def generated(count: int, per_field: int = 1, annotations: int = 2) -> Content:
         "categories": [{"id": 2, "name": "b"}, {"id": 1, "name": "a"}],
         "images": images,
         "annotations": [
-            {"id": 10 * i + j, "image_id": image["id"], "category_id": 1, "bbox": [0, 0, 9, 9]}
+            {**BOX, "id": 10 * i + j, "image_id": image["id"]}
             for i, image in enumerate(images)
             for j in range(annotations)
         ],
@@ -131,7 +132,7 @@ def test_more_archval_images_keep_those_of_a_smaller_one() -> None:
     ],
 )
 def test_default_size_is_5000_or_a_fifth(count: int, size: int) -> None:
-    images = [{"id": i} for i in range(count)]
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(count)]
     assert len(archval_ids(images, 0, "id", 0)) == size
 
 
@@ -162,7 +163,8 @@ def test_a_field_that_an_image_lacks() -> None:
     del content["images"][4]["field"]
     with pytest.raises(InputError) as caught:
         split(content, 0, "field", 0)
-    assert str(caught.value).startswith("SEARCH.ARCHVAL.SPLIT_FIELD: 'field': image 988 has no such entry")
+    shown = "SEARCH.ARCHVAL.SPLIT_FIELD: 'field': image 988 has no such entry"
+    assert str(caught.value).startswith(shown)
     assert "file_name, id, slide" in str(caught.value)
 
 
@@ -175,6 +177,48 @@ def test_a_part_without_an_annotation(part: str, other: str) -> None:
         split(content, 6, "id", 0)
     count = len(parts[part]["images"])
     assert str(caught.value).startswith(f"SEARCH.ARCHVAL.SIZE: 6: {part} of {count} images")
+
+
+@pytest.mark.parametrize(("part", "other"), [("archtrain", "archval"), ("archval", "archtrain")])
+def test_a_part_with_crowds_alone(part: str, other: str) -> None:
+    content = generated(30)
+    parts = dict(zip(("archtrain", "archval"), split(content, 6, "id", 0)))
+    for annotation in parts[part]["annotations"]:
+        annotation["iscrowd"] = 1
+    with pytest.raises(InputError, match=f"{part} of .* would have no annotation with iscrowd 0"):
+        split(content, 6, "id", 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("field", ["id", "field"])
+def test_a_file_that_is_listed_twice_stays_on_one_side(field: str, seed: int) -> None:
+    """As in merged exports, one a class (case 37); its entries may differ in the field."""
+    content = generated(60, per_field=1)
+    for image, twin in zip(content["images"][:30], content["images"][30:]):
+        twin["file_name"] = image["file_name"]
+    parts = split(content, 12, field, seed)
+    names = [{image["file_name"] for image in part["images"]} for part in parts]
+    assert not names[0] & names[1]
+    assert [len(part["images"]) for part in parts] == [48, 12] and len(names[1]) == 6
+    again = split(shuffled(content, seed), 12, field, seed)
+    assert again[1]["images"] == parts[1]["images"]
+
+
+def test_a_class_without_objects_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In one part it is never learned, in the other never scored (case 31)."""
+    content = generated(30)
+    content["categories"].append({"id": 3, "name": "rare"})
+    parts = split(content, 6, "id", 0)
+    parts[1]["annotations"][0]["category_id"] = 2
+    parts[0]["annotations"][0].update(category_id=3)
+    parts[1]["annotations"][1].update(category_id=3, iscrowd=1)
+    write_split(parts, tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        "archtrain has no object of 1 classes, which a search cannot learn: b",
+        "archval has no object of 1 classes, which a search cannot score: rare",
+    ]
 
 
 def test_written_anew_over_what_a_kill_left(tmp_path: Path) -> None:

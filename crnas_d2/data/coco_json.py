@@ -1,150 +1,199 @@
-"""A COCO JSON and its pictures, checked before anybody works with them.
+"""A COCO JSON, checked before a run starts: what detectron2 and pycocotools read of each record.
 
-What detectron2 and pycocotools read of each record is looked at; the pictures are there and not empty,
-and what is in them shows when they are read (loader.py).
+Annotation ids, ``area`` and ``iscrowd`` are optional. pictures.py checks the images.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from crnas_d2.errors import InputError
 
-# The entries of each record, and what they have to be.
+Record = dict[str, Any]
+
+# The entries of each record, and what they have to be (KINDS).
 RECORD_ENTRIES = {
     "images": {"id": "id", "file_name": "text", "height": "pixels", "width": "pixels"},
     "categories": {"id": "id", "name": "text"},
     "annotations": {
-        **{"id": "id", "image_id": "id", "category_id": "id"},
-        **{"bbox": "box", "area": "area", "iscrowd": "flag"},
+        **{"image_id": "images", "category_id": "categories"},
+        **{"bbox": "box", "area": "area", "iscrowd": "flag", "segmentation": "masks"},
     },
 }
-ONE_OF = {"images": "image", "categories": "category", "annotations": "annotation"}
+# What stands for an annotation's entry that is missing or null.
+DEFAULTS: dict[str, Callable[[Record], Any]] = {
+    "area": lambda annotation: annotation["bbox"][2] * annotation["bbox"][3],
+    "iscrowd": lambda annotation: 0,
+}
 
 
-def read_coco_json(path: str, key: str) -> dict[str, Any]:
-    """A COCO JSON with images, categories and at least one annotation.
-
-    Args:
-        key: the config key that named it, for messages.
-
-    Raises:
-        InputError: no such file, no JSON, a part is missing or empty, an entry of a record is missing
-            or unsound, an id stands twice, or an annotation of an unknown image or category.
-    """
+def _are_numbers(values: Any, count: int | None = None) -> bool:
+    """Whether it is a list of finite numbers, so many if a number is given."""
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except OSError as error:
-        raise InputError(f"{key}: {path}: {error.strerror}; a COCO JSON is needed") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{key}: {path}: not a JSON file ({error})") from error
-    for part in RECORD_ENTRIES:
-        if not isinstance(content, dict) or not content.get(part):
-            raise InputError(
-                f"{key}: {path}: no {part}; a COCO JSON with images, categories and at least one "
-                "annotation is needed"
-            )
-        if not isinstance(content[part], list):
-            raise InputError(f"{key}: {path}: {part}: a list of records is needed")
-    ids = {part: _ids(content[part], part, f"{key}: {path}") for part in RECORD_ENTRIES}
-    for annotation in content["annotations"]:
-        where = f"{key}: {path}: annotation {annotation['id']}"
-        for part, entry in (("images", "image_id"), ("categories", "category_id")):
-            if annotation[entry] not in ids[part]:
-                raise InputError(
-                    f"{where}: {entry} {annotation[entry]!r}: is the id of none of the {part}"
-                )
-        if not _is_segmentation(annotation.get("segmentation")):
-            raise InputError(
-                f"{where}: segmentation: polygons, each a list of numbers, or an RLE with size and "
-                "counts is needed"
-            )
-    return content
-
-
-def _ids(records: Sequence[Any], part: str, where: str) -> set[Any]:
-    """The ids of a part's records, all of which are sound."""
-    ids: set[Any] = set()
-    for number, record in enumerate(records):
-        for entry, kind in RECORD_ENTRIES[part].items():
-            if not isinstance(record, dict) or entry not in record:
-                raise InputError(f"{where}: {part}[{number}]: no {entry}")
-            value, (is_sound, needed) = record[entry], KINDS[kind]
-            if not is_sound(value):
-                raise InputError(
-                    f"{where}: {ONE_OF[part]} {record['id']!r:.40}: {entry} {value!r:.80}: {needed}"
-                )
-        if record["id"] in ids:
-            raise InputError(f"{where}: {part}: id {record['id']!r} stands there twice")
-        ids.add(record["id"])
-    if len({type(number_or_text) for number_or_text in ids}) > 1:
-        raise InputError(f"{where}: {part}: numbers and texts as ids; one kind is needed")
-    return ids
-
-
-def _is_id(value: Any) -> bool:
-    return value != "" if type(value) is str else type(value) is int and abs(value) < 2**63
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _are_numbers(values: Any) -> bool:
-    """Whether it is a list of finite numbers."""
-    try:
-        return isinstance(values, list) and math.isfinite(math.fsum(values))
+        finite = isinstance(values, list) and math.isfinite(math.fsum(values))
+        return finite and count in (None, len(values))
     except (TypeError, ValueError, OverflowError):
         return False
 
 
-def _is_box(value: Any) -> bool:
-    return _are_numbers(value) and len(value) == 4 and value[2] >= 0 and value[3] >= 0
-
-
-def _is_segmentation(value: Any) -> bool:
-    """None, or what detectron2 and pycocotools take; polygons without an area are dropped by them."""
+def _are_masks(value: Any) -> bool:
     if isinstance(value, dict):
-        counts, size = value.get("counts"), value.get("size", [])
-        return _are_numbers(size) and len(size) == 2 and (type(counts) is str or _are_numbers(counts))
-    return not value or (isinstance(value, list) and all(_are_numbers(polygon) for polygon in value))
+        counts = value.get("counts")
+        return _are_numbers(value.get("size"), 2) and (type(counts) is str or _are_numbers(counts))
+    return not value or (isinstance(value, list) and all(map(_are_numbers, value)))
 
 
+ID = (
+    lambda v: v != "" if type(v) is str else type(v) is int and abs(v) < 2**63,
+    "an integer of 64 bits or a text is needed",
+)
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "id": (_is_id, "an integer of 64 bits or a text is needed"),
+    **{"id": ID, "images": ID, "categories": ID},
     "text": (lambda v: type(v) is str and v != "", "a text is needed"),
-    "pixels": (lambda v: _is_number(v) and v >= 1 and v == int(v), "a positive integer is needed"),
-    "box": (_is_box, "x, y, width and height are needed, in pixels"),
-    "area": (lambda v: _is_number(v) and v >= 0, "a number of at least 0 is needed"),
+    "pixels": (lambda v: _are_numbers([v]) and v >= 1 and v == int(v), "a positive integer is needed"),
+    "box": (
+        lambda v: _are_numbers(v, 4) and v[2] >= 0 and v[3] >= 0,
+        "x, y, width and height are needed, in pixels",
+    ),
+    "area": (lambda v: _are_numbers([v]) and v >= 0, "a number of at least 0 is needed"),
     "flag": (lambda v: type(v) in (int, bool) and v in (0, 1), "0 or 1 is needed"),
+    "masks": (_are_masks, "polygons, each a list of numbers, or an RLE with size and counts is needed"),
 }
 
 
-def check_images(content: dict[str, Any], folder: str, key: str) -> None:
-    """Every image that the JSON names lies in the folder and is not empty.
+def load_json(path: str, key: str) -> Any:
+    """A JSON file, with or without a byte order mark. InputError, naming ``key``, for anything else."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return json.load(file)
+    except OSError as error:
+        raise InputError(f"{key}: {path}: {error.strerror}; a COCO JSON is needed") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{key}: {path}: not a JSON file ({error})") from error
+
+
+def read_coco_json(path: str, key: str, annotated: bool = True) -> Record:
+    """A checked COCO JSON, with ``area`` and ``iscrowd`` filled in.
+
+    Args:
+        key: the config key that named it, for messages.
+        annotated: at least one annotation is needed; else the list may be empty or missing.
 
     Raises:
-        InputError: the first image that is not so, and how many are.
+        InputError: not a JSON file, a part or an entry that is missing or unsound, an id that is not
+            unique, an annotation of an unknown image or category, only crowds, or mostly odd boxes.
     """
-    names = [image["file_name"] for image in content["images"]]
-    sizes = {name: _size(os.path.join(folder, name)) for name in names}
-    for what, state, size in (("no such image", "missing", -1), ("an empty file", "empty", 0)):
-        bad = [name for name in names if sizes[name] == size]
-        if bad:
-            how_many = f"{len(bad)} of {len(names)} are {state}"
-            raise InputError(f"{key}: {os.path.join(folder, bad[0])}: {what} ({how_many})")
+    content, where = load_json(path, key), f"{key}: {path}"
+    needed = [part for part in RECORD_ENTRIES if annotated or part != "annotations"]
+    for part in needed:
+        if not isinstance(content, dict) or not content.get(part):
+            raise InputError(f"{where}: no {part}; a COCO JSON with {', '.join(needed)} is needed")
+    annotations = content.setdefault("annotations", [])
+    ids: dict[str, set[Any]] = {}
+    for part in RECORD_ENTRIES:
+        if not isinstance(content[part], list):
+            raise InputError(f"{where}: {part}: a list of records is needed")
+        for number, record in enumerate(content[part]):
+            problem = _problem(record, part, ids)
+            if problem:
+                raise InputError(f"{where}: {name_of(part, number, record)}: {problem}")
+            if part != "annotations":
+                ids.setdefault(part, set()).add(record["id"])
+    if annotations and all(annotation["iscrowd"] for annotation in annotations):
+        raise InputError(f"{where}: all {len(annotations)} annotations have iscrowd 1; objects have 0")
+    odd = odd_boxes(content)
+    if 2 * len(odd) > len(annotations):
+        raise InputError(
+            f"{where}: {len(odd)} of {len(annotations)} boxes have no area or leave their image: "
+            f"{odd[0]} ...; x, y, width, height are needed, in pixels (not x1, y1, x2, y2)"
+        )
+    return content
 
 
-def _size(path: str) -> int:
-    """Bytes; -1 for what is no file."""
-    try:
-        state = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a zero in the name
-        return -1
-    return state.st_size if stat.S_ISREG(state.st_mode) else -1
+def _problem(record: Any, part: str, ids: dict[str, set[Any]]) -> str:
+    """What is wrong with a record, if anything; fills in DEFAULTS."""
+    if not isinstance(record, dict):
+        return "a record is needed"
+    for entry, kind in RECORD_ENTRIES[part].items():
+        value, (is_sound, needed) = record.get(entry), KINDS[kind]
+        if value is None and entry in DEFAULTS:
+            value = record[entry] = DEFAULTS[entry](record)
+        elif entry not in record and kind != "masks":
+            return f"no {entry}"
+        if not is_sound(value):
+            return f"{entry} {value!r:.80}: {needed}"
+        if kind in ids and value not in ids[kind]:
+            return f"{entry} {value!r}: is the id of none of the {kind}"
+    others = ids.get(part, set())
+    if others and type(record["id"]) is not type(next(iter(others))):
+        return "numbers and texts as ids; one kind is needed"
+    return "another one has the same id" if others and record["id"] in others else ""
+
+
+def name_of(part: str, number: int, record: Any) -> str:
+    """Of a record, for messages."""
+    known = isinstance(record, dict) and "id" in record
+    return f"{part}[{number}] (id {record['id']!r:.40})" if known else f"{part}[{number}]"
+
+
+def odd_boxes(content: Record) -> list[list[float]]:
+    """The boxes that have no area or reach more than a pixel beyond their image."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+
+    def is_odd(box: list[float], right: int, bottom: int) -> bool:
+        x, y, width, height = box
+        beyond = min(x, y) < -1 or x + width > right + 1 or y + height > bottom + 1
+        return beyond or not (width and height)
+
+    annotations = content["annotations"]
+    return [a["bbox"] for a in annotations if is_odd(a["bbox"], *sizes[a["image_id"]])]
+
+
+def polygons(masks: list[list[float]]) -> list[list[float]]:
+    """Those of three points or more; detectron2 takes no others."""
+    return [polygon for polygon in masks if len(polygon) >= 6 and len(polygon) % 2 == 0]
+
+
+def check_masks(content: Record, path: str, mask_format: str) -> None:
+    """Every annotation has a mask that detectron2 can read.
+
+    Args:
+        path: of the JSON, for messages.
+        mask_format: INPUT.MASK_FORMAT, which only training reads; for a test set empty.
+
+    Raises:
+        InputError: the first annotation without one, and how many there are.
+    """
+    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    bad: dict[str, list[str]] = {}
+    for number, annotation in enumerate(content["annotations"]):
+        masks, size, what = annotation.get("segmentation"), sizes[annotation["image_id"]], ""
+        if not masks:
+            what = "no segmentation; allowed is False"
+        elif isinstance(masks, list):
+            what = "" if polygons(masks) else "no polygon of three points; allowed is False"
+        elif mask_format == "polygon" and not annotation["iscrowd"]:
+            what = "an RLE; INPUT.MASK_FORMAT: allowed is bitmask"
+        elif masks["size"] != size or (
+            isinstance(masks["counts"], list) and sum(masks["counts"]) != size[0] * size[1]
+        ):
+            what = "an RLE of another size than its image; allowed is False"
+        if what:
+            bad.setdefault(what, []).append(name_of("annotations", number, annotation))
+    for what, names in bad.items():  # the first kind
+        count = f"{len(names)} of {len(content['annotations'])}"
+        raise InputError(f"MODEL.MASK_ON: True: {path}: {names[0]} has {what} ({count} are so)")
+
+
+def renumber(content: Record) -> Record:
+    """The same content, its annotations sorted by id and numbered from 1, in place.
+
+    pycocotools takes the id 0 for "no match", and cannot read texts.
+    """
+    content["annotations"].sort(key=lambda annotation: f"{annotation.get('id')!s:0>20}")
+    for number, annotation in enumerate(content["annotations"], start=1):
+        annotation["id"] = number
+    return content

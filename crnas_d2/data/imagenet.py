@@ -2,8 +2,8 @@
 
     $DETECTRON2_DATASETS/imagenet/{train,val}/<wnid>/*.JPEG    imagenet_train, imagenet_val
 
-Registered on import, read when they are first used. A class is the place of its folder's name among
-the sorted names in train; metadata: evaluator_type "imagenet", image_root, class_root.
+Registered on import, read when they are first used. A class is the index of its folder's name among
+the sorted names in train. Metadata: evaluator_type "imagenet", image_root, class_root.
 """
 
 from __future__ import annotations
@@ -49,26 +49,22 @@ def classes_of(folder: str) -> list[str]:
     try:
         return find_classes(folder)[0]
     except OSError as error:
-        raise InputError(
-            f"{folder}: {error.strerror or 'no folder in it'}; a folder of images for each class "
-            "is needed"
-        ) from error
+        why = error.strerror or "no folder in it"
+        raise InputError(f"{folder}: {why}; a folder of images for each class is needed") from error
 
 
 def load_image_folder(image_root: str, class_root: str) -> list[dict[str, Any]]:
     """Dicts with ``file_name``, ``image_id`` (path below ``image_root``) and ``label``, sorted.
 
     Raises:
-        InputError: a folder that is missing or has no image, or a class that ``class_root`` has not.
+        InputError: a folder that is missing or has no image, or a class that is not in ``class_root``.
     """
     labels = {name: label for label, name in enumerate(classes_of(class_root))}
     names = classes_of(image_root)
-    unknown = [name for name in names if name not in labels]
-    if unknown:
-        raise InputError(
-            f"{os.path.join(image_root, unknown[0])}: is none of the {len(labels)} classes in "
-            f"{class_root}"
-        )
+    for name in names:
+        if name not in labels:
+            path = os.path.join(image_root, name)
+            raise InputError(f"{path}: is none of the {len(labels)} classes in {class_root}")
     try:
         samples = make_dataset(image_root, {name: labels[name] for name in names}, IMG_EXTENSIONS)
     except FileNotFoundError as error:
@@ -86,7 +82,7 @@ def is_image_folder(name: str) -> bool:
 
 
 def check_imagenet(name: str, key: str) -> list[str]:
-    """The class names of a registered folder, which is read as a run would read it.
+    """The class names of a registered folder, which is read as in training.
 
     Args:
         key: the config key that named it, for messages.
@@ -104,13 +100,13 @@ def check_imagenet(name: str, key: str) -> list[str]:
 class ClassificationMapper:
     """From a dict of ``load_image_folder`` to an ImageClassifier's input.
 
-    In training a random part of the image, of 8 to 100 % of its area and of sides 3:4 to 4:3, resized
-    and mirrored by chance (Szegedy et al. 2015; torchvision's defaults), drawn from torch's global
-    random state; otherwise the middle of the resized image.
+    In training a random crop of 8 to 100 % of the area and an aspect ratio of 3:4 to 4:3, resized and
+    randomly flipped (Szegedy et al. 2015; torchvision's defaults), from torch's global random state;
+    otherwise the centre crop of the resized image.
 
     Args:
         crop: side of the result in pixels.
-        test_resize: shorter side in pixels before the middle is cut out.
+        test_resize: shorter side in pixels before the centre crop.
         image_format: "RGB" or "BGR", the order of the channels.
         is_train: which of the two.
     """

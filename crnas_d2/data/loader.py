@@ -82,7 +82,7 @@ def seeded(seed: int) -> Iterator[None]:
 class NamingMapper:
     """A mapper of data set dicts, as detectron2's DatasetMapper, whose errors name the image.
 
-    Raises InputError: a file that is missing, no image, truncated, or of another size.
+    Raises InputError: a file that is missing, no image, truncated or of another size, or a bad annotation.
     """
 
     mapper: Mapper
@@ -94,7 +94,11 @@ class NamingMapper:
             raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise InputError(f"{record['file_name']}: cannot be read as an image: {why}") from error
+            # detectron2's ValueErrors are about annotations, or about the image's size.
+            what = "" if isinstance(error, ValueError) else "cannot be read as an image: "
+            raise InputError(
+                f"{record['file_name']}: {what}{why}; --resume continues when that is fixed"
+            ) from error
 
 
 class SeededDataset(Dataset):

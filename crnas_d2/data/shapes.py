@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ CLASSES = {
     "square": (4, np.pi / 4, 0.2),
     "triangle": (3, -np.pi / 2, 0.15),
 }
+SPLITS = ("train", "val")
 SIZE = (320, 320)  # of a picture, by default
 MIN_SIDE, MAX_SIDE = 8, 300  # pixels, of the longer side of a box
 # Log-uniform would be 1. Below it there are fewer of the smallest, which a network of this size at a
@@ -45,7 +47,6 @@ OUTLINE_POINTS = 36  # a multiple of every number of corners
 # the demo's minutes before it finds the shapes at all.
 DARK, BRIGHT = (20, 80), (110, 235)
 TEXTURE_CONTRAST = 20.0  # grey levels either side of the mean; means are further apart than that
-VERSION = 3  # part of the marker: raise it when the pictures change
 
 
 def outline(rng: np.random.Generator, name: str, height: int, width: int) -> np.ndarray:
@@ -104,7 +105,7 @@ def draw_picture(
     owners holds 0 for the background and k where the k-th annotation is on top. A box is tight both
     around the visible pixels and around the whole shape; area counts the pixels of the whole shape.
     """
-    rng = np.random.default_rng([seed, ("train", "val").index(split), index])
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
     owners = np.zeros(size, dtype=np.uint8)
     colours = rng.uniform(*DARK, (1, 3))  # mean colours; row k is that of owner k
     pixels = colours[0] + TEXTURE_CONTRAST * texture(rng, *size)[:, :, None]
@@ -173,80 +174,58 @@ def _still_shown(visible: np.ndarray, annotation: dict[str, Any]) -> bool:
 
 def make_shapes(
     folder: str | Path, num_train: int, num_val: int, seed: int = 0, size: tuple[int, int] = SIZE
-) -> None:
-    """Write the data set, as the top of this file says, or do nothing where it is complete.
+) -> bool:
+    """Write the data set in one go, or leave it alone where it is; whether it was written.
 
-    InputError, before anything is written, for numbers out of range and where folder holds anything
-    else.
+    Raises:
+        InputError: a number out of range, or a folder that holds anything else.
     """
-    limits = {
-        "train": (num_train, 1),
-        "val": (num_val, 1),
-        "seed": (seed, 0),
-        "size": (min(size), 32),
-    }
-    for name, (value, least) in limits.items():
+    folder = Path(folder).absolute()
+    asked = {"train": num_train, "val": num_val, "seed": seed, "size": min(size)}
+    for (name, value), least in zip(asked.items(), (1, 1, 0, 32)):
         if value < least:
             raise InputError(f"{name} is {value}: it must be at least {least}")
-    if is_complete(folder, num_train, num_val, seed, size):
-        return
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    done, begun = folder / "shapes.json", folder / "shapes.partial.json"
-    # The marker is there before anything else; its new name, at the end, makes the data complete.
-    if done.exists():
-        done.replace(begun)
-    begun.write_text(_marker(num_train, num_val, seed, size))
-    (folder / "images").mkdir(exist_ok=True)
-    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
-    for split, number in (("train", num_train), ("val", num_val)):
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index in range(number):
+    contents = [_content(split, asked[split], seed, size) for split in SPLITS]
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if all(_holds(folder / f"{split}.json", content) for split, content in zip(SPLITS, contents)):
+            return False
+        raise InputError(f"{folder}: holds something else than shapes of {asked}: name another folder")
+    temporary = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "images").mkdir(parents=True)
+    for split, content in zip(SPLITS, contents):
+        annotations = content["annotations"] = []
+        for index, image in enumerate(content["images"]):
             pixels, _, shapes = draw_picture(seed, split, index, size)
-            name = _file_name(split, index)
-            Image.fromarray(pixels).save(folder / "images" / name, quality=90)
-            image = {"id": index + 1, "file_name": name, "height": size[0], "width": size[1]}
-            images.append(image)
+            Image.fromarray(pixels).save(temporary / "images" / image["file_name"], quality=90)
             for shape in shapes:
                 annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **shape})
-        coco = {
-            "info": {"description": f"crnas_d2 shapes, seed {seed}, {split}"},
-            "licenses": [],
-            "categories": categories,
-            "images": images,
-            "annotations": annotations,
-        }
-        (folder / f"{split}.json").write_text(json.dumps(coco))
-    begun.replace(done)
+        (temporary / f"{split}.json").write_text(json.dumps(content))
+    temporary.replace(folder)
+    return True
 
 
-def is_complete(
-    folder: str | Path, num_train: int, num_val: int, seed: int = 0, size: tuple[int, int] = SIZE
-) -> bool:
-    """Whether folder holds all of this data set. InputError if it holds anything else."""
-    folder, marker = Path(folder), _marker(num_train, num_val, seed, size)
-    done, begun = folder / "shapes.json", folder / "shapes.partial.json"
-    held = done.read_text() if done.exists() else begun.read_text() if begun.exists() else None
-    if held is None and folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} holds something else than shapes: name another folder")
-    # A kill may have cut short the marker of unfinished data, so there its beginning is enough.
-    if held is not None and held != marker and (done.exists() or not marker.startswith(held)):
-        wanted, there = marker.strip(), held.strip()
-        raise InputError(f"{folder} holds the shapes {there}, not {wanted}: name another folder")
-    files = [folder / "train.json", folder / "val.json"]
-    for split, number in (("train", num_train), ("val", num_val)):
-        files += [folder / "images" / _file_name(split, index) for index in range(number)]
-    return done.exists() and all(file.exists() and file.stat().st_size > 0 for file in files)
+def _content(split: str, number: int, seed: int, size: tuple[int, int]) -> dict[str, Any]:
+    """A COCO JSON's, without its annotations."""
+    names = [f"{split}_{index + 1:05d}.jpg" for index in range(number)]
+    height, width = size
+    return {
+        "info": {"description": f"crnas_d2 shapes, seed {seed}, {split}"},
+        "licenses": [],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)],
+        "images": [
+            {"id": i, "file_name": name, "height": height, "width": width}
+            for i, name in enumerate(names, start=1)
+        ],
+    }
 
 
-def _marker(num_train: int, num_val: int, seed: int, size: tuple[int, int]) -> str:
-    values = {"train": num_train, "val": num_val, "seed": seed, "size": size, "version": VERSION}
-    return json.dumps(values) + "\n"
-
-
-def _file_name(split: str, index: int) -> str:
-    return f"{split}_{index + 1:05d}.jpg"
+def _holds(path: Path, content: dict[str, Any]) -> bool:
+    try:
+        held = json.loads(path.read_text())
+        return {**held, **content} == held
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def main() -> int:
@@ -258,15 +237,13 @@ def main() -> int:
     parser.add_argument("--val", type=int, default=50, help="validation images (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="another one, other images (default: 0)")
     args = parser.parse_args()
-    wanted = (args.folder, args.train, args.val, args.seed)
     try:
-        there = is_complete(*wanted)
-        make_shapes(*wanted)
+        wrote = make_shapes(args.folder, args.train, args.val, args.seed)
     except (OSError, InputError) as error:
         print(f"crnas_d2.data.shapes: {error}", file=sys.stderr)
         return 2
-    counts = f"train.json ({args.train} images), val.json ({args.val} images), images/"
-    print(f"{args.folder}: {'already there' if there else 'wrote'}: {counts}")
+    print(f"{args.folder}: {args.train} training and {args.val} validation images", end=" ")
+    print("were written" if wrote else "are already there")
     return 0
 
 

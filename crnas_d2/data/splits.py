@@ -1,12 +1,13 @@
 """archtrain and archval: a deterministic split of a training set (paper, Sec. 4.1).
 
 Images are ordered by a hash of (seed, field); archval takes them from the start. So the split does
-not depend on the order of the JSON, and images that share the field's value stay on one side.
+not depend on the order of the JSON. Entries that share the field's value or the file stay on one side.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,13 +41,14 @@ def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: i
             f"for {count} training images, or 0 for the default"
         )
     groups: dict[str, list[int]] = defaultdict(list)
-    for image in images:
+    first: dict[str, Any] = {}  # of each file, the field's value in its first entry
+    for image in sorted(images, key=lambda image: image["id"]):
         if field not in image:
             raise InputError(
                 f"SEARCH.ARCHVAL.SPLIT_FIELD: {field!r}: image {image['id']} has no such entry; "
                 f"it has {', '.join(sorted(image))}"
             )
-        groups[str(image[field])].append(image["id"])
+        groups[str(first.setdefault(image["file_name"], image[field]))].append(image["id"])
     chosen: set[int] = set()
     for key in sorted(groups, key=lambda key: (derive_seed(seed, "split", key), key)):
         if len(chosen) + len(groups[key]) <= wanted:
@@ -81,15 +83,22 @@ def split(
     rest = {image["id"] for image in content["images"]} - held_out
     parts = part_of(content, rest), part_of(content, held_out)
     for name, part in zip(("archtrain", "archval"), parts):
-        if not part["annotations"]:
+        if all(annotation["iscrowd"] for annotation in part["annotations"]):
             raise InputError(
                 f"SEARCH.ARCHVAL.SIZE: {size}: {name} of {len(part['images'])} images "
-                "would have no annotation"
+                "would have no annotation with iscrowd 0"
             )
     return parts
 
 
 def write_split(parts: tuple[dict[str, Any], dict[str, Any]], folder: Path) -> None:
-    """Write archtrain.json and archval.json."""
+    """Write archtrain.json and archval.json; log the classes that one of them has no object of."""
     for name, part in zip(("archtrain", "archval"), parts):
         write_text(folder / f"{name}.json", json.dumps(part))
+        present = {a["category_id"] for a in part["annotations"] if not a["iscrowd"]}
+        absent = [c["name"] for c in part["categories"] if c["id"] not in present]
+        if absent:
+            logging.getLogger(__name__).warning(
+                "%s has no object of %d classes, which a search cannot %s: %s",
+                *(name, len(absent), "learn" if name == "archtrain" else "score", ", ".join(absent)),
+            )

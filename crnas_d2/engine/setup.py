@@ -199,8 +199,11 @@ def write_config(cfg: CfgNode) -> None:
     comm.synchronize()
 
 
-def check_data(cfg: CfgNode, side: str) -> None:
+def check_data(cfg: CfgNode, side: str, annotated: bool = True) -> None:
     """The data sets of DATASETS.TRAIN or TEST are there, and of the kind that the network takes.
+
+    Args:
+        annotated: whether they need annotations.
 
     Raises:
         InputError: as check_dataset and check_imagenet, a classifier without labelled images or a
@@ -209,8 +212,8 @@ def check_data(cfg: CfgNode, side: str) -> None:
     key, node = f"DATASETS.{side}", cfg.MODEL.CLASSIFIER
     for name in cfg.DATASETS[side]:
         labelled = is_image_folder(name)
-        if not labelled:
-            check_dataset(name, key)
+        if not labelled and not cfg.DATASETS[f"{side}_JSON"]:  # which use_own_data has checked
+            check_dataset(cfg, side, name, annotated)
         if labelled != _classifies(cfg):
             kind, allowed = (
                 ("labelled images", ImageClassifier.__name__) if labelled else ("boxes", "a detector")
@@ -252,7 +255,7 @@ def train_config(args: argparse.Namespace) -> CfgNode:
             f"--eval-only: with MODEL.CRNAS.SUPERNET {cfg.MODEL.CRNAS.SUPERNET!r}: allowed is a "
             "fixed network; search_net.py scores the paths of a supernet"
         )
-    use_own_data(cfg, train=not args.eval_only, test=not supernet)
+    use_own_data(cfg, train=not args.eval_only, test=not supernet, annotated=False)
     check_output(cfg.OUTPUT_DIR, args.resume or args.eval_only, TRAINING)
     if not args.eval_only:
         check_loading(cfg, processes(args))
@@ -263,7 +266,7 @@ def train_config(args: argparse.Namespace) -> CfgNode:
     check_network(cfg)
     check_weights(cfg, args.resume)
     if not supernet:
-        check_data(cfg, "TEST")
+        check_data(cfg, "TEST", annotated=False)
     cfg.freeze()
     return cfg
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from crnas_d2.data.datasets import as_scored
 from crnas_d2.data.imagenet import is_image_folder
 from crnas_d2.data.loader import TrainLoader, build_test_loader, build_train_loader
 from crnas_d2.engine.checkpoint import SafeCheckpointer
@@ -210,7 +211,8 @@ class DetectionTrainer(DefaultTrainer):
             return TopKEvaluator()
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
-        return COCOEvaluator(dataset_name, output_dir=f"{cfg.OUTPUT_DIR}/inference")
+        with as_scored(dataset_name) as scored:
+            return COCOEvaluator(scored, output_dir=f"{cfg.OUTPUT_DIR}/inference")
 
 
 class SupernetTrainer(DetectionTrainer):

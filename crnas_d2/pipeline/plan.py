@@ -97,7 +97,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     first = supernet_config(cfg, "stage" if "stage" in cfg.SEARCH.PHASES else "dilation")
     check_network(first)
     retrains = "retrain" in cfg.SEARCH.PHASES
-    use_own_data(cfg, test=retrains)
+    content = use_own_data(cfg, test=retrains).get("TRAIN")
     check_loading(cfg, processes(args))
     if len(cfg.DATASETS.TRAIN) != 1:
         raise InputError(
@@ -112,7 +112,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     if retrains:
         for base, network in dict(zip(bases, networks)).items():
             _check_retraining(base, network, pretrain, args)
-    content = check_dataset(cfg.DATASETS.TRAIN[0], "DATASETS.TRAIN")
+    content = content or check_dataset(cfg, "TRAIN", cfg.DATASETS.TRAIN[0])
     if content is None:
         raise InputError(
             f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN[0]!r}: has no COCO JSON, which a search splits"

@@ -1,0 +1,321 @@
+"""Bad checkpoints, journals and folders of earlier runs: one line, no file touched (bench.py)."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench import SEARCH, TRAIN, Bench, of
+from test_checkpoint import DAMAGES, Trap
+
+from crnas_d2.data.splits import write_split
+from crnas_d2.pipeline.plan import plan_search
+from crnas_d2.pipeline.run import _step_config
+from crnas_d2.pipeline.scorer import Split
+from detectron2.engine import default_argument_parser
+
+
+def weights(bench: Bench, change: Callable[[Path], object]) -> list[Any]:
+    path = Path(bench.checkpoint())
+    change(path)
+    return ["MODEL.WEIGHTS", str(path)]
+
+
+def earlier(bench: Bench, change: Callable[[Path], object]) -> list[Any]:
+    bench.earlier_run()
+    change(bench.output / "model_0000001.pth")
+    return ["--resume"]
+
+
+RECORD = {"phase": "stage", "architecture": "resnet/1-1-1-2/0-0-0-00", "score": 1.5}
+
+
+def journal(*lines: Any, name: str = "journal.jsonl") -> Callable[[Bench, Any], list[Any]]:
+    """A run's folder with a journal of these lines, and a whole one after them."""
+
+    def write(bench: Bench, _: Any) -> list[Any]:
+        bench.earlier_run(*of("stage", []), folder="stage")
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        last = json.dumps({**RECORD, "architecture": "resnet/2-1-1-1/00-0-0-0"})
+        (bench.output / "stage" / name).write_text("\n".join([*texts, last, ""]))
+        return ["--resume"]
+
+    return write
+
+
+def save(content: Any) -> Callable[[Path], object]:
+    return lambda path: torch.save(content, path)
+
+
+def edited(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    """A checkpoint of which the weights are changed."""
+
+    def change(path: Path) -> None:
+        content = torch.load(path, weights_only=True)
+        edit(content["model"])
+        torch.save(content, path)
+
+    return change
+
+
+TRAP = {"model": Trap(Path("/no/such/folder/x"))}
+PICKLE = pickle.dumps(TRAP, protocol=2)
+CONV = "backbone.bottom_up.res2.0.conv1.weight"
+FILES: dict[str, tuple[str, Callable[..., list[Any]], Any, str]] = {
+    "weights, truncated": (TRAIN, weights, DAMAGES["truncated"], "not a detectron2 checkpoint"),
+    "weights, overwritten": (SEARCH, weights, DAMAGES["overwritten"], "not a detectron2 checkpoint"),
+    "weights that are a folder": (TRAIN, weights, DAMAGES["a folder"], "weights.pth: no such file"),
+    "weights that run code": (TRAIN, weights, save(TRAP), "not a detectron2"),
+    "weights as a pickle": (TRAIN, weights, lambda p: p.write_bytes(PICKLE), "not a detectron2"),
+    "weights that are a number": (TRAIN, weights, save(5), "not a detectron2 checkpoint"),
+    "weights less one": (TRAIN, weights, edited(lambda m: m.pop(CONV)), f"{CONV} has shape none"),
+    "weights of no tensor": (TRAIN, weights, edited(lambda m: m.update({CONV: 5})), CONV),
+    "weights, reshaped": (
+        TRAIN,
+        weights,
+        edited(lambda m: m.update({CONV: torch.zeros(1)})),
+        f"{CONV} has shape (1,) there",
+    ),
+    "only checkpoint, truncated": (TRAIN, earlier, DAMAGES["truncated"], "000001.pth is damaged ("),
+    "only checkpoint, emptied": (TRAIN, earlier, DAMAGES["emptied"], "is damaged (0 bytes"),
+    "only checkpoint, flipped": (TRAIN, earlier, DAMAGES["flipped"], "is damaged ("),
+    "journal, garbage inside": (SEARCH, journal(RECORD, "garbage"), None, "jsonl:2: not a scored"),
+    "journal, a line torn inside": (SEARCH, journal('{"phase": "st'), None, "jsonl:1: not a scored"),
+    "journal, an empty line": (SEARCH, journal(RECORD, ""), None, "jsonl:2: not a scored"),
+    "journal, score NaN": (SEARCH, journal({**RECORD, "score": math.nan}), None, "nan is not finite"),
+    "journal, score a text": (SEARCH, journal({**RECORD, "score": "1"}), None, "jsonl:1: not a scored"),
+    "journal, no score": (SEARCH, journal({"phase": "stage"}), None, "jsonl:1: not a scored"),
+    "journal, twice": (SEARCH, journal(RECORD, RECORD), None, "jsonl:2: not a scored candidate"),
+    "journal, a list": (SEARCH, journal([RECORD]), None, "journal.jsonl:1: not a scored candidate"),
+    "race, a line torn inside": (
+        SEARCH,
+        journal('{"phase": "st', name="race.jsonl"),
+        None,
+        "race.jsonl:1: not a scored",
+    ),
+    "race, another phase": (
+        SEARCH,
+        journal({**RECORD, "phase": "dilation race N5"}, name="race.jsonl"),
+        None,
+        "race.jsonl:1: phase 'dilation race N5': allowed is 'stage'",
+    ),
+    "journal, another phase": (
+        SEARCH,
+        journal({**RECORD, "phase": "dilation"}),
+        None,
+        "journal.jsonl:1: phase 'dilation': allowed is 'stage'",
+    ),
+}
+
+@pytest.mark.parametrize("id", FILES)
+def test_a_fault_is_one_line(bench: Bench, id: str) -> None:
+    name, make, change, shown = FILES[id]
+    error = bench.call(name, *make(bench, change))
+    assert shown in error, error
+
+
+SPACES = [
+    # of the checkpoint, of the run
+    pytest.param("stage", [], "dilation", [], id="stage to dilation"),
+    pytest.param("dilation", [], "stage", [], id="dilation to stage"),
+    pytest.param("", [], "stage", [], id="fixed to stage"),
+    pytest.param("", [], "dilation", [], id="fixed to dilation"),
+    pytest.param("stage", ["STAGE_SPACE", [[1, 2], [1, 2], [1, 2], [1]]], "stage", [], id="less"),
+    pytest.param("stage", ["STAGE_SPACE", [[1, 2], [1, 2], [1, 2], [1, 3]]], "stage", [], id="other"),
+    pytest.param("stage", ["STAGE_SPACE", [[1, 2], [1, 2], [1, 2], [1, 2, 3]]], "stage", [], id="more"),
+    pytest.param("stage", ["NESTED_DEPTHS", True], "stage", [], id="nested"),
+    pytest.param("stage", ["WIDTHS", [4, 6, 8, 14]], "stage", [], id="wider"),
+    pytest.param("stage", ["FAMILY", "resnet_basic"], "stage", [], id="family"),
+    pytest.param("dilation", ["STAGE_CODE", [1, 1, 2, 1]], "dilation", [], id="stage code"),
+]
+
+
+@pytest.mark.parametrize(("held_kind", "held", "kind", "options"), SPACES)
+class TestAnotherSpace:
+    def test_weights(
+        self, bench: Bench, held_kind: str, held: list[Any], kind: str, options: list[Any]
+    ) -> None:
+        path = bench.checkpoint(*of(held_kind, held))
+        error = bench.call(TRAIN, *of(kind, options), "MODEL.WEIGHTS", path)
+        assert error.startswith(f"error: MODEL.WEIGHTS: {path}: is of another network or space: ")
+        assert "allowed is" in error
+        assert bench.starts(TRAIN, *of(held_kind, held), "MODEL.WEIGHTS", path)
+
+    def test_resume(
+        self, bench: Bench, held_kind: str, held: list[Any], kind: str, options: list[Any]
+    ) -> None:
+        bench.earlier_run(*of(held_kind, held))
+        error = bench.call(TRAIN, "--resume", *of(kind, options))
+        assert error.startswith(f"error: --resume: {bench.output / 'model_0000001.pth'}: is of ano")
+        assert bench.starts(TRAIN, "--resume", *of(held_kind, held))
+
+
+@pytest.mark.parametrize(("held_kind", "kind"), [("dilation", "stage"), ("stage", "dilation")])
+def test_weights_of_another_space_for_a_search(bench: Bench, held_kind: str, kind: str) -> None:
+    path = bench.checkpoint(*of(held_kind, []))
+    error = bench.call(SEARCH, "SEARCH.PHASES", (kind,), "MODEL.WEIGHTS", path)
+    assert error.startswith(f"error: MODEL.WEIGHTS: {path}: is of another network or space: ")
+
+
+def test_weights_of_the_first_supernet_start_a_search(bench: Bench) -> None:
+    weights = ["MODEL.WEIGHTS", bench.checkpoint(*of("stage", []))]
+    assert bench.starts(SEARCH, *weights)
+    assert "MODEL.WEIGHTS" in bench.call(SEARCH, *weights, "SEARCH.PHASES", ("dilation",))
+    # The second supernet is another one, so it starts without them.
+    plan = plan_search(default_argument_parser().parse_args(bench.arguments(weights)))
+    parts = Split("archtrain", "archval", plan.parts[1])
+    steps = [_step_config(plan, parts, kind, kind) for kind in ("stage", "dilation")]
+    assert [step.MODEL.WEIGHTS for step in steps] == [weights[1], ""]
+
+
+def test_a_fixed_network_resumes_and_is_tested_with_its_own_weights_only(bench: Bench) -> None:
+    bench.earlier_run()
+    other = ["MODEL.CRNAS.STAGE_CODE", [1, 1, 2, 1]]
+    for flags in (["--resume"], ["--resume", "--eval-only"]):
+        assert bench.starts(TRAIN, *flags)
+        assert "--resume: " in bench.call(TRAIN, *flags, *other)
+    weights = ["MODEL.WEIGHTS", str(bench.output / "model_0000001.pth")]
+    assert "MODEL.WEIGHTS: " in bench.call(TRAIN, "--eval-only", *weights, *other)
+    new = [*weights, "OUTPUT_DIR", str(bench.folder / "new")]
+    assert "MODEL.WEIGHTS: " in bench.call(TRAIN, *new, *other)
+    assert bench.starts(TRAIN, *new)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all", None])
+def test_a_checkpoint_that_is_none(bench: Bench, content: bytes | None) -> None:
+    path = bench.folder / "weights.pth"
+    if content is None:
+        torch.save([1, 2, 3], path)
+    else:
+        path.write_bytes(content)
+    error = bench.call(TRAIN, *of("stage", []), "MODEL.WEIGHTS", str(path))
+    assert error.startswith(f"error: MODEL.WEIGHTS: {path}: not a detectron2 checkpoint")
+
+
+def test_a_checkpoint_that_resume_misses(bench: Bench) -> None:
+    bench.earlier_run()
+    (bench.output / "model_0000001.pth").unlink()
+    assert "--resume: " in bench.call(TRAIN, "--resume")
+
+
+def test_resume_with_another_space(bench: Bench) -> None:
+    """A search resumes with the config that it was started with, and no other."""
+    cfg = bench.starts(SEARCH)
+    bench.earlier_run(*of("stage", []), folder="stage")
+    bench.output.joinpath("config.yaml").write_text(cfg.dump())
+    assert bench.starts(SEARCH, "--resume")
+    space = [[1, 2], [1, 2], [1, 2], [1, 3]]
+    error = bench.call(SEARCH, "--resume", "MODEL.CRNAS.STAGE_SPACE", space)
+    assert error.startswith(f"error: MODEL.CRNAS.STAGE_SPACE: {space}: the run in {bench.output} has ")
+
+
+@pytest.mark.parametrize("left", ["stage/journal.jsonl", "dilation_N5/journal.jsonl", "stage/matches"])
+def test_what_suits_the_device_may_change_before_the_first_score(bench: Bench, left: str) -> None:
+    """That memory is short, say, shows when the first candidate is scored."""
+    cfg = bench.starts(SEARCH)
+    bench.earlier_run(*of("stage", []), folder="stage")
+    bench.output.joinpath("config.yaml").write_text(cfg.dump())
+    changed = ["SEARCH.EVAL.BATCH_SIZE", 1, "SEARCH.EVAL.AMP", "bf16"]
+    changed += ["SEARCH.EVAL.CHANNELS_LAST", True]
+    assert bench.starts(SEARCH, "--resume", *changed).SEARCH.EVAL.BATCH_SIZE == 1
+    bench.output.joinpath(left).parent.mkdir(exist_ok=True)
+    if left.endswith("matches"):
+        bench.output.joinpath(left).mkdir()
+    else:
+        bench.output.joinpath(left).touch()
+    error = bench.call(SEARCH, "--resume", *changed)
+    assert error.startswith(f"error: SEARCH.EVAL.AMP: 'bf16': the run in {bench.output} has ''")
+
+
+@pytest.mark.parametrize("folder", ["stage", "dilation_N5", "retrain/found"])
+def test_a_folder_that_holds_a_search(bench: Bench, folder: str) -> None:
+    bench.earlier_run(folder=folder)
+    error = bench.call(SEARCH)
+    assert error.startswith(f"error: OUTPUT_DIR: {bench.output}: holds {folder}/last_checkpoint")
+    assert "--resume" in error
+
+
+def test_steps_that_pass_over_the_stage_search_of_the_folder(bench: Bench) -> None:
+    (bench.output / "stage").mkdir(parents=True)
+    error = bench.call(SEARCH, "--resume", "SEARCH.PHASES", ("dilation",))
+    assert error.startswith("error: SEARCH.PHASES: ('dilation',): ") and "name stage, too" in error
+
+
+def test_runs_of_others_below_the_folder_are_no_hindrance(bench: Bench) -> None:
+    bench.earlier_run(folder="baseline-0")
+    assert bench.starts(TRAIN)
+    assert bench.starts(SEARCH)
+
+
+def test_resume_with_other_data(bench: Bench) -> None:
+    """Part of the candidates would be scored on another archval than the rest."""
+    plan = plan_search(default_argument_parser().parse_args(bench.arguments(["--resume"])))
+    write_split(plan.parts, bench.output / "splits")
+    assert bench.starts(SEARCH, "--resume")
+    path = bench.json(lambda content: content["images"].pop(3) and cut_off(content))
+    error = bench.call(SEARCH, "--resume", "DATASETS.TRAIN_JSON", path)
+    assert error.startswith("error: DATASETS.TRAIN: its JSON gives another ")
+
+
+def cut_off(content: dict[str, Any]) -> None:
+    """Drop the annotations of images that are gone."""
+    ids = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+
+
+def test_a_folder_that_holds_a_journal(bench: Bench) -> None:
+    (bench.output / "stage").mkdir(parents=True)
+    (bench.output / "stage" / "journal.jsonl").write_text("{}\n")
+    assert "holds stage/journal.jsonl" in bench.call(SEARCH)
+
+
+@pytest.mark.parametrize("left", ["stage/race.jsonl", "stage/matches/x", "dilation_N16/matches/x"])
+def test_what_a_race_leaves_is_of_an_earlier_run(bench: Bench, left: str) -> None:
+    """Matches of another network would be believed."""
+    (bench.output / left).parent.mkdir(parents=True)
+    (bench.output / left).write_text("")
+    held = "/".join(left.split("/")[:2])
+    assert f"OUTPUT_DIR: {bench.output}: holds {held} of an earlier run" in bench.call(SEARCH)
+
+
+def test_a_folder_that_holds_latencies(bench: Bench) -> None:
+    bench.output.mkdir()
+    (bench.output / "latency.jsonl").write_text("")
+    assert "holds latency.jsonl of an earlier run" in bench.call(SEARCH)
+
+
+def test_a_folder_that_holds_a_training(bench: Bench) -> None:
+    bench.earlier_run()
+    error = bench.call(TRAIN)
+    assert error.startswith(f"error: OUTPUT_DIR: {bench.output}: holds last_checkpoint of an earlier")
+    assert "--resume" in error
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"], ["--eval-only"]])
+def test_a_folder_that_is_a_file(bench: Bench, flags: list[str]) -> None:
+    bench.output.write_text("a file")
+    for name in (TRAIN,) if "--eval-only" in flags else (TRAIN, SEARCH):
+        assert f"OUTPUT_DIR: {bench.output}: is not a folder" in bench.call(name, *flags)
+
+
+def test_eval_only_does_not_read_the_training_set(bench: Bench) -> None:
+    bench.checkpoint(name="weights.pth")
+    options = ["MODEL.WEIGHTS", str(bench.folder / "weights.pth"), "DATASETS.TRAIN_JSON", "gone.json"]
+    assert bench.starts(TRAIN, "--eval-only", *options).MODEL.ROI_HEADS.NUM_CLASSES == 3
+
+
+def test_a_search_evaluates_nothing(bench: Bench) -> None:
+    assert bench.call(SEARCH, "--eval-only").startswith("error: --eval-only: ")
+
+
+def test_own_training_data_alone_is_not_evaluated_on_other_data(bench: Bench) -> None:
+    none = ["DATASETS.TEST_JSON", "", "DATASETS.TEST_IMAGES", "", "DATASETS.TEST", ("bccd_val",)]
+    assert bench.starts(TRAIN, *none).DATASETS.TEST == ()
+    error = bench.call(SEARCH, *none, "SEARCH.PHASES", ("stage", "retrain"))
+    assert error.startswith("error: DATASETS.TEST: (): one test set is needed to retrain")
