@@ -1,8 +1,8 @@
 """The two search spaces and how a path is drawn from them (paper, Sec. 3.2).
 
 StageSpace: the depths that each stage may have, and the codes that meet a budget. DilationSpace: the
-dilation codes of one stage code. A draw is a pure function of (seed, iteration), never of a global random
-state, so that all ranks draw the same.
+dilation codes of one stage code. A draw is a pure function of (seed, iteration), never of a global
+random state, so that all ranks draw the same.
 
 Evolutionary and random search see either space as ``alternatives``, the values that each position of a
 code may take, and convert by ``code_of`` and ``with_code``.

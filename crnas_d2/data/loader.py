@@ -82,7 +82,7 @@ def seeded(seed: int) -> Iterator[None]:
 class NamingMapper:
     """A mapper of data set dicts, as detectron2's DatasetMapper, whose errors name the image.
 
-    Raises InputError: a file that is missing, no image, truncated or of another size, or a bad annotation.
+    Raises InputError: a file that is missing, no image, truncated or of another size; bad annotations.
     """
 
     mapper: Mapper

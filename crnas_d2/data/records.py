@@ -37,7 +37,7 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         start = self._ends[index - 1] if index else 0
-        return pickle.loads(memoryview(self._data[start : self._ends[index]]))
+        return pickle.loads(self._data[start : self._ends[index]].tobytes())
 
 
 def from_main(array: np.ndarray) -> np.ndarray:
