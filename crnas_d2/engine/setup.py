@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -13,7 +14,16 @@ import torch
 import yaml
 from torch import nn
 
-from crnas_d2.config import ALWAYS, NEVER, RESUME, UNTIL_SCORED, leaves, read_config, refuse_renamed
+from crnas_d2.config import (
+    ALWAYS,
+    NEVER,
+    RESUME,
+    UNTIL_SCORED,
+    leaves,
+    merge_config,
+    read_config,
+    refuse_renamed,
+)
 from crnas_d2.data.datasets import check_dataset, use_own_data
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
@@ -257,17 +267,17 @@ def train_config(args: argparse.Namespace) -> CfgNode:
 
 
 def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> None:
-    """Threads, seeds, loggers and OUTPUT_DIR/config.yaml, by detectron2's default_setup.
+    """Set threads, seeds and loggers, and write OUTPUT_DIR/config.yaml, by detectron2's default_setup.
 
     Args:
         quiet: detectron2's own lines go to OUTPUT_DIR/log.txt alone.
     """
-    comm.synchronize()  # every process has checked OUTPUT_DIR before the first one writes to it
+    comm.synchronize()  # every rank has checked OUTPUT_DIR before the first one writes to it
     if cfg.NUM_THREADS > 0:
         torch.set_num_threads(cfg.NUM_THREADS)
     rank = comm.get_rank()
     if quiet:
-        # The calls are those of default_setup, to the letter: detectron2 caches them by argument.
+        # detectron2 caches these calls by their arguments, so they are those of default_setup.
         for logger in (
             setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore"),
             setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank),
@@ -277,4 +287,24 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
                     handler.setLevel(logging.WARNING)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="crnas_d2")
     default_setup(cfg, args)
+    asked = merge_config(args.config_file, args.opts).MODEL.DEVICE
+    if asked != cfg.MODEL.DEVICE and rank == 0:
+        line = f"MODEL.DEVICE: {asked!r}: torch sees no CUDA GPU; running on the CPU"
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+        write_to_log(logging.WARNING, line)
     logging.getLogger(__name__).info("%d processes on %s", comm.get_world_size(), cfg.MODEL.DEVICE)
+
+
+def write_to_log(level: int, line: str, error: Exception | None = None) -> None:
+    """Append to OUTPUT_DIR/log.txt and not to the screen, with the error's traceback.
+
+    Does nothing before start_run has opened the file, or where the disk takes no more.
+    """
+    exc_info = (type(error), error, error.__traceback__) if error else None
+    record = logging.LogRecord(__name__, level, __file__, 0, line, (), exc_info)
+    for handler in logging.getLogger("crnas_d2").handlers:
+        path = str(getattr(getattr(handler, "stream", None), "name", ""))
+        if os.path.basename(path).startswith("log.txt"):
+            # Opened anew: what a full disk refuses would stay in the handler's buffer and fail again.
+            with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+                file.write(handler.format(record) + "\n")
