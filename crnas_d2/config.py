@@ -267,6 +267,8 @@ def merge_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             layers = list(_layers(config_file))
             refuse_renamed(set().union(*layers), f"--config-file: {config_file}")
             cfg.merge_from_file(config_file)
+    except InputError:
+        raise
     except _UNREADABLE as error:
         raise InputError(f"--config-file: {config_file}: {_line(error)}") from error
     refuse_renamed(opts[::2], "KEY VALUE")

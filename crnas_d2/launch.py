@@ -4,8 +4,8 @@
     srun        SLURM_PROCID, SLURM_LOCALID, SLURM_STEP_*; MASTER_ADDR and MASTER_PORT, if set
     otherwise   --num-gpus, --num-machines, --machine-rank, --dist-url; processes are started here
 
-When a process dies, mp.spawn or torchrun ends the others on its machine at once. On other machines a
-collective operation fails, at the latest after DIST_TIMEOUT_MINUTES.
+When a process dies, mp.spawn or torchrun ends the others on its machine. Those on other machines end
+when a collective operation fails, at the latest after DIST_TIMEOUT_MINUTES.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from crnas_d2.errors import InputError
 from detectron2.utils import comm
 
 Main = Callable[[argparse.Namespace], object]
-
 # A disk that is full, broken, read-only or gone, and a path that cannot be written.
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE),
@@ -131,7 +130,7 @@ def join(process: Process, device: str, minutes: float = 30) -> None:
         timeout=timeout,
     )
     compat.create_local_process_group(process.local_world_size)
-    if hasattr(dist, "set_timeout"):  # detectron2's gloo group beside NCCL has 30 minutes in older torch
+    if hasattr(dist, "set_timeout"):  # in older torch detectron2's gloo group keeps 30 minutes
         dist.set_timeout(timeout, comm._get_global_gloo_group())
 
 

@@ -2,10 +2,11 @@
 
 FAULT="1 training kill" python faulty_search.py --config-file ... KEY VALUE ...
 
-FAULT names the rank, when (training: the third iteration; search: the third candidate), and what happens:
+FAULT names the rank, the moment (training: the third iteration; search: the third candidate) and
+what happens:
 
     raise, kill    the process dies
-    ioerror, oserror   it raises an OSError that is a disk error, or is none
+    disk, files    it raises an OSError: of the disk (EIO), of too many open files (EMFILE)
     nan            the loss is not finite
     full400        from then on no file may grow beyond 400 bytes
     gone           the folder IMAGES is gone
@@ -50,10 +51,9 @@ def fail(kinds: list[str]) -> None:
         print("fault", *kinds, flush=True)
     if "raise" in kinds:
         raise LookupError(f"rank {comm.get_rank()} has an error of its own")
-    if "ioerror" in kinds:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), "/some/file")
-    if "oserror" in kinds:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/some/file")
+    for kind, number in (("disk", errno.EIO), ("files", errno.EMFILE)):
+        if kind in kinds:
+            raise OSError(number, os.strerror(number), "/some/file")
     if "sleep" in kinds:
         Path(os.environ["ASLEEP"]).touch()
         time.sleep(600)

@@ -47,7 +47,7 @@ def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
     options += ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 16, "MODEL.RPN.NMS_THRESH", 0.95]
     config = written(tiny_config(tmp_path / "data", tmp_path / "out", *options), tmp_path)
     one, two = run(1, config, "gradients"), run(2, config, "gradients")
-    assert [e["paths"] for e in two["everyone"]] == [one["paths"]] * 2
+    assert [e["paths"] for e in two["ranks"]] == [one["paths"]] * 2
     assert len(set(one["paths"])) > 1
     for expected, found in zip(one["gradients"], two["gradients"]):
         assert expected.keys() == found.keys()
@@ -73,7 +73,7 @@ def test_any_number_of_processes_scores_the_same(kind: str, tmp_path: Path) -> N
     for processes in (2, 4):
         several = run(processes, config, "scores")
         assert several["scores"] == one["scores"]
-        assert [e["scores"] for e in several["everyone"]] == [one["scores"]] * processes
+        assert [e["scores"] for e in several["ranks"]] == [one["scores"]] * processes
         (total,) = one["forwards"]
         assert sum(several["forwards"]) == total
         assert max(several["forwards"]) <= -(-total // processes)

@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectors import tiny_config
-from two_processes import suppress_in_float
+from two_processes import detectors_in_float64
 
 from crnas_d2.engine import gradients
 from crnas_d2.engine.trainer import DetectionTrainer
+from detectron2.layers import batched_nms
 from detectron2.utils.events import EventStorage
 
 # Every image fills its quota of proposals, as in test_distributed.py: losses are then means over
@@ -29,7 +30,7 @@ def gradients_of(folder: Path, *options: Any) -> tuple[dict[str, torch.Tensor], 
     trainer = DetectionTrainer(tiny_config(folder / "data", folder / "out", *EVEN, *options))
     trainer.model.double()
     trainer.optimizer.step = lambda: None
-    with EventStorage(0) as storage:
+    with detectors_in_float64(), EventStorage(0) as storage:
         trainer.run_step()
         loss = storage.latest()["total_loss"][0]
     return {name: p.grad for name, p in trainer.model.named_parameters() if p.requires_grad}, loss
@@ -97,8 +98,10 @@ def test_a_gradient_that_overflows_under_the_scale_is_not_stepped(tmp_path: Path
     assert trainer._trainer._scaler.get_scale() < 2.0**127
 
 
-def test_float64_goes_through_detectron2() -> None:
-    """What this file takes from two_processes.py is in place."""
-    from torchvision.ops import boxes
-
-    assert boxes.batched_nms is suppress_in_float
+def test_nms_is_torchvisions_again() -> None:
+    """Outside detectors_in_float64 it refuses what that lets through."""
+    boxes, scores, ids = torch.rand(2, 4), torch.rand(2, dtype=torch.float64), torch.zeros(2)
+    with detectors_in_float64():
+        assert batched_nms(boxes, scores, ids, 0.5).dtype == torch.int64
+    with pytest.raises(RuntimeError, match="same type"):
+        batched_nms(boxes, scores, ids, 0.5)
