@@ -37,7 +37,7 @@ def written(cfg: Any, folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stage", "dilation"])
 def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
-    """The same path everywhere; in float64 the averaged gradients are the joined batch's.
+    """All ranks draw the same paths; averaged gradients in float64 are those of the whole batch.
 
     All images have one size and every image fills its quota of proposals (the background alone
     fills it), so that losses are means over equally many terms; SyncBN joins the statistics.
@@ -61,7 +61,7 @@ def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stage", "dilation"])
 def test_any_number_of_processes_scores_the_same(kind: str, tmp_path: Path) -> None:
-    """From one checkpoint, to the bit; each process forwards only its share."""
+    """Bit-exact from one checkpoint; each process forwards its share alone."""
     options = ["MODEL.CRNAS.SUPERNET", kind, "SOLVER.MAX_ITER", 60, "SOLVER.IMS_PER_BATCH", 4]
     options += ["SOLVER.BASE_LR", 0.02, "SOLVER.CHECKPOINT_PERIOD", 1000, "SEARCH.EVAL.BATCH_SIZE", 1]
     cfg = tiny_config(tmp_path / "data", tmp_path / "out", *options)

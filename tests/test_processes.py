@@ -173,7 +173,7 @@ def test_a_gpu_that_is_not_there(bench: Path, tmp_path: Path) -> None:
 
 
 def machines(launcher: str) -> list[tuple[list[str], list[str]]]:
-    """The two launches of two machines with two processes each."""
+    """The commands of two machines with two processes each."""
     port = free_port()
     if launcher == "torchrun":
         node = [*PLAIN, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "2"]
@@ -185,7 +185,7 @@ def machines(launcher: str) -> list[tuple[list[str], list[str]]]:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_machines(launcher: str, bench: Path, tmp_path: Path) -> None:
-    """Three iterations and four candidates; one process scores them the same from the checkpoint."""
+    """Four candidates; one process gives them the same scores from the same checkpoint."""
     out, alone = tmp_path / "out", tmp_path / "alone"
     first, second = machines(launcher)
     with started(bench, out, *first, "") as one, started(bench, out, *second, "") as two:

@@ -1,4 +1,4 @@
-"""From the command line to a checked config. Nothing is written before everything is checked."""
+"""The checked config of a command line, before anything is written, and the start of a run."""
 
 from __future__ import annotations
 
