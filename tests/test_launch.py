@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import time
@@ -193,6 +194,28 @@ def test_options_that_torchrun_and_srun_replace(
     assert [process.rank for process in joined] == [3]
     expected = f"error: {option}: {value}: leave it out under torchrun and srun\n"
     assert called(monkeypatch, capsys, *CONFIG, option, value) == (2, expected)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("error", [LookupError("a"), InputError("a"), OSError(errno.ENOSPC, "a")])
+def test_an_unexpected_error_of_one_of_several_ranks_waits(
+    world_size: int, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """So that the launcher can end a rank that only fails because another one died."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+
+    def fail() -> int:
+        raise error
+
+    if isinstance(error, LookupError):
+        with pytest.raises(LookupError):
+            launch._status(fail)
+        assert slept == [launch.GRACE] * (world_size - 1) and not capsys.readouterr().err
+    else:
+        assert launch._status(fail) == (2 if isinstance(error, InputError) else 1)
+        assert not slept and capsys.readouterr().err.count("\n") == 1
 
 
 # ---- the time-out --------------------------------------------------------------------------------
