@@ -56,7 +56,7 @@ def fail(kinds: list[str]) -> None:
             raise OSError(number, os.strerror(number), "/some/file")
     if "sleep" in kinds:
         Path(os.environ["ASLEEP"]).touch()
-        time.sleep(600)
+        time.sleep(120)
     while "alone" in kinds and not os.path.exists(os.environ["ASLEEP"]):
         time.sleep(0.01)
     if "kill" in kinds or "alone" in kinds:

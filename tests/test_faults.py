@@ -324,8 +324,8 @@ def test_a_broken_picture(bench: Bench, change: str, workers: int) -> None:  # n
 
 # What happens (faulty_search.py), options of both runs, the status, and what the line shows.
 UNDER_WAY = {
-    "full disk, checkpoint": ("0 training full100000", [], 1, "/model_0000003.pth'; --resume goes on"),
-    "full disk, journal": ("0 search full400", [], 1, "stage/journal.jsonl'; --resume goes on"),
+    "full disk, checkpoint": ("0 training full100000", [], 1, "/model_0000003.pth'; fix it and"),
+    "full disk, journal": ("0 search full400", [], 1, "stage/journal.jsonl'; fix it and"),
     "pictures gone, training": ("0 training gone", [], 2, "cannot be read as an image: No such file"),
     "pictures gone, workers": (
         "0 training gone",
@@ -344,7 +344,7 @@ UNDER_WAY = {
 
 def search(folder: Path, out: str, fault: str, *options: Any) -> subprocess.CompletedProcess[str]:
     """A stage search in ``out``."""
-    pairs = [*tiny_shapes(folder / "data"), "OUTPUT_DIR", str(folder / out), "SEARCH.GROUP_SIZE", 1]
+    pairs = [*tiny_shapes(folder / "data"), "OUTPUT_DIR", str(folder / out)]
     flags = ["--resume"] if (folder / out).exists() else []
     return start(
         ROOT,
