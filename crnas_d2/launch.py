@@ -29,8 +29,8 @@ import torch.multiprocessing as mp
 
 from crnas_d2 import compat
 from crnas_d2.config import read_config
-from crnas_d2.engine.setup import write_to_log
 from crnas_d2.errors import InputError
+from crnas_d2.files import write_to_log
 from detectron2.utils import comm
 
 Main = Callable[[argparse.Namespace], object]

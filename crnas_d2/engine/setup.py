@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
@@ -30,7 +29,7 @@ from crnas_d2.data.loader import check_loading
 from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.errors import InputError
-from crnas_d2.files import write_text
+from crnas_d2.files import write_text, write_to_log
 from crnas_d2.modeling.build import SUPERNETS, architecture_of, input_convention, stage_space_of
 from crnas_d2.modeling.checkpoint.weights import check_backbone_weights, read_checkpoint
 from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
@@ -293,18 +292,3 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
         print(f"warning: {line}", file=sys.stderr, flush=True)
         write_to_log(logging.WARNING, line)
     logging.getLogger(__name__).info("%d processes on %s", comm.get_world_size(), cfg.MODEL.DEVICE)
-
-
-def write_to_log(level: int, line: str, error: Exception | None = None) -> None:
-    """Append to OUTPUT_DIR/log.txt and not to the screen, with the error's traceback.
-
-    Does nothing before start_run has opened the file, or where the disk takes no more.
-    """
-    exc_info = (type(error), error, error.__traceback__) if error else None
-    record = logging.LogRecord(__name__, level, __file__, 0, line, (), exc_info)
-    for handler in logging.getLogger("crnas_d2").handlers:
-        path = str(getattr(getattr(handler, "stream", None), "name", ""))
-        if os.path.basename(path).startswith("log.txt"):
-            # Opened anew: what a full disk refuses would stay in the handler's buffer and fail again.
-            with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
-                file.write(handler.format(record) + "\n")
