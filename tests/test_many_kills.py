@@ -59,10 +59,11 @@ def test_twenty_kills(folder: Path, undisturbed: tuple[Path, float, float]) -> N
         run = folder / f"killed-{runs}"
         process = start(folder, run.name, resume=run.exists())
         try:
-            status = process.wait(timeout=moments.uniform(earliest, latest))
+            process.wait(timeout=moments.uniform(earliest, latest))
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
+        status = process.wait()
+        if status == -signal.SIGKILL:
             kills += 1
             for step in STEPS:
                 records = whole_records(run / step / "journal.jsonl")
