@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Find a backbone: stage supernet, stage search, dilation supernet, greedy search, found.yaml.
+"""Search a backbone: stage supernet, stage search, dilation supernet, greedy search, found.yaml.
 
     python search_net.py --config-file configs/BCCD/search.yaml OUTPUT_DIR output/bccd
 
-Options are detectron2's: --num-gpus, --resume, KEY VALUE ... detectron2's own log goes to
-OUTPUT_DIR/log.txt.
+Options are detectron2's, and stand before the pairs: --num-gpus, --resume. detectron2's own lines go to
+OUTPUT_DIR/log.txt alone.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
     python train_net.py --config-file configs/BCCD/faster_rcnn_R_50.yaml OUTPUT_DIR output/baseline
 
-Options are detectron2's: --num-gpus, --resume, --eval-only, KEY VALUE ...
+Options are detectron2's, and stand before the pairs: --num-gpus, --resume, --eval-only.
 """
 
 from __future__ import annotations

@@ -33,9 +33,8 @@ from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine import gradients
 from crnas_d2.engine.trainer import SupernetTrainer
-from crnas_d2.launch import join
+from crnas_d2.launch import Process, from_options, join
 from crnas_d2.modeling.backbone.supernet import find_supernet
-from crnas_d2.ranks import Place, local_places
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import EventStorage
@@ -106,9 +105,9 @@ def with_ddp(trainer: SupernetTrainer, steps: int) -> list[int]:
     return sent
 
 
-def measure(rank: int, places: list[Place], cfg: CfgNode, steps: int, out: str) -> None:
+def measure(rank: int, processes: list[Process], cfg: CfgNode, steps: int, out: str) -> None:
     """In one of the processes; rank 0 writes what came out."""
-    join(places[rank], "cpu")
+    join(processes[rank], "cpu")
     torch.set_num_threads(1)
     use_own_data(cfg, test=False)  # registered in each process
     logging.getLogger("detectron2").setLevel(logging.INFO)  # else it prints the whole model
@@ -153,7 +152,7 @@ def main() -> None:
         cfg.MODEL.CRNAS.SUPERNET = "stage"
         two = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
         out = f"{folder}/rows.json"
-        mp.spawn(measure, (local_places(two), cfg, args.steps, out), nprocs=2)
+        mp.spawn(measure, (from_options(two), cfg, args.steps, out), nprocs=2)
         rows = json.loads(Path(out).read_text(encoding="utf-8"))
     total = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
     result = {

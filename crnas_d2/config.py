@@ -181,6 +181,9 @@ KEYS = {
     # Threads of one operation on the CPU, the same for any number of processes, since results
     # depend on it; 0: torch's default. Our scripts read SEED -1 as 0: always seeded.
     "NUM_THREADS": Key(0, at_least(0)),
+    # Minutes that a process waits for the others in a collective operation before it ends with an
+    # error. Rank 0 may compute alone for so long, as it does the metrics of a test set.
+    "DIST_TIMEOUT_MINUTES": Key(30, at_least(1), ALWAYS),
 }
 
 # What our scripts want of detectron2's own keys, and which of them a resumed run may change.
@@ -238,7 +241,15 @@ def add_crnas_config(cfg: CfgNode) -> None:
 
 
 def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """detectron2's config with our keys, from a file and KEY VALUE pairs; not frozen.
+    """As ``merge_config``, and with MODEL.DEVICE cpu where cuda is asked for and torch sees no GPU."""
+    cfg = merge_config(config_file, opts)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"  # start_run warns of it
+    return cfg
+
+
+def merge_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """detectron2's config with our keys, from a file and KEY VALUE pairs, checked; not frozen.
 
     Of a schedule in epochs and detectron2's keys for the same, the one given last counts: those of a
     config come after its ``_BASE_``, and KEY VALUE pairs after the file.
@@ -256,6 +267,8 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             layers = list(_layers(config_file))
             refuse_renamed(set().union(*layers), f"--config-file: {config_file}")
             cfg.merge_from_file(config_file)
+    except InputError:
+        raise
     except _UNREADABLE as error:
         raise InputError(f"--config-file: {config_file}: {_line(error)}") from error
     refuse_renamed(opts[::2], "KEY VALUE")
@@ -265,8 +278,6 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         raise InputError(f"KEY VALUE: {' '.join(opts)}: {_line(error)}") from error
     _let_the_last_schedule_count(cfg, [*layers, set(opts[::2])])
     check_values(cfg)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
     return cfg
 
 

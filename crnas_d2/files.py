@@ -1,10 +1,12 @@
-"""The one way a file is written: to a temporary file, through to disk, then renamed.
+"""The one way a file is written: to a temporary file, through to disk, then renamed. And log.txt.
 
 So a reader sees the old file or the whole new one, whatever kills the process or fills the disk.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -50,3 +52,18 @@ def write_bytes(path: PathLike, content: bytes) -> None:
 def write_text(path: PathLike, text: str) -> None:
     """``write_atomically`` of text in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def write_to_log(level: int, line: str, error: Exception | None = None) -> None:
+    """Append to OUTPUT_DIR/log.txt and not to the screen, with the error's traceback.
+
+    Does nothing before detectron2's setup_logger has opened the file, or where the disk takes no more.
+    """
+    exc_info = (type(error), error, error.__traceback__) if error else None
+    record = logging.LogRecord("crnas_d2", level, __file__, 0, line, (), exc_info)
+    for handler in logging.getLogger("crnas_d2").handlers:
+        path = str(getattr(getattr(handler, "stream", None), "name", ""))
+        if os.path.basename(path).startswith("log.txt"):
+            # Opened anew: what a full disk refuses would stay in the handler's buffer and fail again.
+            with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+                file.write(handler.format(record) + "\n")

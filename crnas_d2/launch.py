@@ -1,7 +1,11 @@
-"""From a script's command line to its processes, and from their errors to one line and a status.
+"""The processes of a script, from its command line to its exit status.
 
-Processes are started here (--num-gpus, --num-machines), by torchrun or by srun, and meet with NCCL on
-GPUs and gloo on the CPU.
+    torchrun    RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT
+    srun        SLURM_PROCID, SLURM_LOCALID, SLURM_STEP_*; MASTER_ADDR and MASTER_PORT, if set
+    otherwise   --num-gpus, --num-machines, --machine-rank, --dist-url; processes are started here
+
+When a process dies, mp.spawn or torchrun ends the others on its machine. Those on other machines end
+when a collective operation fails, at the latest after DIST_TIMEOUT_MINUTES.
 """
 
 from __future__ import annotations
@@ -10,10 +14,14 @@ import argparse
 import errno
 import logging
 import os
+import re
+import socket
 import sys
+import time
 import traceback
-from collections.abc import Callable
-from urllib.parse import urlparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -22,133 +30,201 @@ import torch.multiprocessing as mp
 from crnas_d2 import compat
 from crnas_d2.config import read_config
 from crnas_d2.errors import InputError
-from crnas_d2.ranks import Place, given_place, local_places
-from crnas_d2.watch import watched
-from detectron2.engine.launch import DEFAULT_TIMEOUT
+from crnas_d2.files import write_to_log
+from detectron2.utils import comm
 
-Main = Callable[[argparse.Namespace], None]
-
-# A full disk or quota, a file size limit, a folder that cannot be written or is gone, a file in its
-# place, a broken disk.
+Main = Callable[[argparse.Namespace], object]
+# A disk that is full, broken, read-only or gone, and a path that cannot be written.
 DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EIO, errno.ESTALE),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
 )
-PROCESSES = """
-Processes: --num-gpus is the number of processes on this machine, one a GPU; with MODEL.DEVICE cpu they
-share the CPU. torchrun and srun start them as well; with srun, --kill-on-bad-exit=1 is advisable.
+# Seconds before a rank prints an unexpected error: if another rank's end has caused it, the launcher
+# ends this rank first, and the real error stands alone. torchrun looks every 0.1 s, in older torch 5 s.
+GRACE = 6
+EPILOG = """
+--num-gpus is the number of processes on this machine, also with MODEL.DEVICE cpu. torchrun and
+srun --kill-on-bad-exit=1 can start the processes instead; leave --num-gpus out, then.
 """
 
 
-def join(place: Place, device: str) -> None:
-    """Enter the process group: nccl on GPUs, gloo on the CPU.
+@dataclass(frozen=True)
+class Process:
+    """One of ``world_size`` processes; ranks are consecutive on each machine."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int  # processes on its machine
+    url: str  # init_method of torch.distributed
+
+
+def from_environment(environ: Mapping[str, str]) -> Process | None:
+    """This process, if torchrun or srun started it.
+
+    Raises:
+        InputError: srun's tasks are not the same number on each machine, or not in blocks.
+    """
+    world_size = int(environ.get("WORLD_SIZE") or 1)
+    # Some clusters set RANK 0 and WORLD_SIZE 1 in every container.
+    if "RANK" in environ and (world_size > 1 or "LOCAL_RANK" in environ):
+        local = int(environ.get("LOCAL_RANK", "0")), int(environ.get("LOCAL_WORLD_SIZE", "1"))
+        return Process(int(environ["RANK"]), world_size, *local, "env://")
+    # Only srun sets the variables of a step; sbatch's script and a shell in a job have the job's.
+    world_size = int(environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    if world_size == 1 or "SLURM_PROCID" not in environ:
+        return None
+    rank, local_rank = int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"])
+    tasks = environ["SLURM_STEP_TASKS_PER_NODE"]  # "4" or "2(x3)"; "2(x2),1" where machines differ
+    local_world_size = int(re.split(r"[(,]", tasks)[0])
+    if "," in tasks or rank % local_world_size != local_rank:
+        raise InputError(
+            f"SLURM_STEP_TASKS_PER_NODE: {tasks}: task {rank} is number {local_rank} on its machine; "
+            "as many tasks on every machine are needed, with --distribution=block"
+        )
+    nodes = environ["SLURM_STEP_NODELIST"]  # "node[01-03,7],other": rank 0 is on the first
+    host = environ.get("MASTER_ADDR") or re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).split(",")[0]
+    number = int(environ["SLURM_JOB_ID"]) + int(environ["SLURM_STEP_ID"])
+    port = environ.get("MASTER_PORT") or 20000 + number % 10000  # the same in all tasks
+    return Process(rank, world_size, local_rank, local_world_size, f"tcp://{host}:{port}")
+
+
+def from_options(args: argparse.Namespace) -> list[Process]:
+    """The processes that detectron2's options ask for on this machine.
+
+    Raises:
+        InputError: a number out of range, or no address at which several machines can meet.
+    """
+    local, machines = args.num_gpus or 1, args.num_machines  # 0 GPUs: one process on the CPU
+    for option, value in (("--num-gpus", local), ("--num-machines", machines)):
+        if value < 1:
+            raise InputError(f"{option}: {value}: at least 1 is needed")
+    if not 0 <= args.machine_rank < machines:
+        raise InputError(f"--machine-rank: {args.machine_rank}: allowed are 0 to {machines - 1}")
+    url = args.dist_url
+    if url == "auto" and machines == 1:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    if not re.fullmatch(r"tcp://[^/]+:\d+" + ("|file:///.+" if machines == 1 else ""), url):
+        raise InputError(f"--dist-url: {url}: tcp://HOST:PORT is needed, which all machines can reach")
+    first = args.machine_rank * local
+    return [Process(first + i, machines * local, i, local, url) for i in range(local)]
+
+
+def join(process: Process, device: str, minutes: float = 30) -> None:
+    """Enter the process group: NCCL on GPUs, gloo on the CPU.
 
     Args:
         device: MODEL.DEVICE.
+        minutes: DIST_TIMEOUT_MINUTES.
     """
+    timeout = timedelta(minutes=minutes)
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:  # srun may show each task its own GPU alone
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(process.local_rank % torch.cuda.device_count())
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        init_method=place.url,
-        world_size=place.world,
-        rank=place.rank,
-        timeout=DEFAULT_TIMEOUT,  # rank 0 computes the last metrics alone while the others wait
+        init_method=process.url,
+        world_size=process.world_size,
+        rank=process.rank,
+        timeout=timeout,
     )
-    compat.create_local_process_group(place.local_world)
+    compat.create_local_process_group(process.local_world_size)
+    if hasattr(dist, "set_timeout"):  # in older torch detectron2's gloo group keeps 30 minutes
+        dist.set_timeout(timeout, comm._get_global_gloo_group())
 
 
-def run(
-    main: Main,
-    check: Callable[[argparse.Namespace], object],
-    parser: argparse.ArgumentParser,
-) -> None:
+def run(main: Main, check: Main, parser: argparse.ArgumentParser) -> None:
     """Parse the command line and run ``main`` in every process.
 
-    Leaves with status 2 and one line on standard error for bad input, with status 1 and one line where
+    Exits with status 2 and one line on standard error for bad input, with status 1 and one line where
     the disk fails or training diverges.
 
     Args:
         main: what each process does; importable by its name.
-        check: raises InputError for bad input and writes nothing; called before others are started.
+        check: raises InputError for bad input and writes nothing; called before processes are started.
     """
-    parser.epilog = (parser.epilog or "") + PROCESSES
-    status = _status(_run, main, check, parser.parse_args())
+    parser.epilog = (parser.epilog or "") + EPILOG
+    parser.set_defaults(num_gpus=None)  # so that --num-gpus 1 is seen, too
+    status = _status(_run, main, check, parser)
     if status:
         sys.exit(status)
 
 
-def _run(main: Main, check: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
-    place = given_place(os.environ)
-    if place is not None:
-        return _work(place, main, args)
-    places = local_places(args)
-    if places[0].world == 1:
+def _run(main: Main, check: Main, parser: argparse.ArgumentParser) -> int:
+    args = parser.parse_args()
+    for word in args.opts:
+        if word.startswith("--"):
+            raise InputError(f"{word}: options stand before KEY VALUE pairs")
+    if not args.config_file:
+        raise InputError("--config-file is needed")
+    process = from_environment(os.environ)
+    if process is not None:
+        for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
+            value = getattr(args, name)
+            if value != parser.get_default(name):
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option}: {value}: leave it out under torchrun and srun")
+        return _in_group(process, main, args)
+    processes = from_options(args)
+    if processes[0].world_size == 1:
         main(args)
         return 0
-    there = torch.cuda.device_count()
-    on_gpu = torch.device(read_config(args.config_file, args.opts).MODEL.DEVICE).type == "cuda"
-    if on_gpu and len(places) > there:
-        raise InputError(f"--num-gpus: {len(places)}: there are {there}; allowed are 1 to {there}")
+    device, gpus = read_config(args.config_file, args.opts).MODEL.DEVICE, torch.cuda.device_count()
+    if torch.device(device).type == "cuda" and len(processes) > gpus:
+        raise InputError(f"--num-gpus: {len(processes)}: there are {gpus}; allowed are 1 to {gpus}")
     check(args)
     try:
-        mp.spawn(_spawned, (places, main, args), nprocs=len(places))
-    except mp.ProcessExitedException as error:  # it has said why, unless it was killed
-        if error.exit_code < 0:
-            print(f"error: {error}", file=sys.stderr)
+        mp.spawn(_spawned, (processes, main, args), nprocs=len(processes))
+    except mp.ProcessExitedException as error:
+        if error.exit_code < 0:  # else it has printed its error
+            rank = processes[error.error_index].rank
+            print(f"error: rank {rank} was killed by {error.signal_name}", file=sys.stderr)
         return max(error.exit_code, 1)
     return 0
 
 
-def _spawned(local_rank: int, places: list[Place], main: Main, args: argparse.Namespace) -> None:
+def _spawned(local_rank: int, processes: list[Process], main: Main, args: argparse.Namespace) -> None:
     try:
-        status = _status(_work, places[local_rank], main, args)
+        status = _status(_in_group, processes[local_rank], main, args)
     except Exception:
-        traceback.print_exc()  # now: mp.spawn would show that of the first process to end
+        traceback.print_exc()  # mp.spawn would do it when all others have ended, which may take long
         status = 1
     sys.exit(status)
 
 
-def _work(place: Place, main: Main, args: argparse.Namespace) -> int:
-    """One of several processes, from its start to its end."""
-    join(place, read_config(args.config_file, args.opts).MODEL.DEVICE)
-    host = urlparse(place.url).hostname or os.environ.get("MASTER_ADDR", "127.0.0.1")
-    with watched(host):
-        main(args)
-    dist.destroy_process_group()  # after an error it would wait for the others
+def _in_group(process: Process, main: Main, args: argparse.Namespace) -> int:
+    cfg = read_config(args.config_file, args.opts)
+    join(process, cfg.MODEL.DEVICE, cfg.DIST_TIMEOUT_MINUTES)
+    main(args)
+    dist.destroy_process_group()  # not after an error: it would wait for the others
     return 0
 
 
 def _status(call: Callable[..., int], *args: object) -> int:
-    """What the call returns, or the status that its error has, of which one line is printed at once."""
-    # detectron2 logs exceptions that end a training with their tracebacks.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_shorten)
+    """The exit status; prints an error that one line explains, raises any other again."""
+    # detectron2 logs an error that ends training, too.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(lambda record: not record.exc_info)
     try:
         return call(*args)
     except Exception as error:
         line, status = _line_and_status(error)
+        if not line and comm.get_world_size() > 1:
+            time.sleep(GRACE)
+        write_to_log(logging.ERROR, line or "the run ends with an error", error)
         if not line:
             raise
         print(f"error: {line}", file=sys.stderr, flush=True)
         return status
 
 
-def _line_and_status(error: BaseException) -> tuple[str, int]:
-    """One line that says what is wrong, where that is enough, and the script's exit status."""
+def _line_and_status(error: Exception) -> tuple[str, int]:
+    """What is wrong in one line, if one line is enough, and the exit status."""
     if isinstance(error, InputError):
         # From a worker of a DataLoader the message ends with a traceback, whose last line it is.
         return str(error).splitlines()[-1].split(f"{InputError.__qualname__}: ")[-1], 2
     if isinstance(error, FloatingPointError):
         return str(error), 1
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return f"{error}; --resume goes on when that is mended", 1
+        return f"{error}; fix it and continue with --resume", 1
     return "", 1
-
-
-def _shorten(record: logging.LogRecord) -> bool:
-    if record.exc_info and record.exc_info[1] is not None:
-        line, _ = _line_and_status(record.exc_info[1])
-        if line:
-            record.msg, record.args, record.exc_info = line, (), None
-    return True

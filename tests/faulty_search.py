@@ -1,20 +1,22 @@
-"""search_net.py, one process of which fails.
+"""search_net.py, one rank of which fails.
 
 FAULT="1 training kill" python faulty_search.py --config-file ... KEY VALUE ...
 
-FAULT names the rank, the place (training: the third iteration; search: the third group of candidates)
-and what happens there:
+FAULT names the rank, the moment (training: the third iteration; search: the third candidate) and
+what happens:
 
     raise, kill    the process dies
+    disk, files    it raises an OSError: of the disk (EIO), of too many open files (EMFILE)
     nan            the loss is not finite
     full400        from then on no file may grow beyond 400 bytes
     gone           the folder IMAGES is gone
-    sleep, alone   it computes alone for a long time (and says so in the file ASLEEP); the other one
-                   dies as soon as it does: "0 training sleep,1 training alone"
+    sleep, alone   it computes alone for a long time (and creates the file ASLEEP); the other rank dies
+                   as soon as it does: "0 training sleep,1 training alone"
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -29,27 +31,32 @@ import search_net
 from crnas_d2.engine.trainer import StepTrainer
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.launch import run
+from crnas_d2.pipeline import run as search_course
 from crnas_d2.pipeline.plan import plan_search
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 step, detect = StepTrainer.run_step, ArchvalScorer._detect
-groups = 0
+scored = 0
 
 
-def faults_at(place: str) -> list[str]:
+def faults_at(moment: str) -> list[str]:
     faults = [fault.split() for fault in os.environ["FAULT"].split(",") if fault]
-    return [kind for rank, where, kind in faults if where == place and int(rank) == comm.get_rank()]
+    return [kind for rank, when, kind in faults if when == moment and int(rank) == comm.get_rank()]
 
 
 def fail(kinds: list[str]) -> None:
+    """Do what FAULT says. "fault" on the screen tells the test when."""
     if kinds:
         print("fault", *kinds, flush=True)
     if "raise" in kinds:
         raise LookupError(f"rank {comm.get_rank()} has an error of its own")
+    for kind, number in (("disk", errno.EIO), ("files", errno.EMFILE)):
+        if kind in kinds:
+            raise OSError(number, os.strerror(number), "/some/file")
     if "sleep" in kinds:
         Path(os.environ["ASLEEP"]).touch()
-        time.sleep(600)
+        time.sleep(120)
     while "alone" in kinds and not os.path.exists(os.environ["ASLEEP"]):
         time.sleep(0.01)
     if "kill" in kinds or "alone" in kinds:
@@ -71,15 +78,16 @@ def faulty_step(self: StepTrainer) -> None:
 
 
 def faulty_detect(self: ArchvalScorer, *args: Any) -> Any:
-    global groups
-    groups += 1
-    if groups == 3:
+    global scored
+    scored += 1
+    if scored == 3:
         fail(faults_at("search"))
     return detect(self, *args)
 
 
-# Not below __name__: processes that are started by --num-gpus import this file as well.
+# Not below __name__: the processes that --num-gpus starts import this file, too.
 StepTrainer.run_step, ArchvalScorer._detect = faulty_step, faulty_detect
+search_course.GROUP_SIZE = 1  # one candidate is scored after another
 
 if __name__ == "__main__":
     run(search_net.main, plan_search, default_argument_parser())

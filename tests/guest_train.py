@@ -2,13 +2,13 @@
 
     python guest_train.py found.yaml DATA OUTPUT
 
-DATA holds train.json, val.json and images/. What it knows of crnas_d2 is in the two marked lines.
+DATA holds train.json, val.json and images/. The two marked lines are all that is of crnas_d2.
 """
 
 import os
 import sys
 
-from crnas_d2 import add_crnas_config  # ours; before detectron2, for the sake of detectron2 0.5
+from crnas_d2 import add_crnas_config  # ours; before detectron2, as detectron2 0.5 needs it
 from detectron2.config import get_cfg
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, default_setup

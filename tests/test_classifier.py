@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectors import FAMILIES, HEADS, ROOT, TINY, command_line
+from detectors import FAMILIES, HEADS, ROOT, TINY, command_line, tiny_yaml
 from image_folders import COLOURS, TINY_CLASSIFIER, make_image_folder, register, tiny_classifier
 
 from crnas_d2.config import read_config
@@ -296,8 +296,10 @@ def test_train_net_trains_and_evaluates_a_classifier(tmp_path: Path) -> None:
     options += ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "OUTPUT_DIR", str(tmp_path / "out")]
 
     def run(*start: str, more: tuple[str, ...] = ()) -> str:
+        config = str(tiny_yaml(tmp_path / "tiny.yaml"))
+        script = [sys.executable, *start, str(ROOT / "train_net.py"), "--config-file", config]
         done = subprocess.run(
-            [sys.executable, *start, str(ROOT / "train_net.py"), *more, *command_line(options)],
+            [*script, *more, *command_line(options)],
             env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
             capture_output=True,
             text=True,

@@ -1,8 +1,8 @@
-"""crnas_d2/compat.py: no detectron2, one without its compiled module, a compiled one; 0.5 and main.
+"""crnas_d2/compat.py: without detectron2, with 0.5 and main, compiled and not.
 
-What `prepare()` does depends on what is installed, so that each case runs in a Python of its own.
-Most of them see the standard library, crnas_d2 and made-up packages only (`python -I -S`): they
-take milliseconds and are the same in every environment.
+What `prepare()` does depends on what is installed, so each case runs in a Python process of its own.
+Most of them see only the standard library, crnas_d2 and made-up packages (`python -I -S`): they take
+milliseconds and give the same result in every environment.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def test_a_compiled_module_that_a_custom_finder_knows_is_not_hidden(tmp_path):
 
 
 def test_main_without_compiled_module_is_left_alone(tmp_path):
-    # It copes by itself, and a stand-in would hide from it that there is nothing.
+    # Main works without; a stand-in would make it believe that there is a compiled module.
     folder = fake_detectron2(tmp_path, GUARDED, numpy="2.2.6", pil="13.0.0")
     result = bare_python(PRINT_WHAT_IS_THERE, folder)
     assert result.stdout.strip() == "[]", result.stderr

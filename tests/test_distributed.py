@@ -37,14 +37,14 @@ def written(cfg: Any, folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stage", "dilation"])
 def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
-    """The same path everywhere; in float64 the averaged gradients are the joined batch's.
+    """All ranks draw the same paths; averaged gradients in float64 are those of the whole batch.
 
     All images have one size, and with full quotas nothing is drawn; SyncBN joins the statistics.
     """
     options = ["MODEL.CRNAS.SUPERNET", kind, "SOLVER.IMS_PER_BATCH", 4, *FULL_QUOTAS]
     config = written(tiny_config(tmp_path / "data", tmp_path / "out", *options), tmp_path)
     one, two = run(1, config, "gradients"), run(2, config, "gradients")
-    assert [e["paths"] for e in two["everyone"]] == [one["paths"]] * 2
+    assert [e["paths"] for e in two["ranks"]] == [one["paths"]] * 2
     assert len(set(one["paths"])) > 1
     for expected, found in zip(one["gradients"], two["gradients"]):
         assert expected.keys() == found.keys()
@@ -58,7 +58,7 @@ def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stage", "dilation"])
 def test_any_number_of_processes_scores_the_same(kind: str, tmp_path: Path) -> None:
-    """From one checkpoint, to the bit; each process forwards only its share."""
+    """Bit-exact from one checkpoint; each process forwards its share alone."""
     options = ["MODEL.CRNAS.SUPERNET", kind, "SOLVER.MAX_ITER", 60, "SOLVER.IMS_PER_BATCH", 4]
     options += ["SOLVER.BASE_LR", 0.02, "SOLVER.CHECKPOINT_PERIOD", 1000, "SEARCH.EVAL.BATCH_SIZE", 1]
     cfg = tiny_config(tmp_path / "data", tmp_path / "out", *options)
@@ -70,7 +70,7 @@ def test_any_number_of_processes_scores_the_same(kind: str, tmp_path: Path) -> N
     for processes in (2, 4):
         several = run(processes, config, "scores")
         assert several["scores"] == one["scores"]
-        assert [e["scores"] for e in several["everyone"]] == [one["scores"]] * processes
+        assert [e["scores"] for e in several["ranks"]] == [one["scores"]] * processes
         (total,) = one["forwards"]
         assert sum(several["forwards"]) == total
         assert max(several["forwards"]) <= -(-total // processes)

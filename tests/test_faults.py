@@ -73,8 +73,8 @@ def test_a_broken_image_in_archtrain(bench: Bench, workers: int) -> None:
 
 # What happens (faulty_search.py), options of both runs, the status, and what the line shows.
 UNDER_WAY = {
-    "full disk, checkpoint": ("0 training full100000", [], 1, "/model_0000003.pth'; --resume "),
-    "full disk, journal": ("0 search full400", [], 1, "stage/journal.jsonl'; --resume "),
+    "full disk, checkpoint": ("0 training full100000", [], 1, "/model_0000003.pth'; fix it and"),
+    "full disk, journal": ("0 search full400", [], 1, "stage/journal.jsonl'; fix it and"),
     "pictures gone, training": ("0 training gone", [], 2, "cannot be read as an image: No such file"),
     "pictures gone, workers": (
         "0 training gone",

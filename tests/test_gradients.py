@@ -12,10 +12,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectors import FULL_QUOTAS, HEADS, tiny_config
 from torch import nn
-from two_processes import suppress_in_float
+from two_processes import detectors_in_float64
 
 from crnas_d2.engine import gradients
 from crnas_d2.engine.trainer import DetectionTrainer, StepTrainer, SupernetTrainer
+from detectron2.layers import batched_nms
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -28,7 +29,7 @@ def gradients_of(folder: Path, *options: Any) -> tuple[dict[str, torch.Tensor], 
     trainer = DetectionTrainer(tiny_config(folder / "data", folder / "out", *EVEN, *options))
     trainer.model.double()
     trainer.optimizer.step = lambda: None
-    with EventStorage(0) as storage:
+    with detectors_in_float64(), EventStorage(0) as storage:
         trainer.run_step()
         losses = {key: value for key, (value, _) in storage.latest().items() if "loss_" in key}
     return {name: p.grad for name, p in trainer.model.named_parameters() if p.requires_grad}, losses
@@ -184,8 +185,10 @@ def test_mixed_precision_may_be_switched_on_by_a_resumed_run(tmp_path: Path) -> 
     assert trainer._trainer._scaler.get_scale() == 8.0
 
 
-def test_float64_goes_through_detectron2() -> None:
-    """The patch that this file takes from two_processes.py is in place."""
-    from torchvision.ops import boxes
-
-    assert boxes.batched_nms is suppress_in_float
+def test_nms_is_torchvisions_again() -> None:
+    """Outside detectors_in_float64 it refuses what that lets through."""
+    boxes, scores, ids = torch.rand(2, 4), torch.rand(2, dtype=torch.float64), torch.zeros(2)
+    with detectors_in_float64():
+        assert batched_nms(boxes, scores, ids, 0.5).dtype == torch.int64
+    with pytest.raises(RuntimeError, match="same type"):
+        batched_nms(boxes, scores, ids, 0.5)

@@ -1,4 +1,4 @@
-"""A guest: another project's DefaultTrainer script takes a found.yaml by add_crnas_config alone."""
+"""Another project's DefaultTrainer script trains a found.yaml; it calls add_crnas_config alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_our_keys_change_none_of_detectron2s() -> None:
     ours, theirs = leaves(cfg), leaves(before)
     assert {key: ours[key] for key in theirs} == theirs
     assert len(ours) > len(theirs) + 20
-    # get_cfg hands out copies: what we added is in nobody else's.
+    # get_cfg returns copies: another config has none of our keys.
     assert get_cfg().dump() == before.dump()
 
 

@@ -50,12 +50,12 @@ def finish(folder: Path, name: str, resume: bool = False) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Path:
-    """The run that was left alone."""
+    """The run without a kill."""
     return finish(folder, "alone")
 
 
 def lines(path: Path) -> list[str]:
-    """The whole lines; what follows the last newline is torn."""
+    """The complete lines; a kill may have cut the last one."""
     return path.read_text().split("\n")[:-1] if path.is_file() else []
 
 
@@ -99,12 +99,12 @@ def test_a_killed_search_loses_nothing(moment: str, folder: Path, alone: Path) -
         assert len(journal(run, step)) == count
         assert weights(run, step) == weights(alone, step)
     assert (run / "found.yaml").read_bytes() == (alone / "found.yaml").read_bytes()
-    # What was scored before the kill was not scored again; a torn line was not yet a score.
+    # No candidate is scored twice, but for one whose line the kill has cut.
     assert len(lines(passes)) == (CODES + DIGITS - scored) * PASSES
 
 
-def test_nothing_is_done_twice(folder: Path, alone: Path) -> None:
-    """A search that is complete, resumed: no training, no scoring, the same found.yaml."""
+def test_a_complete_search_has_nothing_to_do(folder: Path, alone: Path) -> None:
+    """Resumed, it neither trains nor scores, and leaves found.yaml as it is."""
     passes = folder / "alone-passes.txt"
     assert len(lines(passes)) == (CODES + DIGITS) * PASSES
     before = (alone / "found.yaml").read_bytes(), (alone / "stage" / "model_final.pth").stat()

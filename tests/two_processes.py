@@ -1,4 +1,4 @@
-"""Run by torchrun (or alone) from test_distributed.py: gradients, paths and scores to a file.
+"""Run by torchrun (or alone) from test_distributed.py: writes gradients, paths and scores to a file.
 
 python two_processes.py CONFIG_YAML OUT_FILE MODE
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torchvision.ops import boxes as box_ops
@@ -16,31 +19,34 @@ from crnas_d2.config import read_config
 from crnas_d2.data.coco_json import read_coco_json
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine.trainer import SupernetTrainer
-from crnas_d2.launch import join
+from crnas_d2.launch import from_environment, join
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.pipeline.scorer import Split, build_scorer
-from crnas_d2.ranks import given_place
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 ITERATIONS = 3
 
 
-def suppress_in_float(boxes: torch.Tensor, scores: torch.Tensor, *rest: Any) -> torch.Tensor:
-    """detectron2 hands float32 boxes and float64 scores to torchvision, which refuses the mix."""
-    return BATCHED_NMS(boxes.float(), scores.float(), *rest)
+@contextmanager
+def detectors_in_float64() -> Iterator[None]:
+    """torchvision's NMS in float32: it refuses detectron2's mix of float32 boxes and float64 scores."""
+    batched_nms = box_ops.batched_nms
 
+    def in_float32(boxes: torch.Tensor, scores: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return batched_nms(boxes.float(), scores.float(), *rest)
 
-BATCHED_NMS, box_ops.batched_nms = box_ops.batched_nms, suppress_in_float
+    with mock.patch.object(box_ops, "batched_nms", in_float32):
+        yield
 
 
 def gradients(trainer: SupernetTrainer) -> dict:
-    """Paths, and the averaged gradients of the first iterations in float64; nothing is stepped."""
+    """Paths, and averaged gradients in float64, of the first iterations; weights stay as they are."""
     trainer.model.double()
     trainer.optimizer.step = lambda: None
     supernet = find_supernet(trainer.model)
     found = {"paths": [], "gradients": []}
-    with EventStorage(0) as trainer.storage:
+    with detectors_in_float64(), EventStorage(0) as trainer.storage:
         for trainer.iter in range(ITERATIONS):
             trainer._trainer.iter = trainer.iter
             trainer._hooks[0].before_step()
@@ -54,7 +60,7 @@ def gradients(trainer: SupernetTrainer) -> dict:
 
 
 def scores(trainer: SupernetTrainer, cfg) -> dict:
-    """Scores of a few paths from the weights of MODEL.WEIGHTS, and the images this rank mapped."""
+    """Scores of a few paths with MODEL.WEIGHTS, and forward passes of each rank."""
     trainer.resume_or_load(resume=False)
     content = read_coco_json(cfg.DATASETS.TEST_JSON, "")
     split = Split(cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0], content)
@@ -76,16 +82,16 @@ def scores(trainer: SupernetTrainer, cfg) -> dict:
 
 def main(config: str, out: str, mode: str) -> None:
     cfg = read_config(config, [])
-    place = given_place(os.environ)
-    if place is not None:
-        join(place, cfg.MODEL.DEVICE)
+    process = from_environment(os.environ)
+    if process is not None:
+        join(process, cfg.MODEL.DEVICE)
     use_own_data(cfg)
     torch.set_num_threads(cfg.NUM_THREADS)
     trainer = SupernetTrainer(cfg)
     found = gradients(trainer) if mode == "gradients" else scores(trainer, cfg)
-    everyone = comm.all_gather(found if mode == "scores" else {"paths": found["paths"]})
+    of_ranks = comm.all_gather(found if mode == "scores" else {"paths": found["paths"]})
     if comm.is_main_process():
-        torch.save({**found, "everyone": everyone}, out)
+        torch.save({**found, "ranks": of_ranks}, out)
     comm.synchronize()
 
 

@@ -1,4 +1,4 @@
-"""From the command line to a checked config. Nothing is written before everything is checked."""
+"""The checked config of a command line, before anything is written, and the start of a run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ import torch
 import yaml
 from torch import nn
 
-from crnas_d2.config import ALWAYS, NEVER, RESUME, UNTIL_SCORED, leaves, read_config, refuse_renamed
+from crnas_d2.config import (
+    ALWAYS,
+    NEVER,
+    RESUME,
+    UNTIL_SCORED,
+    leaves,
+    merge_config,
+    read_config,
+    refuse_renamed,
+)
 from crnas_d2.data.datasets import check_dataset, use_own_data
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
 from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.schedule import check_schedule, learning_rate
 from crnas_d2.errors import InputError
-from crnas_d2.files import write_text
+from crnas_d2.files import write_text, write_to_log
 from crnas_d2.modeling.build import SUPERNETS, architecture_of, input_convention, stage_space_of
 from crnas_d2.modeling.checkpoint.weights import check_backbone_weights, read_checkpoint
 from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
@@ -272,17 +281,17 @@ def train_config(args: argparse.Namespace) -> CfgNode:
 
 
 def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> None:
-    """Threads, seeds, loggers and OUTPUT_DIR/config.yaml, by detectron2's default_setup.
+    """Set threads, seeds and loggers, and write OUTPUT_DIR/config.yaml, by detectron2's default_setup.
 
     Args:
         quiet: detectron2's own lines go to OUTPUT_DIR/log.txt alone.
     """
-    comm.synchronize()  # every process has checked OUTPUT_DIR before the first one writes to it
+    comm.synchronize()  # every rank has checked OUTPUT_DIR before the first one writes to it
     if cfg.NUM_THREADS > 0:
         torch.set_num_threads(cfg.NUM_THREADS)
     rank = comm.get_rank()
     if quiet:
-        # The calls are those of default_setup, to the letter: detectron2 caches them by argument.
+        # detectron2 caches these calls by their arguments, so they are those of default_setup.
         for logger in (
             setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore"),
             setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank),
@@ -292,4 +301,9 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
                     handler.setLevel(logging.WARNING)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="crnas_d2")
     default_setup(cfg, args)
+    asked = merge_config(args.config_file, args.opts).MODEL.DEVICE
+    if asked != cfg.MODEL.DEVICE and rank == 0:
+        line = f"MODEL.DEVICE: {asked!r}: torch sees no CUDA GPU; running on the CPU"
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+        write_to_log(logging.WARNING, line)
     logging.getLogger(__name__).info("%d processes on %s", comm.get_world_size(), cfg.MODEL.DEVICE)
