@@ -15,9 +15,8 @@ from bench import SEARCH, TRAIN, Bench, of
 from test_checkpoint import DAMAGES, Trap
 
 from crnas_d2.data.splits import write_split
+from crnas_d2.pipeline.configs import supernet_config
 from crnas_d2.pipeline.plan import plan_search
-from crnas_d2.pipeline.run import _step_config
-from crnas_d2.pipeline.scorer import Split
 from detectron2.engine import default_argument_parser
 
 
@@ -169,9 +168,8 @@ def test_weights_of_the_first_supernet_start_a_search(bench: Bench) -> None:
     assert "MODEL.WEIGHTS" in bench.call(SEARCH, *weights, "SEARCH.PHASES", ("dilation",))
     # The second supernet is another one, so it starts without them.
     plan = plan_search(default_argument_parser().parse_args(bench.arguments(weights)))
-    parts = Split("archtrain", "archval", plan.parts[1])
-    steps = [_step_config(plan, parts, kind, kind) for kind in ("stage", "dilation")]
-    assert [step.MODEL.WEIGHTS for step in steps] == [weights[1], ""]
+    phases = [supernet_config(plan.cfg, kind) for kind in ("stage", "dilation")]
+    assert [phase.MODEL.WEIGHTS for phase in phases] == [weights[1], ""]
 
 
 def test_a_fixed_network_resumes_and_is_tested_with_its_own_weights_only(bench: Bench) -> None:

@@ -4,6 +4,7 @@ found.yaml.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,13 @@ def supernet_config(
         cfg.MODEL.CRNAS.STAGE_CODE = list(architecture.stage_code)
     if phase == "dilation":
         cfg.MODEL.CRNAS.DILATION_CODE = []
+        if cfg.MODEL.WEIGHTS and "stage" in cfg.SEARCH.PHASES:
+            logging.getLogger(__name__).warning(
+                "MODEL.WEIGHTS %s are for the stage supernet; the dilation supernet starts from random "
+                "weights. To give it some, too, search in two runs (docs/PAPER.md)",
+                cfg.MODEL.WEIGHTS,
+            )
+            cfg.MODEL.WEIGHTS = ""
     elif cfg.SEARCH.STAGE.ONLY_ELIGIBLE:
         depths = stage_space_of(cfg).only_eligible(cfg.SEARCH.BUDGETS).depths
         cfg.MODEL.CRNAS.STAGE_SPACE = [list(of_stage) for of_stage in depths]

@@ -148,13 +148,6 @@ def _dilation_phase(
     Only latency depends on rates, and it is measured on the network as it would be found.
     """
     cfg = supernet_config(plan.cfg, "dilation", architecture, folder)
-    if cfg.MODEL.WEIGHTS and "stage" in cfg.SEARCH.PHASES:
-        logging.getLogger(__name__).warning(
-            "MODEL.WEIGHTS %s were for the stage supernet; the dilation supernet starts from random "
-            "weights. To give it some, too, search in two runs (docs/PAPER.md)",
-            cfg.MODEL.WEIGHTS,
-        )
-        cfg.MODEL.WEIGHTS = ""
 
     def greedy(space: DilationSpace, _: Budget, compare: Compare, __: Costs) -> list[Candidate]:
         return greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)
