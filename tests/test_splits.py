@@ -216,8 +216,8 @@ def test_a_class_without_objects_is_logged(
     parts[1]["annotations"][1].update(category_id=3, iscrowd=1)
     write_split(parts, tmp_path)
     assert [record.getMessage() for record in caplog.records] == [
-        "archtrain has no object of 1 classes, which a search cannot learn: b",
-        "archval has no object of 1 classes, which a search cannot score: rare",
+        "archtrain has no object of these classes, so a search cannot learn them: b",
+        "archval has no object of these classes, so a search cannot score them: rare",
     ]
 
 

@@ -99,6 +99,6 @@ def write_split(parts: tuple[dict[str, Any], dict[str, Any]], folder: Path) -> N
         absent = [c["name"] for c in part["categories"] if c["id"] not in present]
         if absent:
             logging.getLogger(__name__).warning(
-                "%s has no object of %d classes, which a search cannot %s: %s",
-                *(name, len(absent), "learn" if name == "archtrain" else "score", ", ".join(absent)),
+                "%s has no object of these classes, so a search cannot %s them: %s",
+                *(name, "learn" if name == "archtrain" else "score", ", ".join(absent)),
             )
