@@ -190,23 +190,3 @@ def _pooled_by_path(
     pairs = iter(values.split([len(part) for part in parts]))
     known = dict(zip(different, zip(pairs, pairs)))
     return [{name: known[tuple(map(id, found))] for name, found in path.items()} for path in moments]
-
-
-@contextmanager
-def recalibrated(
-    detector: nn.Module, supernet: Supernet, batches: FixedBatches, path_of: PathOf
-) -> Iterator[Any]:
-    """Inside, BatchNorm layers of the backbone that the one path reaches have statistics of its own.
-
-    Args:
-        detector, batches: as in ``statistics_of``.
-        path_of: the path that a batch takes.
-    """
-    norms = BackboneNorms(detector.backbone, supernet)
-    paths = [path_of]
-    (found,) = statistics_of(detector, supernet, norms, batches, paths, run=lambda segment, _, x: segment(x))
-    norms.use(norms.every, found)
-    try:
-        yield
-    finally:
-        norms.put_back()

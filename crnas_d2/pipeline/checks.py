@@ -31,10 +31,9 @@ from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import stage_space_of
 from crnas_d2.pipeline.pretraining import pretrain_config
 from crnas_d2.pipeline.retraining import retrain_config
-from crnas_d2.pipeline.scorer import Split, build_metric
-from crnas_d2.search.candidates import Candidate
-from crnas_d2.search.evolution import evolution
-from crnas_d2.search.random_search import eligible_draws, random_search
+from crnas_d2.pipeline.scorer import check_scoring
+from crnas_d2.search.alternatives import eligible_draws, evolution, random_search
+from crnas_d2.search.journal import Candidate
 from crnas_d2.space import block_costs
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -100,7 +99,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
             f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN[0]!r}: has no COCO JSON, which a search splits"
         )
     parts = split(content, cfg.SEARCH.ARCHVAL.SIZE, cfg.SEARCH.ARCHVAL.SPLIT_FIELD, seed_of(cfg))
-    build_metric(cfg, Split("", "", parts[1]))
+    check_scoring(cfg, len(parts[0]["images"]), parts[1])
     check_output(cfg.OUTPUT_DIR, args.resume, (*SEARCH, LATENCIES))
     if args.resume:
         check_same_run(cfg)

@@ -34,16 +34,15 @@ from crnas_d2.pipeline.found_config import found_config, write_found
 from crnas_d2.pipeline.pretraining import pretrained
 from crnas_d2.pipeline.retraining import retrain
 from crnas_d2.pipeline.scorer import Split, build_scorer
-from crnas_d2.pipeline.search_hook import Search, SearchHook
-from crnas_d2.search.candidates import Candidate, Compare
+from crnas_d2.pipeline.search_hook import Search, SearchHook, run_searches
 from crnas_d2.search.greedy import greedy_search
-from crnas_d2.search.journal import Journal
+from crnas_d2.search.journal import Candidate, Journal
+from crnas_d2.search.race import Compare
 from crnas_d2.search.stage import stage_search
 from crnas_d2.space import DilationSpace, StageSpace, block_cost
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-GROUP_SIZE = 32  # candidates that are scored together
 
 
 def run_search(plan: Plan, resume: bool) -> list[str]:
@@ -126,14 +125,17 @@ def _alternative(cfg: CfgNode, name: str) -> Search | None:
     return functools.partial(ALTERNATIVES[name], evaluations=cfg.SEARCH.EVALUATIONS, seed=seed_of(cfg))
 
 
-def _comparison(cfg: CfgNode) -> dict[str, Any]:
-    """SearchHook's arguments that both steps have in common."""
-    return {
-        "folder": Path(cfg.OUTPUT_DIR),
-        "group_size": GROUP_SIZE,
-        "race_confidence": cfg.SEARCH.RACE.CONFIDENCE,
-        "seed": seed_of(cfg),
-    }
+def _search_hook(cfg: CfgNode, parts: Split, **options: Any) -> SearchHook:
+    """run_searches at the end of a phase's training; the options are what the phases differ in."""
+    return SearchHook(
+        functools.partial(
+            run_searches,
+            build_scorer=functools.partial(build_scorer, cfg, parts),
+            folder=Path(cfg.OUTPUT_DIR),
+            confidence=cfg.SEARCH.RACE.CONFIDENCE,
+            **options,
+        )
+    )
 
 
 def _stage_costs(plan: Plan, space: StageSpace) -> Costs:
@@ -162,13 +164,13 @@ def _stage_step(plan: Plan, parts: Split, resume: bool) -> dict[Budget, list[Can
     check_met(cfg, plan.budgets, costs)  # what takes measuring, too: before weeks of training
     cfg = pretrained(cfg, plan.pretrain, resume)
     trainer = SupernetTrainer(cfg)
-    search = SearchHook(
-        functools.partial(build_scorer, cfg, parts),
+    search = _search_hook(
+        cfg,
+        parts,
         space=space,
         budgets=plan.budgets,
         search=_alternative(cfg, cfg.SEARCH.STAGE.METHOD) or stage_search,
         costs=costs,
-        **_comparison(cfg),
     )
     trainer.register_hooks([search])
     trainer.resume_or_load(resume=resume)
@@ -191,13 +193,13 @@ def _dilation_step(
     def greedy(space: DilationSpace, _: Budget, compare: Compare, __: Costs) -> list[Candidate]:
         return greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)  # every dilation code meets the budget
 
-    search = SearchHook(
-        functools.partial(build_scorer, cfg, parts),
+    search = _search_hook(
+        cfg,
+        parts,
         space=DilationSpace(architecture.family, architecture.stage_code),
         budgets=[budget],
         search=_alternative(cfg, cfg.SEARCH.DILATION.METHOD) or greedy,
         costs=backbone_costs(plan.network),
-        **_comparison(cfg),
     )
     trainer.register_hooks([search])
     trainer.resume_or_load(resume=resume)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from crnas_d2.budget import BudgetSpec, Costs
-from crnas_d2.search.candidates import Candidate, Compare
+from crnas_d2.search.journal import Candidate
+from crnas_d2.search.race import Compare
 from crnas_d2.space import StageSpace
 
 
