@@ -84,6 +84,7 @@ def race(
         journal=Journal(tmp_path / "journal.jsonl"),
         verdicts=Journal(tmp_path / "race.jsonl"),
         confidence=confidence,
+        group_size=1,
     )
     return compare(codes, keep)
 
