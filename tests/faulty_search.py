@@ -2,8 +2,8 @@
 
 FAULT="1 training kill" python faulty_search.py --config-file ... KEY VALUE ...
 
-FAULT names the rank, the place (training: the third iteration; search: the third group of candidates)
-and what happens there:
+FAULT names the rank, the place (training: the third iteration; search: before the third candidate
+detects; matched: after it) and what happens there:
 
     raise, kill    the process dies
     nan            the loss is not finite
@@ -15,6 +15,7 @@ and what happens there:
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import signal
@@ -27,14 +28,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import search_net
 from crnas_d2.engine.trainer import StepTrainer
-from crnas_d2.evaluation.archval import ArchvalScorer
+from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.launch import run
+from crnas_d2.pipeline import search_hook
 from crnas_d2.pipeline.checks import plan_search
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
-step, detect = StepTrainer.run_step, ArchvalScorer._detect
-groups = 0
+step, detect = StepTrainer.run_step, ArchvalScorer.detect
+detected = 0
 
 
 def faults_at(place: str) -> list[str]:
@@ -70,16 +72,19 @@ def faulty_step(self: StepTrainer) -> None:
     step(self)
 
 
-def faulty_detect(self: ArchvalScorer, *args: Any) -> Any:
-    global groups
-    groups += 1
-    if groups == 3:
+def faulty_detect(self: ArchvalScorer, *args: Any) -> None:
+    global detected
+    detected += 1
+    if detected == 3:
         fail(faults_at("search"))
-    return detect(self, *args)
+    detect(self, *args)
+    if detected == 3:
+        fail(faults_at("matched"))
 
 
 # Not below __name__: processes that are started by --num-gpus import this file as well.
-StepTrainer.run_step, ArchvalScorer._detect = faulty_step, faulty_detect
+StepTrainer.run_step, ArchvalScorer.detect = faulty_step, faulty_detect
+search_hook.Race = functools.partial(search_hook.Race, group_size=1)
 
 if __name__ == "__main__":
     run(search_net.main, plan_search, default_argument_parser())

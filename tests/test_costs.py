@@ -14,9 +14,9 @@ from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs, input_size
 from crnas_d2.architecture import Architecture
+from crnas_d2.budget import Costs
 from crnas_d2.config import add_crnas_config
 from crnas_d2.modeling.backbone.family import build_network
-from crnas_d2.search.candidates import Costs
 from crnas_d2.space import DilationSpace, block_cost
 from detectron2.config import CfgNode, get_cfg
 

@@ -166,7 +166,7 @@ def started(
     bench: Path, out: Path, before: list[str], flags: list[str], fault: str, **environ: str
 ) -> Iterator[subprocess.Popen[str]]:
     """A search, which dies with the test at the latest."""
-    pairs = [*tiny_shapes(bench / "data"), "OUTPUT_DIR", str(out), "SEARCH.GROUP_SIZE", 1]
+    pairs = [*tiny_shapes(bench / "data"), "OUTPUT_DIR", str(out)]
     pairs += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1]
     pairs += ["SEARCH.PHASES", ("stage",)]
     process = subprocess.Popen(

@@ -234,7 +234,7 @@ def test_segmentation_goes_by_the_masks_area() -> None:
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ([0.0, 0.0], r"stage search: every candidate scored 0 \(2 of them\): the supernet detects nothing"),
+        ([0.0, 0.0], r"every candidate scored 0 \(2 of them\): the supernet detects nothing"),
         ([0.0], r"stage search: every candidate scored 0 \(1 of them\)"),
         ([7.5, 7.5, 7.5], r"stage search: all 3 candidates scored 7\.5: archval does not tell"),
         ([7.5], None),

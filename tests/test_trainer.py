@@ -10,10 +10,10 @@ import torch
 from detectors import HEADS, tiny_config
 
 from crnas_d2.engine.draws import seeded_draws
-from crnas_d2.pipeline.search_hook import SearchHook
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.pipeline.search_hook import SearchHook
 from detectron2.modeling.proposal_generator import rpn
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
@@ -163,30 +163,18 @@ def test_supernet_trainer_needs_a_supernet(tmp_path: Path) -> None:
 
 
 def test_training_leaves_its_memory_to_scoring(tmp_path: Path) -> None:
-    """Gradients and momentum are gone when the scorer is built; the momentum is in the checkpoint."""
+    """Gradients and momentum are gone when the search begins; the momentum is in the checkpoint."""
 
     class Seen(Exception):
         pass
 
-    def build_scorer(detector: torch.nn.Module) -> Any:
+    def search(detector: torch.nn.Module) -> Any:
         assert not trainer.optimizer.state
         assert all(parameter.grad is None for parameter in detector.parameters())
         raise Seen
 
     trainer = trainer_of(tmp_path / "data", tmp_path / "out", "MODEL.CRNAS.SUPERNET", "stage")
-    nothing: Any = None
-    search = SearchHook(
-        build_scorer,
-        space=nothing,
-        budgets=[],
-        search=nothing,
-        costs=nothing,
-        folder=tmp_path,
-        group_size=1,
-        race_confidence=0.0,
-        seed=0,
-    )
-    trainer.register_hooks([search])
+    trainer.register_hooks([SearchHook(search)])
     with pytest.raises(Seen):
         trainer.train()
     last = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)

@@ -44,7 +44,6 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 
-
 def run_search(plan: Plan, resume: bool) -> list[str]:
     """Take the steps of SEARCH.PHASES.
 
