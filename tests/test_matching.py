@@ -164,6 +164,16 @@ def test_a_score_of_nan_is_an_error() -> None:
         matched(content, found, "bbox", "AP")
 
 
+def test_a_class_that_archval_does_not_have_is_an_error() -> None:
+    """And not the first class of the next image."""
+    content, found = random_data(0, "bbox")
+    truth = GroundTruth(content, "bbox", "AP")
+    detections = as_arrays(truth, found)
+    detections.column[5] = 4
+    with pytest.raises(ValueError, match="a detection of class 4; archval has 4"):
+        match(truth, detections, range(IMAGES))
+
+
 # ---- the ground truth ----------------------------------------------------------------------------
 
 

@@ -78,6 +78,7 @@ class FixedBatches:
                 if number in self._cached:
                     yield number, self._cached[number]
                 else:
+                    assert ahead is not None
                     inputs, ahead = ahead.result(), next(reading, None)
                     yield number, inputs
 

@@ -34,13 +34,11 @@ class GroundTruth:
 
     Args:
         content: a COCO JSON's content.
-        task: one of ``TASKS``.
-        metric: one of ``METRICS``.
+        task, metric: of ``TASKS`` and ``METRICS``.
         max_detections: the best of an image and category, which alone count; COCOeval has 100.
 
     Attributes:
-        task, metric, max_detections: as given.
-        image_ids, category_ids: (I,) and (C,), ascending; ``row_of`` and ``column_of`` find an id there.
+        image_ids, category_ids: (I,) and (C,), ascending; ``row_of`` and ``column_of`` find an id.
         group: (G,), row * C + column of an object's image and category; ascending, equal ones in the
             order of the JSON.
         shapes: boxes (G, 4), XYWH in pixels, or a list of G masks as pycocotools' RLE.
@@ -69,7 +67,11 @@ class GroundTruth:
         group = np.array(rows, dtype=int) * len(self.category_ids) + np.array(columns, dtype=int)
         order = np.argsort(group, kind="stable")
         self.group = group[order]
-        self.shapes = _boxes(annotations, order) if task == "bbox" else _masks(content, order)
+        if task == "bbox":
+            boxes = [a["bbox"] for a in annotations]
+            self.shapes: Any = np.array(boxes, dtype=float).reshape(-1, 4)[order]
+        else:
+            self.shapes = _masks(content, order)
         self.crowd = np.array([bool(a["iscrowd"]) for a in annotations], dtype=bool)[order]
         self.area_range = PARAMS.areaRng[PARAMS.areaRngLbl.index(METRICS[metric][1])]
         areas = np.array([a["area"] for a in annotations], dtype=float)[order]
@@ -88,10 +90,6 @@ class GroundTruth:
         """Objects that are not ignored, (I, C)."""
         cells = (len(self.image_ids), len(self.category_ids))
         return np.bincount(self.group[~self.ignored], minlength=np.prod(cells)).reshape(cells)
-
-
-def _boxes(annotations: list[dict[str, Any]], order: np.ndarray) -> np.ndarray:
-    return np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)[order]
 
 
 def _masks(content: dict[str, Any], order: np.ndarray) -> list[dict[str, Any]]:
@@ -113,8 +111,7 @@ def _masks(content: dict[str, Any], order: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation
+    if not isinstance(segmentation, list) and not isinstance(segmentation["counts"], list):
+        return segmentation
+    found = coco_mask.frPyObjects(segmentation, height, width)
+    return coco_mask.merge(found) if isinstance(segmentation, list) else found

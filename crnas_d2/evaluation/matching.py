@@ -76,38 +76,41 @@ def match(truth: GroundTruth, detections: Detections, rows: Sequence[int]) -> Ma
 
     Raises:
         FloatingPointError: a score is NaN.
+        ValueError: a class that the ground truth does not have.
     """
+    columns = len(truth.category_ids)
     if np.isnan(detections.score).any():
         raise FloatingPointError("the score of a detection is NaN")
-    columns = len(truth.category_ids)
+    if (detections.column >= columns).any():
+        raise ValueError(f"a detection of class {detections.column.max()}; archval has {columns}")
     group = detections.row * columns + detections.column
     order = np.lexsort((-detections.score, group))  # by the last key first; stable
-    first = np.searchsorted(group[order], group[order])
-    rank = np.arange(len(order)) - first  # in the image and category, the best score first
-    order, rank = order[rank < truth.max_detections], rank[rank < truth.max_detections]
     group = group[order]
+    rank = np.arange(len(order)) - np.searchsorted(group, group)  # in the group, best score first
+    kept = rank < truth.max_detections
+    order, group, rank = order[kept], group[kept], rank[kept]
+    detection, obj = _pairs(group, truth.group)
     if truth.task == "bbox":
         boxes = detections.shapes[order].astype(float)
         areas = boxes[:, 2] * boxes[:, 3]
-        detection, obj = _pairs(group, truth.group)
         iou = box_ious(boxes[detection], truth.shapes[obj], truth.crowd[obj])
     else:
         masks = [detections.shapes[number] for number in order]
         areas = np.asarray(coco_mask.area(masks) if masks else [], dtype=float)
-        detection, obj = _pairs(group, truth.group)
         iou = _mask_ious(masks, detection, obj, group, truth)
     least = np.minimum(thresholds_of(truth.metric), 1 - 1e-10)
     near = iou >= least[0]
     hit, ignored = _matched(detection[near], obj[near], iou[near], rank, truth, least)
     counted = hit | ~(ignored | truth.outside(areas))
     bits = 1 << np.arange(len(least))
+    image: Any = np.searchsorted(np.asarray(rows), group // columns)
     return Matches(
         task=truth.task,
         metric=truth.metric,
         image_ids=np.asarray(truth.image_ids)[rows],
         category_ids=np.asarray(truth.category_ids),
         objects=truth.counts()[rows].astype(np.int32),
-        image=np.searchsorted(rows, group // columns),
+        image=image,
         category=group % columns,
         score=detections.score[order],
         hit=bits @ hit,
@@ -117,11 +120,11 @@ def match(truth: GroundTruth, detections: Detections, rows: Sequence[int]) -> Ma
 
 def _pairs(group: np.ndarray, of_objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(detection, object) for all of the same group; the groups ascend."""
-    first = np.searchsorted(of_objects, group, side="left")
+    first: Any = np.searchsorted(of_objects, group, side="left")
     counts = np.searchsorted(of_objects, group, side="right") - first
     detection = np.repeat(np.arange(len(group)), counts)
-    before = np.repeat(np.cumsum(counts) - counts, counts)
-    return detection, np.arange(len(detection)) - before + first[detection]
+    of_pairs = np.arange(len(detection)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return detection, of_pairs + first[detection]
 
 
 def box_ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
@@ -176,7 +179,7 @@ def _matched(
     reaches = iou >= thresholds[:, None]
     hit, ignored = np.zeros((2, len(thresholds), len(rank)), dtype=bool)
     taken = np.zeros((len(thresholds), len(truth.group)), dtype=bool)
-    turns = np.searchsorted(rank[detection], np.arange(rank.max(initial=-1) + 2))
+    turns: Any = np.searchsorted(rank[detection], np.arange(rank.max(initial=-1) + 2))
     for start, end in zip(turns, turns[1:]):
         if start == end:
             continue

@@ -28,9 +28,9 @@ Group = Sequence[Architecture]
 class PathDetector:
     """Detects along the paths of whole and partial architectures.
 
-    A partial dilation code draws a completion of its own for every batch of archval (paper, Sec. 3.3.2),
-    and evenly for those of recalibration, so that every alternative gets its statistics; the candidates
-    of one greedy step meet the same draws.
+    A partial dilation code draws a completion for each batch of archval (paper, Sec. 3.3.2), and evenly
+    for those of recalibration, so that every alternative gets its statistics; the candidates of one
+    greedy step meet the same draws.
 
     Args:
         detector: with a supernet; set to eval mode.
@@ -52,15 +52,12 @@ class PathDetector:
         if supernet is None:
             raise ValueError("the detector has no supernet, so it has no paths to score")
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._detector = detector.eval().to(memory_format=self._format)
-        self._recalibration = recalibration
-        self._seed = seed
-        self._amp = amp
-        self._supernet = supernet
+        self._detector, self._supernet = detector.eval().to(memory_format=self._format), supernet
+        self._recalibration, self._seed, self._amp = recalibration, seed, amp
         self._norms = BackboneNorms(detector.backbone, supernet)
 
     def statistics(self, group: Group) -> list[Statistics]:
-        """BatchNorm statistics of each architecture; ranks share the batches, and all get the result."""
+        """BatchNorm statistics of each architecture, on every rank."""
         paths = [self.completions(architecture)[0] for architecture in group]
         with self._precision():
             return statistics_of(

@@ -55,11 +55,8 @@ class ArchvalScorer:
         portions: Sequence[float] = (1.0,),
         seed: int = 0,
     ) -> None:
-        self._detector = detector
-        self._archval = archval
-        self._truth = truth
-        self._folder = folder
-        self._seed = seed
+        self._detector, self._archval, self._truth = detector, archval, truth
+        self._folder, self._seed = folder, seed
         order = archval.order
         ends = sorted({max(1, round(len(order) * fraction)) for fraction in portions})
         self._batches = [order[start:end] for start, end in zip([0, *ends], ends)]
@@ -151,5 +148,5 @@ class ArchvalScorer:
             if (found.task, found.metric) != (truth.task, truth.metric):
                 raise ValueError(f"matches for {found.task} {found.metric}")
         except ValueError as error:
-            raise InputError(f"{path}: {error}; delete it, and the candidate is detected again") from error
+            raise InputError(f"{path}: {error}; delete it, and the images are seen again") from error
         return found

@@ -81,9 +81,7 @@ def run_searches(
     results = {}
     for budget in budgets:
         bar = functools.partial(search_bar, f"{space.phase} search {budget}")
-        compare = Race(
-            space.phase, budget.name, scorer, costs, journal, verdicts, confidence, bar
-        )
+        compare = Race(space.phase, budget.name, scorer, costs, journal, verdicts, confidence, bar)
         candidates = results[budget] = search(space, budget, compare, costs)
         check_told_apart(journal, space.phase)
         best = candidates[0]

@@ -72,9 +72,7 @@ def evolution(
     return ranked(found)
 
 
-def eligible_draws(
-    space: Space, budget: BudgetSpec, costs: Costs, seed: int
-) -> Iterator[Architecture]:
+def eligible_draws(space: Space, budget: BudgetSpec, costs: Costs, seed: int) -> Iterator[Architecture]:
     """Different architectures of the space that meet the budget, uniformly, one after another.
 
     All of them if the space has at most ``DRAWS`` codes. Costs are asked for as they are drawn.

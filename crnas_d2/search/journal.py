@@ -62,8 +62,7 @@ class Journal:
                 self._remember(record)
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(
-                    f"{self._path}:{number}: not a scored candidate ({error!r}); "
-                    "fix or remove the line"
+                    f"{self._path}:{number}: not a scored candidate ({error!r}); fix or remove the line"
                 ) from error
         if writes and whole < len(data):
             with self._path.open("r+b") as file:

@@ -83,15 +83,11 @@ class Race:
         progress: Progress = iter,
         group_size: int = GROUP_SIZE,
     ) -> None:
-        self._phase = phase
-        self._name = name
-        self._scorer = scorer
-        self._costs = costs
-        self._journal = journal
-        self._verdicts = verdicts
+        self._phase, self._name = phase, name
+        self._scorer, self._costs = scorer, costs
+        self._journal, self._verdicts = journal, verdicts
         self._confidence = confidence
-        self._progress = progress
-        self._group_size = group_size
+        self._progress, self._group_size = progress, group_size
 
     def __call__(self, architectures: Sequence[Architecture], keep: int) -> list[Candidate]:
         """Those that saw all of archval, best first; at least ``keep``, if there are as many."""
@@ -104,7 +100,7 @@ class Race:
         return ranked(map(self._candidate, running))
 
     def _see(self, architectures: Sequence[Architecture], portion: int) -> None:
-        """They detect on a portion, group by group; after the last one a group is journalled at once."""
+        """They detect on a portion, group by group; after the last one each group is journalled."""
         # An error closes the progress bar, or it would be printed below the error.
         with closing(self._groups(architectures)) as groups:
             for group in groups:
@@ -153,8 +149,9 @@ class Race:
             if behind[architecture] < self._confidence or architecture in safe:
                 kept.append(architecture)
                 continue
+            phase = f"{self._phase} race {self._name}"
             verdict = {
-                "phase": f"{self._phase} race {self._name}",
+                "phase": phase,
                 "architecture": str(architecture),
                 "score": found[architecture][0],
                 "images": self._scorer.images[portion],
@@ -163,7 +160,7 @@ class Race:
                 "racing": len(found),
                 "behind": behind[architecture],
             }
-            if self._verdicts.score(verdict["phase"], architecture) is None:
+            if self._verdicts.score(phase, architecture) is None:
                 self._verdicts.add(verdict)
         return kept
 

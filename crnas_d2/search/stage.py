@@ -8,7 +8,9 @@ from crnas_d2.search.race import Compare
 from crnas_d2.space import StageSpace
 
 
-def stage_search(space: StageSpace, budget: BudgetSpec, compare: Compare, costs: Costs) -> list[Candidate]:
+def stage_search(
+    space: StageSpace, budget: BudgetSpec, compare: Compare, costs: Costs
+) -> list[Candidate]:
     """The codes of the space whose cost is the budget, best first.
 
     Raises:
