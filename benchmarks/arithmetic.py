@@ -1,13 +1,12 @@
 #!/usr/bin/env python
-"""Scoring with SEARCH.EVAL.AMP, CHANNELS_LAST and COMPILE against scoring without, on the device at hand.
+"""Scoring with SEARCH.EVAL.AMP and CHANNELS_LAST against scoring without, on the device at hand.
 
     python benchmarks/arithmetic.py [--weights supernet.pth] [--json PATH] [KEY VALUE ...]
 
-A group of stage candidates is scored with each combination in turn, after a first time that warms up
-and compiles. seconds: the fastest of --rounds; first: that first time. ratio: the fastest combination
-over plain float32 (on a GPU torch takes TF32 for its convolutions, unless it is told otherwise). off:
-how much a score differs from float32's, at most, in AP; without --weights of a trained supernet it says
-nothing.
+A group of stage candidates is scored with each combination in turn, after a first time that warms up.
+seconds: the fastest of --rounds; first: that first time. ratio: the fastest combination over plain
+float32 (on a GPU torch takes TF32 for its convolutions, unless it is told otherwise). off: how much a
+score differs from float32's, at most, in AP; without --weights of a trained supernet it says nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import first_images, show, timed
+from common import first_images, scores_of, show, timed
 from torch import nn
 
 from crnas_d2.config import read_config
@@ -31,11 +30,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-KEYS = ("SEARCH.EVAL.AMP", "SEARCH.EVAL.CHANNELS_LAST", "SEARCH.COMPILE")
+KEYS = ("SEARCH.EVAL.AMP", "SEARCH.EVAL.CHANNELS_LAST")
 
 
 def name_of(values: tuple[Any, ...]) -> str:
-    named = zip(values, (values[0], "channels_last", "compiled"))
+    named = zip(values, (values[0], "channels_last"))
     return " ".join(name for value, name in named if value) or "float32"
 
 
@@ -47,20 +46,21 @@ def measure(
     space = find_supernet(detector).space
     group = [space.sample(0, i) for i in range(candidates)]
     scorers, found, exact = {}, {}, []
-    for values in itertools.product(precisions, (False, True), (False, True)):
+    for values in itertools.product(precisions, (False, True)):
         run = cfg.clone()
         run.merge_from_list([item for pair in zip(KEYS, values) for item in pair])
-        # A copy, since memory format and compilation stay with the layers.
+        # A copy, since the memory format stays with the layers.
+        run.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/{name_of(values)}"
         scorers[name_of(values)] = build_scorer(run, split, copy.deepcopy(detector))
     for name, scorer in scorers.items():
-        first, scores = timed(scorer.scores, group)
+        first, scores = timed(scores_of, scorer, group)
         exact = exact or scores
         off = max(abs(score - expected) for score, expected in zip(scores, exact))
         found[name] = {"seconds": first, "first": first, "off": off}
         print(f"{name}: {first:.1f} s the first time")
     for _ in range(rounds):
         for name, scorer in scorers.items():
-            seconds, _ = timed(scorer.scores, group)
+            seconds, _ = timed(scores_of, scorer, group)
             found[name]["seconds"] = min(found[name]["seconds"], seconds)
     return found
 
@@ -76,7 +76,8 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        options = ["SEARCH.EVAL.RECALIBRATION_IMAGES", str(args.images), *args.opts, "OUTPUT_DIR", folder]
+        options = ["SEARCH.EVAL.RECALIBRATION_IMAGES", str(args.images), *args.opts]
+        options += ["OUTPUT_DIR", folder]
         cfg = read_config(args.config_file, options)
         use_own_data(cfg)
         cfg.MODEL.CRNAS.SUPERNET = "stage"

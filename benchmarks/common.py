@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from crnas_d2.architecture import Architecture
 from crnas_d2.data.coco_json import read_coco_json
 from crnas_d2.data.datasets import register_coco
 from crnas_d2.data.shapes import make_shapes
+from crnas_d2.evaluation.scorer import ArchvalScorer
 from detectron2.data import MetadataCatalog
 
 
@@ -34,6 +37,13 @@ def first_images(name: str, images: int, folder: Path) -> tuple[str, dict[str, A
     path.write_text(json.dumps(content), encoding="utf-8")
     register_coco(str(path), str(path), MetadataCatalog.get(name).image_root)
     return str(path), content
+
+
+def scores_of(scorer: ArchvalScorer, group: Sequence[Architecture]) -> list[float]:
+    """Of a group on all of archval, detected here and now."""
+    scorer._statistics.clear()
+    scorer.detect(group, 0)
+    return [scores[0] for scores in scorer.scores(group, 0)]
 
 
 def timed(run: Any, *args: Any) -> tuple[float, Any]:

@@ -8,6 +8,7 @@ build_detection_test_loader and runs inference_on_dataset with COCOEvaluator. Bo
 candidates with the same weights on the same images. ratio_pinned: threads, batch size (1, which is
 the stock loader's), proposals and recalibration are equal, and so have the scores to be, to 1e-9.
 ratio: both with the number of threads that suits them better, ours with its own batch size.
+macs: multiply-accumulates of the backbone's convolutions, ours over the plain loop's.
 Times are wall seconds, so nothing else should run.
 """
 
@@ -15,11 +16,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import io
 import logging
+import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,17 @@ from common import first_images, show, timed
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs
-from crnas_d2.analysis.flops import count_modules
 from crnas_d2.architecture import Architecture
 from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine.trainer import SupernetTrainer
-from crnas_d2.evaluation.archval import ArchvalScorer
-from crnas_d2.evaluation.recalibration import recalibrated
-from crnas_d2.modeling.backbone.supernet import Supernet, find_supernet
+from crnas_d2.evaluation.recalibration import statistics_of
+from crnas_d2.evaluation.scorer import ArchvalScorer
+from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.pipeline.scorer import Split, build_scorer
-from crnas_d2.search.candidates import Done, Group, ScoreAll
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
+from crnas_d2.search.race import GROUP_SIZE, Race
 from crnas_d2.search.stage import stage_search
 from crnas_d2.space import StageSpace
 from detectron2.checkpoint import DetectionCheckpointer
@@ -53,10 +53,11 @@ class AlongPaths(nn.Module):
 
     def __init__(self, scorer: ArchvalScorer, path_of: Any) -> None:
         super().__init__()
-        self._detector, self._supernet = scorer._detector, scorer._supernet
+        self._detector = scorer._detector._detector
+        self._supernet = scorer._detector._supernet
         self._path_of = path_of
         self._number = {
-            record["image_id"]: number for number, batch in scorer.archval.mine() for record in batch
+            record["image_id"]: number for number, batch in scorer._archval.mine() for record in batch
         }
 
     def forward(self, inputs: list[dict[str, Any]]) -> Any:
@@ -64,90 +65,76 @@ class AlongPaths(nn.Module):
             return self._detector(inputs)
 
 
+class ConvolutionMacs:
+    """Counts the multiply-accumulates of a module's convolutions from now on."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.total = 0
+        for conv in module.modules():
+            if isinstance(conv, nn.Conv2d):
+                conv.register_forward_hook(self._count)
+
+    def _count(self, conv: nn.Module, _: object, output: torch.Tensor) -> None:
+        self.total += output.numel() * conv.in_channels // conv.groups * math.prod(conv.kernel_size)
+
+
 def plain_loop(
     cfg: CfgNode, scorer: ArchvalScorer, name: str, candidates: Sequence[Architecture]
 ) -> list[float]:
-    scores = []
+    scores, paths = [], scorer._detector
     for architecture in candidates:
-        of_recalibration, of_archval = scorer._completions(architecture)
-        with (
-            recalibrated(scorer._detector, scorer._supernet, scorer._recalibration, of_recalibration),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            found = inference_on_dataset(
+        of_recalibration, of_archval = paths.completions(architecture)
+        (found,) = statistics_of(
+            *(paths._detector, paths._supernet, paths._norms, paths._recalibration),
+            [of_recalibration],
+            run=lambda segment, _, x: segment(x),
+        )
+        paths._norms.use(paths._norms.every, found)
+        with contextlib.redirect_stdout(io.StringIO()):
+            results = inference_on_dataset(
                 AlongPaths(scorer, of_archval).eval(),
                 build_detection_test_loader(cfg, name),
                 COCOEvaluator(name, output_dir=cfg.OUTPUT_DIR),
             )
-        scores.append(found["bbox"]["AP"])
+        paths._norms.put_back()
+        scores.append(results["bbox"]["AP"])
     return scores
-
-
-def shared_macs(
-    supernet: Supernet, groups: Iterable[Sequence[Architecture]], shape: tuple[int, int, int]
-) -> float:
-    """The backbone's multiply-accumulates for an image, (C, H, W), over those of each path alone.
-
-    The paths of a group share the segments that they have in common from the first one on.
-    """
-    supernet = copy.deepcopy(supernet).cpu().eval()
-    together, alone, known = 0, 0, {}
-    for group in groups:
-        distinct = {}
-        for code in group:
-            path = code if code.is_complete else supernet.space.complete(code, 0, 0)
-            names = [segment.name for segment in supernet.segments(path)]
-            if not known.keys() >= set(names):
-                with supernet.using_path(path):
-                    costs = count_modules(supernet, lambda net, images: net(images).values(), shape)
-                known |= {s.name: costs[s.prefix]["macs"] for s in supernet.segments(path)}
-            alone += sum(known[name] for name in names)
-            distinct |= {tuple(names[:i]): known[names[i - 1]] for i in range(1, len(names) + 1)}
-        together += sum(distinct.values())
-    return together / alone
 
 
 def our_search(cfg: CfgNode, scorer: ArchvalScorer, folder: Path) -> list[tuple[Architecture, float]]:
     """Every candidate in the order in which it was scored."""
-    seen = []
-
-    def score(groups: Iterable[Group], done: Done) -> None:
-        def noted(group: Group, scores: list[float]) -> None:
-            seen.extend(zip(group, scores))
-            done(group, scores)
-
-        scorer(groups, noted)
-
-    space, costs, size = scorer._supernet.space, backbone_costs(cfg), cfg.SEARCH.GROUP_SIZE
-    with tempfile.TemporaryDirectory(dir=folder) as fresh:
-        journal = Journal(Path(fresh) / "journal.jsonl")
-        compare = ScoreAll(space.phase, score, costs, journal, group_size=size)
-        if isinstance(space, StageSpace):
-            stage_search(space, cfg.SEARCH.BUDGETS[0], compare, costs)
-        else:
-            greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)
-    return seen
+    space, costs = scorer._detector._supernet.space, backbone_costs(cfg)
+    journal, verdicts = (Journal(folder / f"{name}.jsonl") for name in ("journal", "race"))
+    compare = Race(space.phase, "benchmark", scorer, costs, journal, verdicts, confidence=0)
+    if isinstance(space, StageSpace):
+        stage_search(space, cfg.SEARCH.BUDGETS[0], compare, costs)
+    else:
+        greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)
+    return [(Architecture.parse(r["architecture"]), r["score"]) for r in journal.records]
 
 
 def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dict[str, Any]:
     """The two ratios; the plain loop's candidates are those that our search came upon."""
     name, content = first_images(cfg.DATASETS.TRAIN[0], images, folder)
     split = Split(cfg.DATASETS.TRAIN[0], name, content)
-    stock, ours = {}, {}
+    stock, ours, counter = {}, {}, ConvolutionMacs(find_supernet(detector))
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for batch_size in (1, cfg.SEARCH.EVAL.BATCH_SIZE):
             run = cfg.clone()
             run.SEARCH.EVAL.BATCH_SIZE = batch_size
+            run.OUTPUT_DIR = str(folder / f"{threads} {batch_size}")
             scorer = build_scorer(run, split, detector)
-            ours[threads, batch_size], seen = timed(our_search, run, scorer, folder)
-            shared = scorer.macs.shared / scorer.macs.alone
+            counter.total = 0
+            ours[threads, batch_size], seen = timed(our_search, run, scorer, Path(run.OUTPUT_DIR))
+            shared, counter.total = counter.total, 0
             print(f"ours, {threads} threads, batch {batch_size}: {ours[threads, batch_size]:.1f} s")
             if batch_size > 1:
                 continue
             candidates = [architecture for architecture, _ in seen]
             stock[threads], scores = timed(plain_loop, run, scorer, name, candidates)
             print(f"plain, {threads} threads, batch 1: {stock[threads]:.1f} s")
+            macs = shared / counter.total
             worst = max(abs(score - plain) for (_, score), plain in zip(seen, scores))
             if worst > 1e-9 or not any(scores):
                 raise SystemExit(f"scores differ by {worst}, the highest is {max(scores)}")
@@ -159,11 +146,11 @@ def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dic
         "ours": ours[best],
         "ratio_pinned": min(pinned.values()),
         "ratio_pinned_by_threads": {str(threads): ratio for threads, ratio in pinned.items()},
-        "macs": shared,
+        "macs": macs,
         "candidates": len(candidates),
         "highest_score": max(scores),
         "setting": f"{plain} threads, batch 1 against {best[0]} threads, batch {best[1]}, "
-        f"groups of {cfg.SEARCH.GROUP_SIZE}, {images} images, "
+        f"groups of {GROUP_SIZE}, {images} images, "
         f"{cfg.SEARCH.EVAL.RECALIBRATION_IMAGES} for recalibration, {cfg.MODEL.DEVICE}",
     }
 

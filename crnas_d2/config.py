@@ -161,9 +161,12 @@ KEYS = {
     "SEARCH.EVAL.TASK": Key("bbox", one_of("bbox", "segm")),
     "SEARCH.EVAL.METRIC": Key("AP", one_of("AP", "AP50", "AP75", "APs", "APm", "APl")),
     # archtrain images over which a path's BatchNorm statistics are recomputed; 0: as trained.
-    "SEARCH.EVAL.RECALIBRATION_IMAGES": Key(200, at_least(0)),
+    "SEARCH.EVAL.RECALIBRATION_IMAGES": Key(
+        200, Check(lambda value: value == 0 or 3 <= value < math.inf, "0 or at least 3 is needed")
+    ),
     # Images in one batch of scoring and of recalibration, over all processes alike. Scores depend on
     # it: a batch's images are padded to one size, and recalibration normalises each batch by itself.
+    # Recalibration has at least three batches, smaller ones if need be: one for each dilation rate.
     "SEARCH.EVAL.BATCH_SIZE": Key(8, at_least(1), UNTIL_SCORED),
     # Host memory in GB of each process for the decoded images of archval, and as much again for those
     # of recalibration; images that do not fit are read again each time.

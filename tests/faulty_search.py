@@ -2,8 +2,8 @@
 
 FAULT="1 training kill" python faulty_search.py --config-file ... KEY VALUE ...
 
-FAULT names the rank, the moment (training: the third iteration; search: the third candidate) and
-what happens:
+FAULT names the rank, the moment (training: the third iteration; search: before the third candidate
+detects; matched: after it) and what happens:
 
     raise, kill    the process dies
     disk, files    it raises an OSError: of the disk (EIO), of too many open files (EMFILE)
@@ -17,6 +17,7 @@ what happens:
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import resource
 import signal
@@ -29,15 +30,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import search_net
 from crnas_d2.engine.trainer import StepTrainer
-from crnas_d2.evaluation.archval import ArchvalScorer
+from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.launch import run
-from crnas_d2.pipeline import run as search_course
+from crnas_d2.pipeline import search_hook
 from crnas_d2.pipeline.plan import plan_search
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
-step, detect = StepTrainer.run_step, ArchvalScorer._detect
-scored = 0
+step, detect = StepTrainer.run_step, ArchvalScorer.detect
+detected = 0
 
 
 def faults_at(moment: str) -> list[str]:
@@ -77,17 +78,19 @@ def faulty_step(self: StepTrainer) -> None:
     step(self)
 
 
-def faulty_detect(self: ArchvalScorer, *args: Any) -> Any:
-    global scored
-    scored += 1
-    if scored == 3:
+def faulty_detect(self: ArchvalScorer, *args: Any) -> None:
+    global detected
+    detected += 1
+    if detected == 3:
         fail(faults_at("search"))
-    return detect(self, *args)
+    detect(self, *args)
+    if detected == 3:
+        fail(faults_at("matched"))
 
 
 # Not below __name__: the processes that --num-gpus starts import this file, too.
-StepTrainer.run_step, ArchvalScorer._detect = faulty_step, faulty_detect
-search_course.GROUP_SIZE = 1  # one candidate is scored after another
+StepTrainer.run_step, ArchvalScorer.detect = faulty_step, faulty_detect
+search_hook.Race = functools.partial(search_hook.Race, group_size=1)
 
 if __name__ == "__main__":
     run(search_net.main, plan_search, default_argument_parser())

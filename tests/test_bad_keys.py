@@ -130,29 +130,30 @@ def test_a_config_file_that_is_none(bench: Bench, text: str) -> None:
     assert "_BASE_" not in text or "no/such.yaml" in error
 
 
-ANY_MACS = "macs=1e6~900%"  # of the tiny detector's backbone
+FIVE_MACS = {"macs": [5, 0.01]}
+ANY_MACS = {"macs": [5e6, 0.999]}  # of the tiny detector's backbone
 SEARCHES = [
-    (["SEARCH.BUDGETS", (9,)], ["SEARCH.BUDGETS", "9", "costs go from 4 to 8", "nearest: 6, 7, 8"]),
+    (["SEARCH.BUDGETS", (9,)], ["SEARCH.BUDGETS", "9", "blocks from 4 to 8", "nearest: 6, 7, 8"]),
     (["SEARCH.BUDGETS", (5, 3)], ["SEARCH.BUDGETS", "3", "nearest: 4, 5, 6"]),
     (["SEARCH.BUDGETS", (9,), "SEARCH.STAGE.ONLY_ELIGIBLE", True], ["SEARCH.BUDGETS", "9", "4 to 8"]),
-    (["SEARCH.BUDGETS", ("five",)], ["SEARCH.BUDGETS", "'five'", "numbers"]),
+    (["SEARCH.BUDGETS", ("five",)], ["SEARCH.BUDGETS", "'five'", "a number"]),
     (["SEARCH.BUDGETS", ()], ["SEARCH.BUDGETS", "()", "numbers"]),
-    (["SEARCH.BUDGETS", ("macs=5",)], ["SEARCH.BUDGETS: 'macs=5': macs needs a tolerance", "~2%"]),
-    (["SEARCH.BUDGETS", (5, "blocks=5")], ["SEARCH.BUDGETS", "(5, 'blocks=5')", "different"]),
-    (["SEARCH.BUDGETS", ("macs=9~2%", "macs=9~3%")], ["SEARCH.BUDGETS", "different values"]),
-    (["SEARCH.BUDGETS", ("macs=5~1%",)], ["SEARCH.BUDGETS: macs=5~1%: none of 16 codes", "nearest"]),
-    (["SEARCH.BUDGETS", (5, "latency=1~1%, blocks=9")], ["SEARCH.BUDGETS: 9: none", "6, 7, 8"]),
+    (["SEARCH.BUDGETS", ({"macs": 5},)], ["SEARCH.BUDGETS: {'macs': 5}: macs: a tolerance", "0.02]"]),
+    (["SEARCH.BUDGETS", (5, {"blocks": 5})], ["SEARCH.BUDGETS", "(5, {'blocks': 5})", "different"]),
+    (["SEARCH.BUDGETS", (FIVE_MACS, {"macs": [5, 0.3]})], ["SEARCH.BUDGETS", "different values"]),
+    (["SEARCH.BUDGETS", (FIVE_MACS,)], ["SEARCH.BUDGETS: macs 5 +-1%: none of 16 codes", "nearest"]),
+    (["SEARCH.BUDGETS", (5, {"latency": [1, 0.1], "blocks": 9})], ["SEARCH.BUDGETS: 9: none", "6, 7"]),
     (
-        ["SEARCH.BUDGETS", ("macs=5~1%",), "SEARCH.STAGE.METHOD", "random"],
-        ["SEARCH.BUDGETS: macs=5~1%: none of 16 codes"],
+        ["SEARCH.BUDGETS", (FIVE_MACS,), "SEARCH.STAGE.METHOD", "random"],
+        ["SEARCH.BUDGETS: macs 5 +-1%: none of 16 codes"],
     ),
     (
         ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.STAGE.ONLY_ELIGIBLE", True],
-        ["SEARCH.BUDGETS: macs=1e6~900%: ", "SEARCH.STAGE.ONLY_ELIGIBLE", "blocks alone"],
+        ["SEARCH.BUDGETS: macs 5e6 +-99.9%: ", "SEARCH.STAGE.ONLY_ELIGIBLE", "blocks only"],
     ),
     (
         ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.STAGE.SAMPLING", "eligible"],
-        ["SEARCH.BUDGETS: macs=1e6~900%: ", "SEARCH.STAGE.SAMPLING 'eligible'", "blocks alone"],
+        ["SEARCH.BUDGETS: macs 5e6 +-99.9%: ", "SAMPLING 'eligible'", "blocks only"],
     ),
     (["SEARCH.STAGE.METHOD", "greedy"], ["SEARCH.STAGE.METHOD: 'greedy'", "'exhaustive', 'evolution'"]),
     (["SEARCH.DILATION.METHOD", "all"], ["SEARCH.DILATION.METHOD: 'all'", "'greedy', 'evolution'"]),
@@ -187,10 +188,10 @@ def test_a_search_that_cannot_be(bench: Bench, options: list[Any], shown: list[s
 @pytest.mark.parametrize(
     "options",
     [
-        ["SEARCH.BUDGETS", (5, ANY_MACS, f"blocks=5, {ANY_MACS}", "latency=1e-9~1%")],
+        ["SEARCH.BUDGETS", (5, ANY_MACS, {"blocks": 5, **ANY_MACS}, {"latency": [1e-9, 0.01]})],
         ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.STAGE.METHOD", "evolution"],
-        ["SEARCH.BUDGETS", (9, "macs=5~1%"), "SEARCH.PHASES", ("dilation",)],
-        ["SEARCH.BUDGETS", ("blocks=5~20%",), "SEARCH.STAGE.ONLY_ELIGIBLE", True],
+        ["SEARCH.BUDGETS", (9, FIVE_MACS), "SEARCH.PHASES", ("dilation",)],
+        ["SEARCH.BUDGETS", ({"blocks": [5, 0.2]},), "SEARCH.STAGE.ONLY_ELIGIBLE", True],
     ],
     ids=str,
 )

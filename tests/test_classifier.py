@@ -19,7 +19,7 @@ from crnas_d2.engine.setup import train_config
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.batches import FixedBatches
-from crnas_d2.evaluation.recalibration import recalibrated
+from crnas_d2.evaluation.path_detector import PathDetector
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
@@ -143,9 +143,8 @@ def test_recalibration_takes_a_classifier() -> None:
     batches = FixedBatches(records, lambda record: record, 3)
     norm = supernet.stem.conv1.norm
     before = norm.running_mean.clone()
-    with recalibrated(model, supernet, batches, lambda _: path), supernet.using_path(path):
-        assert not torch.equal(norm.running_mean, before)
-        assert len(model(records)) == 6
+    (found,) = PathDetector(model, batches, seed=0).statistics([path])
+    assert not torch.equal(found["stem.conv1.norm"][0], before)
     assert torch.equal(norm.running_mean, before)
 
 

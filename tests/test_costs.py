@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import functools
-import importlib
 
 import pytest
 import torch
 import torchvision
-from detectors import FAMILIES as TINY_FAMILIES
-from detectors import ROOT, TINY
 from networks import FAMILIES, PAPERS, SMALL_CODES, SMALL_WIDTHS, by_hooks, random_architecture
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs, input_size
 from crnas_d2.architecture import Architecture
-from crnas_d2.config import add_crnas_config, read_config
-from crnas_d2.evaluation.shared_forward import walk
+from crnas_d2.budget import Costs
+from crnas_d2.config import add_crnas_config
 from crnas_d2.modeling.backbone.family import build_network
-from crnas_d2.modeling.backbone.supernet import Supernet
-from crnas_d2.modeling.build import build_crnas_bottom_up
-from crnas_d2.search.candidates import Costs
 from crnas_d2.space import DilationSpace, block_cost
 from detectron2.config import CfgNode, get_cfg
-from detectron2.layers import ShapeSpec
 
 FULL = {name: (family.stem_channels, family.widths) for name, family in FAMILIES.items()}
 # torchvision's network of the same stage code: model, stage code.
@@ -134,32 +127,6 @@ def test_rates_cost_nothing_and_a_partial_code_costs_what_a_whole_one_does(famil
     codes = [space.root, space.extensions(space.root)[2], *(space.sample(0, i) for i in range(3))]
     found = [costs(code) for code in codes]
     assert all(one == found[0] for one in found)
-
-
-class Together(nn.Module):
-    """A group's paths, forwarded as scoring does."""
-
-    def __init__(self, supernet: Supernet) -> None:
-        super().__init__()
-        self.supernet = supernet
-
-    def forward(self, group: list[Architecture], x: torch.Tensor) -> None:
-        list(walk([self.supernet.segments(a) for a in group], x, lambda segment, _, x: segment(x)))
-
-
-@pytest.mark.parametrize("kind", ["stage", "dilation"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_candidates_share(family: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    cfg = read_config("", [*TINY, *TINY_FAMILIES[family], "MODEL.CRNAS.SUPERNET", kind])
-    supernet = build_crnas_bottom_up(cfg, ShapeSpec(channels=3), ("res5",))
-    codes = [supernet.space.sample(0, i) for i in range(6)]
-    groups = [codes[:3], codes[3:]]
-    ratio = importlib.import_module("search").shared_macs(supernet, groups, (3, 64, 96))
-    count = functools.partial(by_hooks, Together(supernet.to("meta")))
-    x = torch.zeros(1, 3, 64, 96, device="meta")
-    together = sum(count(group, x)["macs"] for group in groups)
-    assert ratio == together / sum(count([code], x)["macs"] for code in codes)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from detectors import FAMILIES, HEADS, TINY
+from fake_scorer import FakeScorer
 
 from crnas_d2.analysis import latency
 from crnas_d2.analysis.costs import input_size
@@ -21,8 +21,8 @@ from crnas_d2.budget import Budget, BudgetSpec
 from crnas_d2.config import read_config
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import stage_space_of
-from crnas_d2.search.candidates import Done, Group, ScoreAll
 from crnas_d2.search.journal import Journal
+from crnas_d2.search.race import Race
 from crnas_d2.search.stage import stage_search
 from crnas_d2.space import FAMILY_DEPTHS, DilationSpace, StageSpace, block_costs
 from detectron2.modeling import build_backbone
@@ -131,17 +131,15 @@ def test_the_journal_has_the_measured_latency(path: Path) -> None:
     timer, entry = Timer(0.009), {"blocks": 8, "latency": [0.06, 0.05]}
     costs = costs_of(timer, path, entry)
 
-    def score(groups: Iterable[Group], done: Done) -> None:
-        for group in groups:
-            done(group, [float(architecture.blocks) for architecture in group])
-
     def with_macs(architecture: Architecture) -> Any:
         found = costs(architecture)
         found["macs"] = 1.0
         return found
 
     journal = Journal(path.with_name("journal.jsonl"))
-    found = stage_search(SPACE, entry, ScoreAll("stage", score, with_macs, journal), with_macs)
+    nothing = Journal("never written", writes=False)
+    compare = Race("stage", "", FakeScorer(), with_macs, journal, nothing, 0.0)
+    found = stage_search(SPACE, entry, compare, with_macs)
     assert found
     for record in journal.records:
         assert record["latency"] == timer.seconds(Architecture.parse(record["architecture"]))

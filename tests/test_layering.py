@@ -15,7 +15,7 @@ MODULES = {
     for path in sorted((ROOT / "crnas_d2").rglob("*.py"))
 }
 PURE = ("architecture", "budget", "space", "seeding", "errors", "files", "search")
-# Room: the rooms of crnas_d2 that its modules may import, beside themselves and the pure ones but search.
+# By room: the rooms of crnas_d2 that it may import, beside itself and the pure ones except search.
 ALLOWED = {
     **dict.fromkeys(PURE, ()),
     "compat": (),

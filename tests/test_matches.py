@@ -7,19 +7,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_metric import BACKENDS, IMAGES, METRICS, TASKS, plain_stats, random_data
+from coco_data import IMAGES, Content, Found, as_arrays, random_data, reference, reference_score
 
-from crnas_d2.evaluation.coco import CocoMetric
-from crnas_d2.evaluation.matches import Matches, bootstrap, match
+from crnas_d2.evaluation.ground_truth import METRICS, TASKS, GroundTruth
+from crnas_d2.evaluation.matches import Matches, bootstrap
+from crnas_d2.evaluation.matching import match
 
 NEAR = {"rtol": 0, "atol": 1e-9}
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "hotcoco":
-        pytest.importorskip("hotcoco")
-    return request.param
+def matched(
+    content: Content, found: Found, task: str, metric: str = "AP", images: list[Any] | None = None
+) -> Matches:
+    """Matches on some of the images; by default on all."""
+    truth = GroundTruth(content, task, metric)
+    some = truth.image_ids if images is None else images
+    rows = sorted(truth.row_of[image] for image in some)
+    there = [d for d in found if d["image_id"] in some]
+    return match(truth, as_arrays(truth, there), rows)
 
 
 def of_images(content: dict[str, Any], image_ids: list[int]) -> dict[str, Any]:
@@ -52,47 +57,40 @@ def same(a: Matches, b: Matches) -> bool:
 
 @pytest.mark.parametrize("name", METRICS)
 @pytest.mark.parametrize("task", TASKS)
-def test_each_image_once_is_the_metric(task: str, name: str, backend: str) -> None:
-    """All images, and a portion of them against a ground truth of that portion; ties included."""
-    content, detections = random_data(0, task)
-    metric = CocoMetric(content, task, name, backend)
-    found = match(metric, detections).scores(np.ones((2, IMAGES)))
-    np.testing.assert_allclose(found, [metric(detections)] * 2, **NEAR)
-    portion = metric.image_ids[1::2]
-    there = [d for d in detections if d["image_id"] in portion]
-    expected = CocoMetric(of_images(content, portion), task, name, backend)(there)
-    assert abs(expected - metric(detections)) > 0.1
-    for given in (detections, there):
-        found = match(metric, given, portion).scores(np.ones((1, len(portion))))
-        np.testing.assert_allclose(found, [expected], **NEAR)
+def test_a_portion_is_a_data_set_of_its_own(task: str, name: str) -> None:
+    """Against a ground truth of that portion; ties included."""
+    content, found = random_data(0, task)
+    portion = sorted(image["id"] for image in content["images"])[1::2]
+    there = [d for d in found if d["image_id"] in portion]
+    expected = reference_score(of_images(content, portion), there, task, name)
+    assert abs(expected - reference_score(content, found, task, name)) > 0.1
+    scores = matched(content, found, task, name, portion).scores(np.ones((2, len(portion))))
+    np.testing.assert_allclose(scores, [expected] * 2, **NEAR)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_weights_repeat_images(task: str, backend: str) -> None:
+def test_weights_repeat_images(task: str) -> None:
     """Against pycocotools on the repeated data; all metrics, weights of 0 among them."""
-    content, detections = random_data(1, task, ties=False)
-    metrics = {name: CocoMetric(content, task, name, backend) for name in METRICS}
+    content, found = random_data(1, task, ties=False)
     weights = np.random.default_rng(0).integers(0, 4, (3, IMAGES))
     weights[0, ::2] = 0
     expected = []
     for row in weights:
-        times = dict(zip(metrics["AP"].image_ids, row.tolist()))
-        expected.append(plain_stats(*repeated(content, detections, times), task)[: len(METRICS)])
+        times = dict(zip(sorted(image["id"] for image in content["images"]), row.tolist()))
+        expected.append(reference(*repeated(content, found, times), task).stats[: len(METRICS)])
     assert (np.asarray(expected) > 0).all() and np.ptp(expected, axis=0).min() > 1e-3
-    found = [match(metric, detections).scores(weights) for metric in metrics.values()]
-    np.testing.assert_allclose(found, 100 * np.transpose(expected), **NEAR)
+    scores = [matched(content, found, task, name).scores(weights) for name in METRICS]
+    np.testing.assert_allclose(scores, 100 * np.transpose(expected), **NEAR)
 
 
 def test_only_the_ratios_of_weights_matter() -> None:
-    content, detections = random_data(2, "bbox")
-    matches = match(CocoMetric(content, "bbox", "AP"), detections)
+    matches = matched(*random_data(2, "bbox"), "bbox")
     weights = np.random.default_rng(0).integers(0, 4, (5, IMAGES))
     np.testing.assert_allclose(matches.scores(weights / 8), matches.scores(weights), **NEAR)
 
 
 def test_bootstraps_by_the_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    content, detections = random_data(2, "bbox")
-    matches = match(CocoMetric(content, "bbox", "AP"), detections)
+    matches = matched(*random_data(2, "bbox"), "bbox")
     weights = np.random.default_rng(0).integers(0, 4, (5, IMAGES))
     expected = matches.scores(weights)
     assert len(set(expected)) == 5
@@ -102,84 +100,75 @@ def test_bootstraps_by_the_piece(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_portions_joined_are_the_whole(task: str, backend: str) -> None:
-    content, detections = random_data(3, task)
-    metric = CocoMetric(content, task, "AP", backend)
-    whole = match(metric, detections)
-    a, b, c = (match(metric, detections, metric.image_ids[i::3]) for i in range(3))
-    assert same(a.joined(b).joined(c), whole)
-    assert same(c.joined(a.joined(b)), whole)
+def test_portions_joined_are_the_whole(task: str) -> None:
+    """In any order of the portions."""
+    content, found = random_data(3, task)
+    whole = matched(content, found, task)
+    a, b, c = (matched(content, found, task, "AP", whole.image_ids[i::3].tolist()) for i in range(3))
+    assert same(Matches.joined([a, b, c]), whole)
+    assert same(Matches.joined([c, Matches.joined([b, a])]), whole)
+    assert same(Matches.joined([whole]), whole)
     with pytest.raises(ValueError, match="images in common"):
-        a.joined(a)
-    other = CocoMetric(content, task, "AP50", backend)
-    with pytest.raises(ValueError, match=f"of {task} AP and {task} AP50"):
-        a.joined(match(other, detections, metric.image_ids[1::3]))
+        Matches.joined([a, b, a])
+    other = matched(content, found, task, "AP50", b.image_ids.tolist())
+    with pytest.raises(ValueError, match="different metrics"):
+        Matches.joined([a, other])
 
 
 @pytest.mark.parametrize("name", ["AP", "AP75"])
-def test_kept_as_bytes(name: str) -> None:
-    content, detections = random_data(4, "bbox")
-    matches = match(CocoMetric(content, "bbox", name), detections)
+def test_cached_as_bytes(name: str) -> None:
+    matches = matched(*random_data(4, "bbox"), "bbox", name)
     content = matches.to_bytes()
     again = Matches.from_bytes(content)
     assert same(again, matches) and again.to_bytes() == content
-    assert again.hit.dtype == bool and type(again.metric) is str
+    kinds = {name: getattr(again, name).dtype for name in ("score", "hit", "counted")}
+    assert kinds == {"score": np.float32, "hit": np.uint16, "counted": np.uint16}
+    assert (type(again.task), again.metric) == (str, name)
     for bad in (b"", content[:-40], b"something else"):
         with pytest.raises(ValueError):
             Matches.from_bytes(bad)
 
 
 def test_images_by_their_names() -> None:
-    """Ids that are no numbers, which the file keeps too."""
-    content, detections = random_data(4, "bbox")
-    expected = match(CocoMetric(content, "bbox", "AP"), detections)
-    for record in [*content["annotations"], *detections]:
+    """Ids that are texts, in the file, too."""
+    content, found = random_data(4, "bbox")
+    expected = matched(content, found, "bbox")
+    for record in [*content["annotations"], *found]:
         record["image_id"] = f"{record['image_id']:04d}.jpg"
     for image in content["images"]:
         image["id"] = f"{image['id']:04d}.jpg"
-    metric = CocoMetric(content, "bbox", "AP")
-    a, b = (match(metric, detections, metric.image_ids[i::2]) for i in range(2))
-    joined = Matches.from_bytes(a.to_bytes()).joined(b)
-    assert joined.image_ids.tolist() == [f"{image:04d}.jpg" for image in expected.image_ids]
+    ids = sorted(image["id"] for image in content["images"])
+    a, b = (matched(content, found, "bbox", "AP", ids[i::2]) for i in range(2))
+    joined = Matches.joined([Matches.from_bytes(a.to_bytes()), b])
+    assert joined.image_ids.tolist() == ids
     weights = np.random.default_rng(0).integers(0, 4, (3, IMAGES))
     assert np.array_equal(joined.scores(weights), expected.scores(weights))
 
 
-def test_backends_match_alike() -> None:
-    pytest.importorskip("hotcoco")
-    content, detections = random_data(5, "segm")
-    a, b = (match(CocoMetric(content, "segm", "AP", name), detections) for name in BACKENDS)
-    assert same(a, b)
-
-
-def test_nothing_to_measure(backend: str) -> None:
+def test_nothing_to_measure() -> None:
     """No object that counts: no score. No detections: 0."""
-    content, detections = random_data(6, "bbox")
-    metric = CocoMetric(content, "bbox", "AP", backend)
+    content, found = random_data(6, "bbox")
+    ids = sorted(image["id"] for image in content["images"])
     full = {a["image_id"] for a in content["annotations"] if not a["iscrowd"]}
-    weights = [[image in full for image in metric.image_ids]]
+    weights = [[image in full for image in ids]]
     weights += [[not there for there in weights[0]], [False] * IMAGES]
     with np.errstate(all="raise"):
-        found = match(metric, detections).scores(np.array(weights))
-    assert np.isnan(found).tolist() == [False, True, True]
-    assert match(metric, []).scores(np.ones((1, IMAGES))).tolist() == [0.0]
-    empty = [image for image in metric.image_ids if image not in full][:1]
-    assert np.isnan(match(metric, [], empty).scores(np.ones((1, 1)))).all()
-    none = match(metric, detections, [])
-    assert none.objects.shape == (0, len(metric.category_ids)) and none.score.shape == (0,)
+        scores = matched(content, found, "bbox").scores(np.array(weights))
+    assert np.isnan(scores).tolist() == [False, True, True]
+    assert matched(content, [], "bbox").scores(np.ones((1, IMAGES))).tolist() == [0.0]
+    empty = [image for image in ids if image not in full][:1]
+    assert np.isnan(matched(content, [], "bbox", "AP", empty).scores(np.ones((1, 1)))).all()
+    none = matched(content, found, "bbox", "AP", [])
+    assert none.objects.shape == (0, 4) and none.score.shape == (0,)
 
 
-def test_refused_weights_and_images() -> None:
-    content, detections = random_data(7, "bbox")
-    metric = CocoMetric(content, "bbox", "AP")
-    matches = match(metric, detections)
+def test_refused_weights() -> None:
+    matches = matched(*random_data(7, "bbox"), "bbox")
     for bad in (np.ones(IMAGES), np.ones((1, IMAGES + 1)), -np.ones((1, IMAGES))):
         with pytest.raises(ValueError, match="weights"):
             matches.scores(bad)
     with pytest.raises(ValueError, match=r"weights are finite"):
         matches.scores(np.full((1, IMAGES), np.inf))
-    with pytest.raises(ValueError, match=r"not in the ground truth: \[999\]"):
-        match(metric, detections, [999])
 
 
 def test_a_bootstrap_completes_the_data_set() -> None:

@@ -1,4 +1,4 @@
-"""What search_net.py is asked to do: base configs, their baselines and budgets, and the derived configs."""
+"""What search_net.py is asked to do: base configs, baselines and budgets, derived configs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crnas_d2.errors import InputError
 from crnas_d2.pipeline.configs import supernet_config
 from crnas_d2.pipeline.plan import Plan, plan_search
 from crnas_d2.pipeline.run import best_within
-from crnas_d2.search.candidates import Candidate
+from crnas_d2.search.journal import Candidate
 from detectron2.engine import default_argument_parser
 
 N5 = ["MODEL.CRNAS.STAGE_CODE", [1, 2, 1, 1]]

@@ -1,7 +1,7 @@
 """Which detections of a candidate hit, image by image: its AP under any weighting of the images.
 
-A race compares candidates by a bootstrap over archval's images. Detections are matched once, by
-COCOeval; a resampled archval only counts the images' matches and objects another number of times.
+A score is the AP with every image counted once. Resampled images only count another number of times,
+so that intervals and comparisons need no second look at an image.
 """
 
 from __future__ import annotations
@@ -9,34 +9,34 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
-from pycocotools.cocoeval import Params
 
-from crnas_d2.evaluation.coco import METRICS, CocoMetric
+from crnas_d2.evaluation.ground_truth import PARAMS, thresholds_of
 
-PARAMS = Params("bbox")  # COCOeval's: ten IoU thresholds, 101 recalls
 AT_ONCE = 2**22  # weights (bootstraps x detections) in memory at a time: 32 MB an array
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """A candidate's matches on I images of C categories, at T IoU thresholds.
+    """A candidate's matches on I images of C categories.
 
-    N detections that count at one threshold at least: by category, best score first, equal scores in
-    the order of the images.
+    N detections that count at one IoU threshold at least: by category, best score first, equal scores
+    in the order of the images.
 
     Attributes:
-        metric: what they are matches for, such as ``bbox AP``.
+        task, metric: what they are matches for, such as "bbox" and "AP".
         image_ids, category_ids: (I,) and (C,), ascending.
         objects: (I, C), the objects that count.
         image, category: (N,), indices into the two.
-        score: (N,).
-        hit: (T, N), whether the detection is matched to an object that counts.
-        counted: (T, N), whether it is not ignored, as those on crowds and of other sizes are.
+        score: (N,), float32.
+        hit: (N,), uint16; bit t says that the detection is matched to an object that counts, at IoU
+            threshold number t.
+        counted: (N,), uint16; bit t says that it is not ignored there, as those on crowds and of other
+            sizes are.
     """
 
+    task: str
     metric: str
     image_ids: np.ndarray
     category_ids: np.ndarray
@@ -75,12 +75,14 @@ class Matches:
     def _scores(self, weights: np.ndarray, there: np.ndarray) -> np.ndarray:
         totals = weights @ self.objects  # (B, C)
         precisions = np.zeros(totals.shape)
+        thresholds = len(thresholds_of(self.metric))
         for number in range(len(self.category_ids)):
             mine = np.flatnonzero(there & (self.category == number))
             of_detections = weights[:, self.image[mine]]
             total = np.where(totals[:, number] > 0, totals[:, number], 1)  # else left out below
             detected: dict[bytes, np.ndarray] = {}  # mostly the same at all thresholds
-            for hit, counted in zip(self.hit[:, mine], self.counted[:, mine]):
+            for t in range(thresholds):
+                hit, counted = (bits[mine] >> t & 1 for bits in (self.hit, self.counted))
                 key = counted.tobytes()
                 if key not in detected:
                     detected[key] = np.cumsum(of_detections * counted, axis=1)
@@ -88,41 +90,44 @@ class Matches:
         counts = totals > 0  # COCOeval leaves the other categories out of its mean
         with np.errstate(invalid="ignore"):
             mean = (precisions * counts).sum(1) / counts.sum(1)
-        return 100.0 * mean / len(self.hit)
+        return 100.0 * mean / thresholds
 
-    def joined(self, other: Matches) -> Matches:
-        """The matches of two portions of archval together, the same in either order.
+    @classmethod
+    def joined(cls, parts: Sequence[Matches]) -> Matches:
+        """The matches of portions of archval together, the same in any order of the parts.
 
         Raises:
-            ValueError: of another metric or other categories, or an image is in both.
+            ValueError: of different metrics or categories, or an image is in two parts.
         """
-        if self.metric != other.metric or self.category_ids.tolist() != other.category_ids.tolist():
-            raise ValueError(f"matches of {self.metric} and {other.metric}, or of other categories")
-        image_ids = np.concatenate([self.image_ids, other.image_ids])
-        if len(np.unique(image_ids)) < len(image_ids):
-            raise ValueError("the two have images in common")
-        order = np.argsort(image_ids)
-        image = np.argsort(order)[np.concatenate([self.image, other.image + len(self.image_ids)])]
-        joined = Matches(
-            metric=self.metric,
-            image_ids=image_ids[order],
-            category_ids=self.category_ids,
-            objects=np.concatenate([self.objects, other.objects])[order],
-            image=image,
-            category=np.concatenate([self.category, other.category]),
-            score=np.concatenate([self.score, other.score]),
-            hit=np.concatenate([self.hit, other.hit], axis=1),
-            counted=np.concatenate([self.counted, other.counted], axis=1),
-        )
-        return _in_order(joined)
+        if len({(part.task, part.metric, part.category_ids.tobytes()) for part in parts}) > 1:
+            raise ValueError("matches for different metrics or of different categories")
+        whole = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(cls)
+            if field.name not in ("task", "metric", "category_ids")
+        }
+        order = np.argsort(whole["image_ids"])
+        if len(np.unique(whole["image_ids"])) < len(order):
+            raise ValueError("two parts have images in common")
+        starts = np.cumsum([0, *(len(part.image_ids) for part in parts[:-1])])
+        of_part = np.repeat(starts, [len(part.image) for part in parts])
+        whole["image"] = np.argsort(order)[whole["image"] + of_part]
+        for name in ("image_ids", "objects"):
+            whole[name] = whole[name][order]
+        return replace(parts[0], **whole).in_order()
+
+    def in_order(self) -> Matches:
+        """Of detections in any order, but for those of one image and category with equal scores."""
+        order = np.lexsort((self.image, -self.score, self.category))  # by the last key first
+        order = order[self.counted[order] > 0]
+        kinds = dict(image="int32", category="int16", score="float32", hit="uint16", counted="uint16")
+        found = {name: getattr(self, name)[order].astype(kind) for name, kind in kinds.items()}
+        return replace(self, **found)
 
     def to_bytes(self) -> bytes:
         """A compressed .npz; the same matches give the same bytes."""
-        arrays = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
-        for name in ("hit", "counted"):
-            arrays[name] = np.packbits(arrays[name], axis=1)
         file = io.BytesIO()
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **{f.name: np.asarray(getattr(self, f.name)) for f in fields(self)})
         return file.getvalue()
 
     @classmethod
@@ -137,66 +142,7 @@ class Matches:
                 arrays = {field.name: file[field.name] for field in fields(cls)}
         except Exception as error:  # numpy and zipfile raise whatever comes
             raise ValueError(f"not the matches of a candidate ({error})") from error
-        for name in ("hit", "counted"):
-            bits = np.unpackbits(arrays[name], axis=1, count=len(arrays["score"]))
-            arrays[name] = bits.astype(bool)
-        return cls(**{**arrays, "metric": str(arrays["metric"])})
-
-
-def match(
-    metric: CocoMetric, detections: Sequence[dict[str, Any]], image_ids: Sequence[Any] | None = None
-) -> Matches:
-    """Matches of a candidate's detections for a metric.
-
-    Args:
-        detections: COCO results, as for the metric; those on other images are left out.
-        image_ids: the portion of archval that was detected on; by default all of it.
-
-    Raises:
-        ValueError: an image that the metric does not have, or detections that it refuses.
-    """
-    images = sorted(metric.image_ids if image_ids is None else set(image_ids))
-    unknown = set(images).difference(metric.image_ids)
-    if unknown:
-        raise ValueError(f"images that are not in the ground truth: {sorted(unknown)[:3]}")
-    row_of = {image: row for row, image in enumerate(images)}
-    column_of = {category: column for column, category in enumerate(metric.category_ids)}
-    thresholds = len(PARAMS.iouThrs) if METRICS[metric.metric][0] is None else 1
-    objects = np.zeros((len(images), len(metric.category_ids)), dtype=np.int32)
-    parts = [(0, 0, np.zeros(0), *np.zeros((2, thresholds, 0), dtype=bool))]
-    for entry in metric.matched(detections, images):
-        row, column = row_of[entry["image_id"]], column_of[entry["category_id"]]
-        objects[row, column] = np.count_nonzero(np.asarray(entry["gtIgnore"]) == 0)
-        matched, ignored = (np.asarray(entry[k]) != 0 for k in ("dtMatches", "dtIgnore"))
-        parts.append((row, column, np.asarray(entry["dtScores"], float), matched & ~ignored, ~ignored))
-    counts = [len(score) for _, _, score, _, _ in parts]
-    rows, columns, scores, hits, counted = zip(*parts)
-    matches = Matches(
-        metric=f"{metric.task} {metric.metric}",
-        image_ids=np.asarray(images),
-        category_ids=np.asarray(metric.category_ids),
-        objects=objects,
-        image=np.repeat(rows, counts),
-        category=np.repeat(columns, counts),
-        score=np.concatenate(scores),
-        hit=np.concatenate(hits, axis=1),
-        counted=np.concatenate(counted, axis=1),
-    )
-    return _in_order(matches)
-
-
-def _in_order(matches: Matches) -> Matches:
-    """Of detections in any order, but for those of one image and category with equal scores."""
-    order = np.lexsort((matches.image, -matches.score, matches.category))  # by the last key first
-    order = order[matches.counted[:, order].any(0)]
-    return replace(
-        matches,
-        image=matches.image[order].astype(np.int32),
-        category=matches.category[order].astype(np.int32),
-        score=matches.score[order],
-        hit=matches.hit[:, order],
-        counted=matches.counted[:, order],
-    )
+        return cls(**{**arrays, "task": str(arrays["task"]), "metric": str(arrays["metric"])})
 
 
 def average_precision(
@@ -209,7 +155,7 @@ def average_precision(
 
     Args:
         weights: (B, N), of the detections, best score first.
-        hit: (N,).
+        hit: (N,), other than 0 where it is one.
         detected: (B, N), the weight of the detections that count, up to each.
         total: (B,), the weight of all objects, above 0.
     """

@@ -37,9 +37,9 @@ from crnas_d2.pipeline.configs import (
     pretrain_config,
     supernet_config,
 )
-from crnas_d2.pipeline.scorer import Split, build_metric
+from crnas_d2.pipeline.scorer import check_scoring
+from crnas_d2.search.alternatives import eligible_draws
 from crnas_d2.search.journal import Journal
-from crnas_d2.search.random_search import eligible_draws
 from crnas_d2.space import block_costs
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -118,7 +118,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
             f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN[0]!r}: has no COCO JSON, which a search splits"
         )
     parts = split(content, cfg.SEARCH.ARCHVAL.SIZE, cfg.SEARCH.ARCHVAL.SPLIT_FIELD, seed_of(cfg))
-    build_metric(cfg, Split("", "", parts[1]))
+    check_scoring(cfg, len(parts[0]["images"]), parts[1])
     check_output(cfg.OUTPUT_DIR, args.resume, TRACES)
     _check_journals(Path(cfg.OUTPUT_DIR))
     if args.resume:

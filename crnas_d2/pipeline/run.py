@@ -33,18 +33,16 @@ from crnas_d2.pipeline.plan import LATENCIES, Plan, check_baselines, check_met
 from crnas_d2.pipeline.pretraining import pretrained
 from crnas_d2.pipeline.retraining import retrain
 from crnas_d2.pipeline.scorer import Split, build_scorer
-from crnas_d2.pipeline.search_hook import Search, SearchHook
-from crnas_d2.search.candidates import Candidate, Compare
-from crnas_d2.search.evolution import evolution
+from crnas_d2.pipeline.search_hook import Search, SearchHook, run_searches
+from crnas_d2.search.alternatives import evolution, random_search
 from crnas_d2.search.greedy import greedy_search
-from crnas_d2.search.journal import Journal
-from crnas_d2.search.random_search import random_search
+from crnas_d2.search.journal import Candidate, Journal
+from crnas_d2.search.race import Compare
 from crnas_d2.search.stage import stage_search
 from crnas_d2.space import DilationSpace, Space, block_cost
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-GROUP_SIZE = 32  # candidates that are scored together
 # By SEARCH.STAGE.METHOD and SEARCH.DILATION.METHOD, in place of the paper's.
 ALTERNATIVES: dict[str, Callable[..., list[Candidate]]] = {
     "evolution": evolution,
@@ -191,15 +189,16 @@ def _train_and_search(
     cfg = pretrained(cfg, plan.pretrain, resume)
     trainer = SupernetTrainer(cfg)
     search = SearchHook(
-        functools.partial(build_scorer, cfg, parts),
-        space=space,
-        budgets=budgets,
-        search=method,
-        costs=costs,
-        folder=Path(cfg.OUTPUT_DIR),
-        group_size=GROUP_SIZE,
-        race_confidence=cfg.SEARCH.RACE.CONFIDENCE,
-        seed=seed_of(cfg),
+        functools.partial(
+            run_searches,
+            build_scorer=functools.partial(build_scorer, cfg, parts),
+            space=space,
+            budgets=budgets,
+            search=method,
+            costs=costs,
+            folder=Path(cfg.OUTPUT_DIR),
+            confidence=cfg.SEARCH.RACE.CONFIDENCE,
+        )
     )
     trainer.register_hooks([search])
     trainer.resume_or_load(resume=resume)

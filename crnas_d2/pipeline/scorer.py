@@ -1,10 +1,11 @@
-"""From a config and a trained supernet to the scorer: archval and recalibration batches, the metric."""
+"""From a config and a trained supernet to the scorer: archval, recalibration images, the metric."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +13,18 @@ from torch import nn
 
 from crnas_d2.data.loader import NamingMapper
 from crnas_d2.engine.trainer import seed_of
-from crnas_d2.evaluation.archval import ArchvalScorer
+from crnas_d2.errors import InputError
 from crnas_d2.evaluation.batches import FixedBatches
-from crnas_d2.evaluation.coco import CocoMetric
+from crnas_d2.evaluation.ground_truth import GroundTruth
+from crnas_d2.evaluation.path_detector import PathDetector
+from crnas_d2.evaluation.scorer import ArchvalScorer
+from crnas_d2.search.race import PORTIONS
 from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 
 AMP = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by SEARCH.EVAL.AMP
+RATES = 3  # batches of recalibration in which every rate is drawn once
 
 
 @dataclass(frozen=True)
@@ -43,36 +48,49 @@ def recalibration_images(
     return sorted(dicts, key=key)[:count]
 
 
-def build_metric(cfg: CfgNode, split: Split) -> CocoMetric:
-    """The metric of SEARCH.EVAL.TASK and SEARCH.EVAL.METRIC over archval.
+def ground_truth(cfg: CfgNode, archval_content: dict[str, Any]) -> GroundTruth:
+    """What SEARCH.EVAL.TASK and METRIC measure over archval.
 
     Raises:
         InputError: archval cannot give it.
     """
-    return CocoMetric(split.archval_content, cfg.SEARCH.EVAL.TASK, cfg.SEARCH.EVAL.METRIC)
+    task, metric = cfg.SEARCH.EVAL.TASK, cfg.SEARCH.EVAL.METRIC
+    return GroundTruth(archval_content, task, metric, max(100, cfg.TEST.DETECTIONS_PER_IMAGE))
+
+
+def check_scoring(cfg: CfgNode, archtrain_images: int, archval_content: dict[str, Any]) -> None:
+    """What the scorer will need is there.
+
+    Raises:
+        InputError: archval cannot give the metric, or too few images for recalibration.
+    """
+    ground_truth(cfg, archval_content)
+    if cfg.SEARCH.EVAL.RECALIBRATION_IMAGES and archtrain_images < RATES:
+        raise InputError(
+            f"SEARCH.EVAL.RECALIBRATION_IMAGES: {cfg.SEARCH.EVAL.RECALIBRATION_IMAGES}: archtrain has "
+            f"{archtrain_images} images; at least {RATES} are needed, one for each dilation rate, or 0"
+        )
 
 
 def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScorer:
     """The scorer of a supernet's paths on archval; images are decoded here, once."""
-    seed = seed_of(cfg)
-    mapper = NamingMapper(DatasetMapper(cfg, is_train=False))
+    seed, options = seed_of(cfg), cfg.SEARCH.EVAL
     form = functools.partial(
         FixedBatches,
-        mapper=mapper,
-        batch_size=cfg.SEARCH.EVAL.BATCH_SIZE,
-        cache_bytes=cfg.SEARCH.EVAL.CACHE_GB * 1e9,
+        mapper=NamingMapper(DatasetMapper(cfg, is_train=False)),
+        cache_bytes=options.CACHE_GB * 1e9,
         seed=seed,
     )
     archval = get_detection_dataset_dicts(split.archval, filter_empty=False)
     archtrain = get_detection_dataset_dicts(split.archtrain, filter_empty=False)
-    contiguous = MetadataCatalog.get(split.archval).thing_dataset_id_to_contiguous_id
+    images = recalibration_images(archtrain, options.RECALIBRATION_IMAGES, seed)
+    # Few images make smaller batches, at least three: fewer would leave rates without statistics.
+    recalibration = form(images, batch_size=max(1, min(options.BATCH_SIZE, len(images) // RATES)))
     return ArchvalScorer(
-        detector,
-        form(archval),
-        form(recalibration_images(archtrain, cfg.SEARCH.EVAL.RECALIBRATION_IMAGES, seed)),
-        build_metric(cfg, split),
-        sorted(contiguous, key=contiguous.get),
+        PathDetector(detector, recalibration, seed, AMP[options.AMP], options.CHANNELS_LAST),
+        form(archval, batch_size=options.BATCH_SIZE),
+        ground_truth(cfg, split.archval_content),
+        Path(cfg.OUTPUT_DIR) / "matches",
+        PORTIONS if cfg.SEARCH.RACE.CONFIDENCE else (1.0,),
         seed,
-        amp=AMP[cfg.SEARCH.EVAL.AMP],
-        channels_last=cfg.SEARCH.EVAL.CHANNELS_LAST,
     )

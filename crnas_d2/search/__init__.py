@@ -1,7 +1,6 @@
-"""Searches: functions of (space, budget, score). No torch, no networks.
+"""Searches: functions of (space, budget, compare). No torch, no networks.
 
-journal.py: scored candidates, written through to disk; memo and resume.
-candidates.py: score a list of architectures with the journal as memo; the order of candidates.
-stage.py: exhaustive stage search. greedy.py: greedy dilation search (Algorithm 1).
-evolution.py, random_search.py: alternatives to both, for spaces too large for them.
+race.py: compares candidates on portions of archval. journal.py: scored candidates on disk, memo and
+resume. stage.py: exhaustive stage search. greedy.py: greedy dilation search (Algorithm 1).
+alternatives.py: random search and evolution, for spaces too large for those two.
 """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from crnas_d2.search.candidates import Candidate, Compare
+from crnas_d2.search.journal import Candidate
+from crnas_d2.search.race import Compare
 from crnas_d2.space import DilationSpace
 
 TOP_K = 3  # partial codes kept after each block (paper, Sec. 3.3.2)

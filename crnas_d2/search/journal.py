@@ -1,7 +1,7 @@
-"""The journal: one JSON object a scored candidate, written through to disk before it is used.
+"""Scored candidates: their order, and the journal, one JSON object each, written through to disk.
 
-It is both memo and resume: a candidate that stands in it is never scored again. A torn last line, as
-a kill in mid-write leaves it, is dropped; any other damage is an error that names file and line.
+The journal is both memo and resume: a candidate in it is never scored again. A torn last line, as a
+kill in mid-write leaves it, is dropped; any other damage is an error that names file and line.
 """
 
 from __future__ import annotations
@@ -9,18 +9,38 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crnas_d2.architecture import Architecture
 from crnas_d2.errors import InputError
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """An architecture with its score (AP, 0..100, unrounded) and costs."""
+
+    architecture: Architecture
+    score: float
+    costs: Mapping[str, float]
+
+
+def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Best first. Ties go to fewer multiply-accumulates, then to the text form: one answer."""
+    return sorted(candidates, key=lambda c: (-c.score, c.costs["macs"], str(c.architecture)))
+
+
 class Journal:
-    """Scores by (phase, architecture in text form), kept in a file of JSON lines.
+    """Scores by (phase, architecture in text form), in a file of JSON lines.
 
     Args:
-        path: the file; made, with its folder, by the first ``add``.
+        path: the file; created, with its folder, by the first ``add``.
         writes: whether this process is the one that writes. The others read and remember.
+
+    Attributes:
+        records: the lines.
 
     Raises:
         InputError: a line that is not a scored candidate.
@@ -42,8 +62,7 @@ class Journal:
                 self._remember(record)
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(
-                    f"{self._path}:{number}: not a scored candidate ({error!r}); "
-                    "mend or remove the line"
+                    f"{self._path}:{number}: not a scored candidate ({error!r}); fix or remove the line"
                 ) from error
         if writes and whole < len(data):
             with self._path.open("r+b") as file:
@@ -52,7 +71,7 @@ class Journal:
     def _check(self, record: dict[str, Any]) -> None:
         key = (record["phase"], record["architecture"])
         if key in self._scores:
-            raise ValueError(f"{key} stands here a second time")
+            raise ValueError(f"{key} is there a second time")
         if not math.isfinite(record["score"]):
             raise ValueError(f"{key}: score {record['score']} is not finite")
 
@@ -60,9 +79,9 @@ class Journal:
         self._scores[record["phase"], record["architecture"]] = float(record["score"])
         self.records.append(record)
 
-    def score(self, phase: str, architecture: str) -> float | None:
+    def score(self, phase: str, architecture: Architecture | str) -> float | None:
         """The recorded score, or None if this candidate was not scored yet."""
-        return self._scores.get((phase, architecture))
+        return self._scores.get((phase, str(architecture)))
 
     def add(self, record: dict[str, Any]) -> None:
         """Write one scored candidate through to disk, then remember it.
@@ -85,7 +104,7 @@ class Journal:
             before = file.tell()
             try:
                 written = file.write(line)
-                while written < len(line):  # a disk that is full takes a part first
+                while written < len(line):  # a full disk takes a part first
                     written += file.write(line[written:])
                 os.fsync(file.fileno())
             except OSError as error:

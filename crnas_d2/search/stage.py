@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from crnas_d2.budget import BudgetSpec, Costs
-from crnas_d2.search.candidates import Candidate, Compare
+from crnas_d2.search.journal import Candidate
+from crnas_d2.search.race import Compare
 from crnas_d2.space import StageSpace
 
 
-def stage_search(space: StageSpace, budget: BudgetSpec, compare: Compare, costs: Costs) -> list[Candidate]:
+def stage_search(
+    space: StageSpace, budget: BudgetSpec, compare: Compare, costs: Costs
+) -> list[Candidate]:
     """The codes of the space whose cost is the budget, best first.
 
     Raises:

@@ -1,0 +1,196 @@
+"""Detections matched to objects by COCOeval's rule, on arrays: all images and categories at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+
+from crnas_d2.evaluation.ground_truth import GroundTruth, thresholds_of
+from crnas_d2.evaluation.matches import Matches
+from detectron2.structures import Instances
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """N detections.
+
+    Attributes:
+        row, column: (N,), the ground truth's numbers of their images and categories.
+        score: (N,), float32.
+        shapes: boxes (N, 4), XYWH in pixels, float32; or a list of N masks as pycocotools' RLE.
+    """
+
+    row: np.ndarray
+    column: np.ndarray
+    score: np.ndarray
+    shapes: Any
+
+    @classmethod
+    def of(cls, instances: Sequence[Instances], rows: Sequence[int], task: str) -> Detections:
+        """Of images whose rows these are; the classes are taken for columns.
+
+        Args:
+            task: "bbox" or "segm".
+        """
+        found = [of_image.to("cpu") for of_image in instances]
+        if task == "segm":
+            masks = [np.asfortranarray(i.pred_masks.permute(1, 2, 0).byte().numpy()) for i in found]
+            shapes: Any = [rle for of_image in masks for rle in coco_mask.encode(of_image)]
+        else:
+            shapes = torch.cat([i.pred_boxes.tensor for i in found]).float().numpy()
+            shapes[:, 2:] -= shapes[:, :2]
+        return cls(
+            np.repeat(rows, [len(i) for i in found]),
+            torch.cat([i.pred_classes for i in found]).numpy(),
+            torch.cat([i.scores for i in found]).float().numpy(),
+            shapes,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Detections]) -> Detections:
+        """One after another; at least one part."""
+        shapes: Any = [part.shapes for part in parts]
+        masks = isinstance(shapes[0], list)
+        return cls(
+            np.concatenate([part.row for part in parts]),
+            np.concatenate([part.column for part in parts]),
+            np.concatenate([part.score for part in parts]),
+            [rle for part in shapes for rle in part] if masks else np.concatenate(shapes),
+        )
+
+
+def match(truth: GroundTruth, detections: Detections, rows: Sequence[int]) -> Matches:
+    """What was hit on some images; everything but the ids as COCOeval.evaluateImg.
+
+    A detection is ignored if it matches an ignored object, or none while its own area is outside the
+    range.
+
+    Args:
+        detections: on these images only.
+        rows: of the images that were detected on, ascending.
+
+    Raises:
+        FloatingPointError: a score is NaN.
+        ValueError: a class that the ground truth does not have.
+    """
+    columns = len(truth.category_ids)
+    if np.isnan(detections.score).any():
+        raise FloatingPointError("the score of a detection is NaN")
+    if (detections.column >= columns).any():
+        raise ValueError(f"a detection of class {detections.column.max()}; archval has {columns}")
+    group = detections.row * columns + detections.column
+    order = np.lexsort((-detections.score, group))  # by the last key first; stable
+    group = group[order]
+    rank = np.arange(len(order)) - np.searchsorted(group, group)  # in the group, best score first
+    kept = rank < truth.max_detections
+    order, group, rank = order[kept], group[kept], rank[kept]
+    detection, obj = _pairs(group, truth.group)
+    if truth.task == "bbox":
+        boxes = detections.shapes[order].astype(float)
+        areas = boxes[:, 2] * boxes[:, 3]
+        iou = box_ious(boxes[detection], truth.shapes[obj], truth.crowd[obj])
+    else:
+        masks = [detections.shapes[number] for number in order]
+        areas = np.asarray(coco_mask.area(masks) if masks else [], dtype=float)
+        iou = _mask_ious(masks, detection, obj, group, truth)
+    least = np.minimum(thresholds_of(truth.metric), 1 - 1e-10)
+    near = iou >= least[0]
+    hit, ignored = _matched(detection[near], obj[near], iou[near], rank, truth, least)
+    counted = hit | ~(ignored | truth.outside(areas))
+    bits = 1 << np.arange(len(least))
+    image: Any = np.searchsorted(np.asarray(rows), group // columns)
+    return Matches(
+        task=truth.task,
+        metric=truth.metric,
+        image_ids=np.asarray(truth.image_ids)[rows],
+        category_ids=np.asarray(truth.category_ids),
+        objects=truth.counts()[rows].astype(np.int32),
+        image=image,
+        category=group % columns,
+        score=detections.score[order],
+        hit=bits @ hit,
+        counted=bits @ counted,
+    ).in_order()
+
+
+def _pairs(group: np.ndarray, of_objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(detection, object) for all of the same group; the groups ascend."""
+    first: Any = np.searchsorted(of_objects, group, side="left")
+    counts = np.searchsorted(of_objects, group, side="right") - first
+    detection = np.repeat(np.arange(len(group)), counts)
+    of_pairs = np.arange(len(detection)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return detection, of_pairs + first[detection]
+
+
+def box_ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """IoU of P pairs of boxes, (P,); on a crowd, intersection over the detection's area.
+
+    Args:
+        boxes, objects: (P, 4), XYWH.
+        crowd: (P,).
+    """
+    low = np.maximum(boxes[:, :2], objects[:, :2])
+    high = np.minimum(boxes[:, :2] + boxes[:, 2:], objects[:, :2] + objects[:, 2:])
+    width, height = np.maximum(high - low, 0).T
+    common = width * height
+    area, of_object = boxes[:, 2] * boxes[:, 3], objects[:, 2] * objects[:, 3]
+    union = np.where(crowd, area, area + of_object - common)
+    return np.divide(common, union, out=np.zeros(len(common)), where=common > 0)
+
+
+def _mask_ious(
+    masks: Sequence[Any],
+    detection: np.ndarray,
+    obj: np.ndarray,
+    group: np.ndarray,
+    truth: GroundTruth,
+) -> np.ndarray:
+    iou = np.zeros(len(detection))
+    of_pairs = group[detection]
+    starts = np.flatnonzero(np.diff(of_pairs, prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(of_pairs)]):
+        mine = masks[detection[start] : detection[end - 1] + 1]
+        objects = slice(obj[start], obj[end - 1] + 1)
+        crowd = truth.crowd[objects].astype(np.uint8)
+        iou[start:end] = coco_mask.iou(mine, truth.shapes[objects], crowd).ravel()
+    return iou
+
+
+def _matched(
+    detection: np.ndarray,
+    obj: np.ndarray,
+    iou: np.ndarray,
+    rank: np.ndarray,
+    truth: GroundTruth,
+    thresholds: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which detections get an object that counts, and which an ignored one: (T, N) each.
+
+    In each image and category the detections choose in turn, so all that have one rank choose at once.
+    The first free object wins: one that counts, then the best IoU, then the last in the JSON.
+    """
+    order = np.lexsort((-obj, -iou, truth.ignored[obj], detection, rank[detection]))
+    detection, obj, iou = detection[order], obj[order], iou[order]
+    reaches = iou >= thresholds[:, None]
+    hit, ignored = np.zeros((2, len(thresholds), len(rank)), dtype=bool)
+    taken = np.zeros((len(thresholds), len(truth.group)), dtype=bool)
+    turns: Any = np.searchsorted(rank[detection], np.arange(rank.max(initial=-1) + 2))
+    for start, end in zip(turns, turns[1:]):
+        if start == end:
+            continue
+        objects, who = obj[start:end], detection[start:end]
+        free = reaches[:, start:end] & ~taken[:, objects]
+        pair = np.where(free, np.arange(end - start), end - start)
+        begins = np.flatnonzero(np.diff(who, prepend=-1))
+        best = np.minimum.reduceat(pair, begins, axis=1)  # (T, detections of this rank)
+        threshold, place = np.nonzero(best < end - start)
+        chosen, who = objects[best[threshold, place]], who[begins][place]
+        taken[threshold, chosen] = ~truth.crowd[chosen]  # crowds match again and again
+        hit[threshold, who] = ~truth.ignored[chosen]
+        ignored[threshold, who] = truth.ignored[chosen]
+    return hit, ignored

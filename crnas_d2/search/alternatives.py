@@ -1,0 +1,126 @@
+"""Alternatives to stage.py and greedy.py, for spaces too large for them.
+
+random_search scores different eligible architectures, drawn uniformly. evolution starts with those and
+mutates and crosses the best so far. Their course is a function of the seed and the scores: with the
+journal as memo, a search that was cut short resumes as if it had not been.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
+
+from crnas_d2.architecture import Architecture
+from crnas_d2.budget import Budget, BudgetSpec, Costs
+from crnas_d2.search.journal import Candidate, ranked
+from crnas_d2.search.race import Compare
+from crnas_d2.seeding import derive_seed
+from crnas_d2.space import Space
+
+DRAWS = 100_000  # codes that are tried, at most; a space that is no larger is enumerated
+GENERATION = 10  # candidates scored before the next parents are chosen
+PARENTS = 5  # the best so far
+TRIES = 200  # for one child that is new and meets the budget; then a random candidate takes its place
+
+Code = tuple[int, ...]
+
+
+def random_search(
+    space: Space, budget: BudgetSpec, compare: Compare, costs: Costs, evaluations: int, seed: int
+) -> list[Candidate]:
+    """The drawn candidates, best first.
+
+    Args:
+        evaluations: candidates to score, at least 1; fewer if no more meet the budget.
+        seed: of the draws; more evaluations with the same seed score the same candidates and others.
+
+    Raises:
+        InputError: no code meets the budget.
+    """
+    drawn = itertools.islice(eligible_draws(space, budget, costs, seed), evaluations)
+    return compare(sorted(drawn, key=space.code_of), 1)  # neighbours share most
+
+
+def evolution(
+    space: Space, budget: BudgetSpec, compare: Compare, costs: Costs, evaluations: int, seed: int
+) -> list[Candidate]:
+    """The candidates of all generations, best first; arguments and errors as of random_search.
+
+    The first generation is that of a random search with this seed.
+    """
+    budget = Budget.parse(budget)
+    rng = random.Random(derive_seed(seed, "evolution"))
+    newcomers = eligible_draws(space, budget, costs, seed)
+    generation = list(itertools.islice(newcomers, min(GENERATION, evaluations)))
+    found: list[Candidate] = []
+    seen: set[Architecture] = set()
+    while generation:
+        found += compare(sorted(generation, key=space.code_of), PARENTS)
+        best = [space.code_of(candidate.architecture) for candidate in ranked(found)[:PARENTS]]
+        seen.update(generation)
+        generation = []
+        for number in range(min(GENERATION, evaluations - len(seen))):
+            bred = _mutants(space, best, rng) if number % 2 else _crossings(space, best, rng)
+            within = (a for a in bred if a not in seen and budget.meets(costs(a)))
+            new = (a for a in newcomers if a not in seen)
+            child = next(itertools.chain(within, new), None)
+            if child is not None:
+                seen.add(child)
+                generation.append(child)
+    return ranked(found)
+
+
+def eligible_draws(space: Space, budget: BudgetSpec, costs: Costs, seed: int) -> Iterator[Architecture]:
+    """Different architectures of the space that meet the budget, uniformly, one after another.
+
+    All of them if the space has at most ``DRAWS`` codes. Costs are asked for as they are drawn.
+
+    Raises:
+        InputError: there was none.
+    """
+    budget, found = Budget.parse(budget), False
+    for architecture in _drawn(space, seed):
+        if budget.meets(costs(architecture)):
+            found = True
+            yield architecture
+    if not found:
+        budget.within(_drawn(space, seed), costs)  # raises
+
+
+def _drawn(space: Space, seed: int) -> Iterator[Architecture]:
+    """Different architectures in random order: all there are, or of ``DRAWS`` those that differ."""
+    rng, alternatives = random.Random(derive_seed(seed, "random search")), space.alternatives
+    if math.prod(map(len, alternatives)) <= DRAWS:
+        codes = list(itertools.product(*alternatives))
+        rng.shuffle(codes)
+        yield from map(space.with_code, codes)
+        return
+    seen = set()
+    for _ in range(DRAWS):
+        code = tuple(map(rng.choice, alternatives))
+        if code not in seen:
+            seen.add(code)
+            yield space.with_code(code)
+
+
+def _mutants(space: Space, parents: list[Code], rng: random.Random) -> Iterator[Architecture]:
+    """A parent with one entry changed; with more and more of them, the longer that gives nothing.
+
+    One changed depth never keeps a number of blocks.
+    """
+    alternatives = space.alternatives
+    free = [i for i, values in enumerate(alternatives) if len(values) > 1]
+    for number in range(TRIES if free else 0):
+        code = list(rng.choice(parents))
+        for i in rng.sample(free, 1 + number * len(free) // TRIES):
+            code[i] = rng.choice([value for value in alternatives[i] if value != code[i]])
+        yield space.with_code(code)
+
+
+def _crossings(space: Space, parents: list[Code], rng: random.Random) -> Iterator[Architecture]:
+    """Each entry from one of two parents."""
+    for _ in range(TRIES):
+        pair = rng.choice(parents), rng.choice(parents)
+        yield space.with_code([rng.choice(values) for values in zip(*pair)])

@@ -1,0 +1,190 @@
+"""Detections along paths: against detectron2's own loop, alone and in groups, in other arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectors import FAMILIES, HEADS
+from torch import nn
+from trained import scores, trained
+
+from crnas_d2.evaluation.path_detector import PathDetector
+from crnas_d2.modeling.backbone.supernet import Segment, find_supernet
+from crnas_d2.pipeline.scorer import Split, build_scorer
+from crnas_d2.space import StageSpace
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.layers import ROIAlign
+
+
+def plain_score(cfg: CfgNode, split: Split, detector: nn.Module) -> float:
+    """detectron2's own loop: one image at a time, COCOEvaluator."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        results = inference_on_dataset(
+            detector,
+            build_detection_test_loader(cfg, split.archval),
+            COCOEvaluator(split.archval, distributed=False, output_dir=cfg.OUTPUT_DIR),
+        )
+    return results["bbox"]["AP"]
+
+
+def test_a_score_is_the_plain_loops(tmp_path: Path) -> None:
+    """Without recalibration, whole codes: set the path, then detectron2's own evaluation."""
+    cfg, split, detector = trained(tmp_path, "stage", "SEARCH.EVAL.RECALIBRATION_IMAGES", 0)
+    supernet = find_supernet(detector)
+    paths = [supernet.space.sample(0, i) for i in range(3)]
+    found = scores(cfg, split, detector, paths)
+    for path, score in zip(paths, found):
+        with supernet.using_path(path):
+            assert score == pytest.approx(plain_score(cfg, split, detector), abs=1e-3)
+    assert max(found) > 0.05
+    assert scores(cfg, split, detector, paths) == found
+
+
+NORMED_NECK = ["MODEL.FPN.NORM", "BN"]
+
+
+@pytest.mark.parametrize("neck", [[], NORMED_NECK], ids=["plain neck", "normed neck"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("stage", []),
+        ("stage", ["MODEL.CRNAS.NESTED_DEPTHS", True]),
+        ("dilation", []),
+        ("stage", FAMILIES["mobilenetv2"]),
+        ("dilation", FAMILIES["mobilenetv2"]),
+    ],
+    ids=["stage", "nested", "dilation", "stage mobilenet", "dilation mobilenet"],
+)
+def test_a_group_scores_what_each_candidate_would_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    options: list[Any],
+    neck: list[Any],
+) -> None:
+    """Bit-exact, whole codes and partial ones; and what was shared was not computed again."""
+    few = ["SOLVER.MAX_ITER", 8, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+    cfg, split, detector = trained(tmp_path, kind, *options, *neck, *few)
+    space = find_supernet(detector).space
+    if isinstance(space, StageSpace):
+        groups = [list(space.codes())]
+    else:
+        first = space.extensions(space.root)
+        second = [longer for partial in first for longer in space.extensions(partial)]
+        groups = [first, second, [space.sample(0, i) for i in range(6)]]
+    before = {k: v.clone() for k, v in detector.state_dict().items()}
+    run, computed = Segment.__call__, []
+    monkeypatch.setattr(Segment, "__call__", lambda self, x: computed.append(self.name) or run(self, x))
+    together = [scores(cfg, split, detector, group) for group in groups]
+    computed_together = len(computed)
+    alone = [[scores(cfg, split, detector, [a])[0] for a in group] for group in groups]
+    assert together == alone
+    assert all(len(set(found)) > 1 for found in together)
+    after = detector.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert 0 < computed_together < 0.9 * (len(computed) - computed_together)
+
+
+def certainty(cfg: CfgNode, split: Split, detector: nn.Module, paths: list[Any]) -> list[float]:
+    """The mean certainty of each path's detections: few iterations make no AP to speak of."""
+    scorer = build_scorer(cfg, split, detector)
+    paths_of: PathDetector = scorer._detector
+    statistics = paths_of.statistics(paths)
+    found: list[list[torch.Tensor]] = [[] for _ in paths]
+    for number, inputs in scorer._archval.mine():
+        for mine, outputs in zip(found, paths_of.detect(paths, statistics, number, inputs)):
+            mine += [instances.scores for instances in outputs]
+    return [100 * float(torch.cat(mine).double().mean()) for mine in found]
+
+
+@pytest.mark.parametrize("kind", ["stage", "dilation"])
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [(["SEARCH.EVAL.AMP", "bf16"], 0.1), (["SEARCH.EVAL.CHANNELS_LAST", True], 1e-3)],
+    ids=str,
+)
+def test_faster_arithmetic_scores_about_the_same(
+    tmp_path: Path, kind: str, options: list[Any], tolerance: float
+) -> None:
+    every = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "SEARCH.EVAL.RECALIBRATION_IMAGES", 8]
+    cfg, split, detector = trained(tmp_path, kind, *every)
+    paths = [find_supernet(detector).space.sample(0, i) for i in range(3)]
+    exact = certainty(cfg, split, detector, paths)
+    cfg.merge_from_list(options)
+    found = certainty(cfg, split, detector, paths)
+    assert found == pytest.approx(exact, rel=tolerance)
+    assert found != exact
+
+
+def test_mixed_precision_leaves_coordinates_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boxes go into RoIAlign, and masks into their boxes, in float32; convolutions are in bf16."""
+    options = [*HEADS["MaskRCNN"], "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+    options += ["SEARCH.EVAL.TASK", "segm", "SEARCH.EVAL.AMP", "bf16"]
+    cfg, split, detector = trained(tmp_path, "stage", *options)
+    seen: dict[str, set[torch.dtype]] = {"roi": set(), "conv": set(), "mask": set()}
+
+    for module in detector.modules():
+        if isinstance(module, ROIAlign):
+            module.register_forward_pre_hook(lambda _, inputs: seen["roi"].add(inputs[0].dtype))
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, __, output: seen["conv"].add(output.dtype))
+    pasted = nn.functional.grid_sample
+
+    def paste(masks: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen["mask"].add(masks.dtype)
+        return pasted(masks, *args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "grid_sample", paste)
+    certainty(cfg, split, detector, [find_supernet(detector).space.sample(0, 0)])
+    assert seen == {"roi": {torch.float32}, "conv": {torch.bfloat16}, "mask": {torch.float32}}
+    assert not detector.backbone._forward_hooks and not detector.roi_heads._forward_hooks
+
+
+def test_partial_codes_meet_the_same_draws(tmp_path: Path) -> None:
+    """The same partial code scores the same; a later block of the search draws anew."""
+    cfg, split, detector = trained(tmp_path, "dilation")
+    space = find_supernet(detector).space
+    first = scores(cfg, split, detector, [space.root])
+    assert scores(cfg, split, detector, [space.root]) == first
+    drawn = []
+
+    def noting(name: str) -> Any:
+        original = getattr(type(space), name)
+
+        def complete(self: Any, partial: Any, seed: int, batch: int) -> Any:
+            drawn.append((name, len(partial.dilation_code), batch))
+            return original(self, partial, seed, batch)
+
+        return complete
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("complete", "complete_evenly"):
+            patch.setattr(type(space), name, noting(name))
+        scores(cfg, split, detector, [space.root.extended([2])])
+    assert drawn == [
+        *[("complete_evenly", 1, batch) for batch in range(4)],  # 4 images, at least three batches
+        *[("complete", 1, batch) for batch in range(2)],
+    ]
+
+
+def test_partial_codes_of_different_lengths_are_no_group(tmp_path: Path) -> None:
+    """Their random completions could meet, with statistics that differ."""
+    cfg, split, detector = trained(tmp_path, "dilation", "SOLVER.MAX_ITER", 1)
+    space = find_supernet(detector).space
+    group = [space.root.extended([2]), space.root.extended([2, 1])]
+    with pytest.raises(ValueError, match="same length"):
+        scores(cfg, split, detector, group)
+
+
+def test_a_detector_without_a_supernet_has_no_paths() -> None:
+    with pytest.raises(ValueError, match="no supernet"):
+        PathDetector(nn.Identity(), None, seed=0)  # type: ignore[arg-type]
