@@ -13,15 +13,14 @@ import argparse
 
 from crnas_d2.engine.setup import start_run
 from crnas_d2.launch import run
-from crnas_d2.pipeline.plan import plan_search
+from crnas_d2.pipeline.plan import Plan, plan_search
 from crnas_d2.pipeline.run import run_search
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 
-def main(args: argparse.Namespace) -> None:
+def work(plan: Plan, args: argparse.Namespace) -> None:
     """What each process does."""
-    plan = plan_search(args)
     start_run(plan.cfg, args, quiet=True)
     written = run_search(plan, resume=args.resume)
     if comm.is_main_process():
@@ -29,4 +28,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, plan_search, default_argument_parser())
+    run(plan_search, work, default_argument_parser())

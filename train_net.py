@@ -15,12 +15,12 @@ from crnas_d2.engine.setup import start_run, train_config
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.launch import run
 from crnas_d2.modeling.build import input_convention
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
 
-def main(args: argparse.Namespace) -> None:
+def work(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What each process does."""
-    cfg = train_config(args)
     start_run(cfg, args)
     if args.eval_only:
         model = DetectionTrainer.build_model(cfg)
@@ -35,4 +35,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, train_config, default_argument_parser())
+    run(train_config, work, default_argument_parser())

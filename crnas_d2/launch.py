@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,7 +34,8 @@ from crnas_d2.errors import InputError
 from crnas_d2.files import write_to_log
 from detectron2.utils import comm
 
-Main = Callable[[argparse.Namespace], object]
+Prepare = Callable[[argparse.Namespace], Any]
+Work = Callable[[Any, argparse.Namespace], object]
 # A disk that is full, broken, read-only or gone, and a path that cannot be written.
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE),
@@ -134,24 +136,25 @@ def join(process: Process, device: str, minutes: float = 30) -> None:
         dist.set_timeout(timeout, comm._get_global_gloo_group())
 
 
-def run(main: Main, check: Main, parser: argparse.ArgumentParser) -> None:
-    """Parse the command line and run ``main`` in every process.
+def run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> None:
+    """Parse the command line; ``prepare`` on rank 0, then ``work`` in every process.
 
     Exits with status 2 and one line on standard error for bad input, with status 1 and one line where
     the disk fails or training diverges.
 
     Args:
-        main: what each process does; importable by its name.
-        check: raises InputError for bad input and writes nothing; called before processes are started.
+        prepare: reads and checks, raises InputError for bad input, and writes nothing.
+        work: called with what ``prepare`` returned, pickled on ranks above 0, and with the command
+            line's arguments. Both are importable by their names.
     """
     parser.epilog = (parser.epilog or "") + EPILOG
     parser.set_defaults(num_gpus=None)  # so that --num-gpus 1 is seen, too
-    status = _status(_run, main, check, parser)
+    status = _status(_run, prepare, work, parser)
     if status:
         sys.exit(status)
 
 
-def _run(main: Main, check: Main, parser: argparse.ArgumentParser) -> int:
+def _run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> int:
     args = parser.parse_args()
     for word in args.opts:
         if word.startswith("--"):
@@ -165,17 +168,16 @@ def _run(main: Main, check: Main, parser: argparse.ArgumentParser) -> int:
             if value != parser.get_default(name):
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option}: {value}: leave it out under torchrun and srun")
-        return _in_group(process, main, args)
+        return _in_group(process, prepare, work, args)
     processes = from_options(args)
     if processes[0].world_size == 1:
-        main(args)
+        work(prepare(args), args)
         return 0
     device, gpus = read_config(args.config_file, args.opts).MODEL.DEVICE, torch.cuda.device_count()
     if torch.device(device).type == "cuda" and len(processes) > gpus:
         raise InputError(f"--num-gpus: {len(processes)}: there are {gpus}; allowed are 1 to {gpus}")
-    check(args)
     try:
-        mp.spawn(_spawned, (processes, main, args), nprocs=len(processes))
+        mp.spawn(_spawned, (processes, prepare, work, args), nprocs=len(processes))
     except mp.ProcessExitedException as error:
         if error.exit_code < 0:  # else it has printed its error
             rank = processes[error.error_index].rank
@@ -184,21 +186,35 @@ def _run(main: Main, check: Main, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _spawned(local_rank: int, processes: list[Process], main: Main, args: argparse.Namespace) -> None:
+def _spawned(local_rank: int, processes: list[Process], *rest: Any) -> None:
     try:
-        status = _status(_in_group, processes[local_rank], main, args)
+        status = _status(_in_group, processes[local_rank], *rest)
     except Exception:
         traceback.print_exc()  # mp.spawn would do it when all others have ended, which may take long
         status = 1
     sys.exit(status)
 
 
-def _in_group(process: Process, main: Main, args: argparse.Namespace) -> int:
+def _in_group(process: Process, prepare: Prepare, work: Work, args: argparse.Namespace) -> int:
     cfg = read_config(args.config_file, args.opts)
     join(process, cfg.MODEL.DEVICE, cfg.DIST_TIMEOUT_MINUTES)
-    main(args)
+    work(_on_every_rank(prepare, args), args)
     dist.destroy_process_group()  # not after an error: it would wait for the others
     return 0
+
+
+def _on_every_rank(prepare: Prepare, args: argparse.Namespace) -> Any:
+    """What ``prepare`` returns on rank 0. Its InputError is rank 0's to print; the others exit."""
+    prepared, error = None, None
+    if comm.is_main_process():
+        try:
+            prepared = prepare(args)
+        except InputError as raised:
+            error = raised
+    if comm.all_gather(error is not None)[0]:
+        raise error or SystemExit(2)
+    shared = comm.all_gather(prepared)[0]
+    return prepared if comm.is_main_process() else shared
 
 
 def _status(call: Callable[..., int], *args: object) -> int:

@@ -85,7 +85,7 @@ class Bench:
         self._capsys.readouterr()
         before = snapshot(self.folder)
         with pytest.raises(SystemExit) as left:
-            run(module.main, check, default_argument_parser())
+            run(check, module.work, default_argument_parser())
         assert left.value.code == 2
         assert snapshot(self.folder) == before
         error = self._capsys.readouterr().err

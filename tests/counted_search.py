@@ -30,4 +30,4 @@ def counted(self: Supernet, x: Any) -> Any:
 
 if __name__ == "__main__":
     Supernet.forward = counted
-    run(search_net.main, plan_search, default_argument_parser())
+    run(plan_search, search_net.work, default_argument_parser())

@@ -93,4 +93,4 @@ StepTrainer.run_step, ArchvalScorer.detect = faulty_step, faulty_detect
 search_hook.Race = functools.partial(search_hook.Race, group_size=1)
 
 if __name__ == "__main__":
-    run(search_net.main, plan_search, default_argument_parser())
+    run(plan_search, search_net.work, default_argument_parser())

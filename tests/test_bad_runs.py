@@ -14,7 +14,7 @@ import torch
 from bench import SEARCH, TRAIN, Bench, of
 from test_checkpoint import DAMAGES, Trap
 
-from crnas_d2.data.splits import write_split
+from crnas_d2.data.splits import write_splits
 from crnas_d2.pipeline.configs import supernet_config
 from crnas_d2.pipeline.plan import plan_search
 from detectron2.engine import default_argument_parser
@@ -254,7 +254,7 @@ def test_runs_of_others_below_the_folder_are_no_hindrance(bench: Bench) -> None:
 def test_resume_with_other_data(bench: Bench) -> None:
     """Part of the candidates would be scored on another archval than the rest."""
     plan = plan_search(default_argument_parser().parse_args(bench.arguments(["--resume"])))
-    write_split(plan.parts, bench.output / "splits")
+    write_splits(plan.parts, bench.output / "splits")
     assert bench.starts(SEARCH, "--resume")
     path = bench.json(lambda content: content["images"].pop(3) and cut_off(content))
     error = bench.call(SEARCH, "--resume", "DATASETS.TRAIN_JSON", path)

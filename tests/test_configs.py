@@ -182,5 +182,5 @@ def test_a_search_is_planned(path: Path, shared_data: Path, tmp_path: Path) -> N
         pytest.skip(f"no {data}; make demo generates that of Shapes")
     arguments = ["--config-file", str(path), "OUTPUT_DIR", str(tmp_path / "out")]
     plan = plan_search(default_argument_parser().parse_args(arguments))
-    assert len(plan.parts[0]["images"]) > len(plan.parts[1]["images"]) > 0
+    assert len(plan.parts["archtrain"]["images"]) > len(plan.parts["archval"]["images"]) > 0
     assert not (tmp_path / "out").exists()

@@ -149,7 +149,7 @@ def called(monkeypatch: pytest.MonkeyPatch, capsys: Any, *words: str) -> tuple[i
     """The status and standard error of a script with this command line, which does nothing."""
     monkeypatch.setattr(sys, "argv", ["train_net.py", *words])
     try:
-        launch.run(lambda args: None, lambda args: None, default_argument_parser())
+        launch.run(lambda args: None, lambda prepared, args: None, default_argument_parser())
     except SystemExit as left:
         return int(left.code or 0), capsys.readouterr().err
     return 0, capsys.readouterr().err
@@ -252,5 +252,5 @@ def test_the_time_out_is_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     pairs = ["MODEL.DEVICE", "cpu", "DIST_TIMEOUT_MINUTES", "7"]
     args = argparse.Namespace(config_file=str(tiny_yaml(tmp_path / "any.yaml")), opts=pairs)
     with pytest.raises(Joined) as joined:
-        launch._in_group(RANK_3, print, args)
+        launch._in_group(RANK_3, print, print, args)
     assert joined.value.args == (RANK_3, "cpu", 7)

@@ -18,7 +18,7 @@ from crnas_d2.errors import InputError
 from crnas_d2.evaluation.batches import FixedBatches
 from crnas_d2.evaluation.path_detector import PathDetector
 from crnas_d2.modeling.backbone.supernet import ChoiceBlock, find_supernet
-from crnas_d2.pipeline.scorer import build_scorer, check_scoring, recalibration_images
+from crnas_d2.pipeline.scorer import build_scorer, check_scoring
 from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 
 
@@ -99,11 +99,3 @@ def test_fewer_than_three_images_are_refused(tmp_path: Path) -> None:
     for few in (1, 2):
         with pytest.raises(InputError, match=rf"RECALIBRATION_IMAGES: {few}: 0 or at least 3"):
             read_config("", ["SEARCH.EVAL.RECALIBRATION_IMAGES", few])
-
-
-def test_recalibration_images_do_not_depend_on_order() -> None:
-    dicts = [{"image_id": i} for i in range(20)]
-    chosen = recalibration_images(dicts, 5, seed=1)
-    assert recalibration_images(dicts[::-1], 5, seed=1) == chosen
-    assert recalibration_images(dicts, 5, seed=2) != chosen
-    assert len(recalibration_images(dicts, 50, seed=1)) == 20

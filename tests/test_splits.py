@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from crnas_d2.data.splits import archval_ids, split, write_split
+from crnas_d2.data import splits
+from crnas_d2.data.splits import archval_ids, recalibration_ids
 from crnas_d2.errors import InputError
 
 Content = dict[str, Any]
@@ -49,6 +50,28 @@ def bccd(folder: Path) -> Content:
 
 def counted(entries: list[Any]) -> Counter[str]:
     return Counter(json.dumps(entry, sort_keys=True) for entry in entries)
+
+
+def split(*args: Any) -> tuple[Content, Content]:
+    """archtrain and archval."""
+    parts = splits.split(*args)
+    return parts["archtrain"], parts["archval"]
+
+
+def write_split(parts: tuple[Content, Content], folder: Path) -> None:
+    splits.write_splits(dict(zip(("archtrain", "archval"), parts)), folder)
+
+
+def test_recalibration_images_are_a_part_of_archtrain() -> None:
+    content = generated(30)
+    for count in (0, 5, 99):
+        parts = splits.split(content, 6, "id", 0, count)
+        ids = {name: {image["id"] for image in part["images"]} for name, part in parts.items()}
+        assert len(ids["recalibration"]) == min(count, 24)
+        assert ids["recalibration"] <= ids["archtrain"]
+        assert splits.split(shuffled(content, 1), 6, "id", 0, count) == parts
+    assert recalibration_ids(range(20), 5, seed=1) == recalibration_ids(range(20)[::-1], 5, seed=1)
+    assert recalibration_ids(range(20), 5, seed=1) != recalibration_ids(range(20), 5, seed=2)
 
 
 def assert_a_split(content: Content, parts: tuple[Content, Content], field: str) -> None:

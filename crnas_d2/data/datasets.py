@@ -203,6 +203,29 @@ def _checked(
     return renumber(content)
 
 
+def register_own_data(cfg: CfgNode) -> dict[str, str]:
+    """Register the data sets that the *_JSON and *_IMAGES keys name; nothing is read.
+
+    Returns:
+        their names by side, TRAIN or TEST.
+
+    Raises:
+        InputError: a key without its partner.
+    """
+    names = {}
+    for side in ("TRAIN", "TEST"):
+        keys = [f"DATASETS.{side}_JSON", f"DATASETS.{side}_IMAGES"]
+        paths = [cfg.DATASETS[f"{side}_JSON"], cfg.DATASETS[f"{side}_IMAGES"]]
+        if bool(paths[0]) != bool(paths[1]):
+            empty, full = keys[::-1] if paths[0] else keys
+            raise InputError(f"{empty}: empty; {full} names its partner, so both are needed")
+        if paths[0]:
+            json_file, images = map(os.path.abspath, paths)
+            names[side] = f"{side.lower()}:{json_file}"
+            register_coco(names[side], json_file, images)
+    return names
+
+
 def use_own_data(
     cfg: CfgNode, train: bool = True, test: bool = True, annotated: bool = True
 ) -> dict[str, Record]:
@@ -225,21 +248,12 @@ def use_own_data(
     contents: dict[str, Record] = {}
     if cfg.DATASETS.TRAIN_JSON and not cfg.DATASETS.TEST_JSON:
         cfg.DATASETS.TEST = ()  # what a config names there is of other data
-    for side, used in (("TRAIN", train), ("TEST", test)):
-        json_key, images_key = f"DATASETS.{side}_JSON", f"DATASETS.{side}_IMAGES"
-        json_file, images = cfg.DATASETS[f"{side}_JSON"], cfg.DATASETS[f"{side}_IMAGES"]
-        if bool(json_file) != bool(images):
-            empty, full = (images_key, json_key) if json_file else (json_key, images_key)
-            raise InputError(f"{empty}: empty; {full} names its partner, so both are needed")
-        if not json_file:
-            continue
-        json_file, images = os.path.abspath(json_file), os.path.abspath(images)
-        if used:
-            files = (json_file, json_key), (images, images_key)
-            contents[side] = _checked(cfg, side, *files, annotated or side == "TRAIN")
-        name = f"{side.lower()}:{json_file}"
-        register_coco(name, json_file, images)
+    for side, name in register_own_data(cfg).items():
         cfg.DATASETS[side] = (name,)
+        if train if side == "TRAIN" else test:
+            known, key = MetadataCatalog.get(name), f"DATASETS.{side}"
+            files = (known.json_file, f"{key}_JSON"), (known.image_root, f"{key}_IMAGES")
+            contents[side] = _checked(cfg, side, *files, annotated or side == "TRAIN")
     classes = {side: _classes(content)["thing_classes"] for side, content in contents.items()}
     for names in classes.values():
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(names)

@@ -21,6 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from crnas_d2.data.imagenet import ClassificationMapper, is_image_folder
+from crnas_d2.data.records import Records, from_main
 from crnas_d2.errors import InputError
 from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
@@ -104,8 +105,8 @@ class NamingMapper:
 class SeededDataset(Dataset):
     """Maps (iteration, index) to a training sample, with that iteration's augmentation."""
 
-    def __init__(self, dicts: list[dict[str, Any]], mapper: Mapper, seed: int) -> None:
-        self._dicts = DatasetFromList(dicts, copy=False)
+    def __init__(self, dicts: Records, mapper: Mapper, seed: int) -> None:
+        self._dicts = dicts
         self._mapper = mapper
         self._seed = seed
 
@@ -198,24 +199,29 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
     """
     check_loading(cfg, comm.get_world_size())
     labelled = all(map(is_image_folder, cfg.DATASETS.TRAIN))
-    if labelled:
-        dicts = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
-        mapper: Mapper = _classification_mapper(cfg, is_train=True)
-        wide = [True] * len(dicts)
-    else:
-        keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-        dicts = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
-        mapper = DatasetMapper(cfg, is_train=True)
-        grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
-        wide = [not grouped or record["width"] > record["height"] for record in dicts]
-    dataset = SeededDataset(dicts, NamingMapper(mapper), seed)
+    wide = np.zeros(0, dtype=bool)
+
+    def load() -> list[dict[str, Any]]:
+        nonlocal wide
+        if labelled:
+            dicts = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+        else:
+            keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+            dicts = get_detection_dataset_dicts(
+                cfg.DATASETS.TRAIN,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+                proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+            )
+        alike = labelled or not cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        wide = np.array([alike or record["width"] > record["height"] for record in dicts], dtype=bool)
+        return dicts
+
+    records = Records(load)
+    mapper: Mapper = (_classification_mapper if labelled else DatasetMapper)(cfg, is_train=True)
+    dataset = SeededDataset(records, NamingMapper(mapper), seed)
     size, workers = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS
-    return TrainLoader(dataset, wide, size, seed, workers, one_size=labelled)
+    return TrainLoader(dataset, from_main(wide).tolist(), size, seed, workers, one_size=labelled)
 
 
 def _classification_mapper(cfg: CfgNode, is_train: bool) -> ClassificationMapper:

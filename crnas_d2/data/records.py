@@ -20,7 +20,7 @@ class Records:
     the JSON. DataLoader workers share the array with their process.
 
     Args:
-        load: called on rank 0 alone.
+        load: called on rank 0 only.
     """
 
     def __init__(self, load: Callable[[], Sequence[dict[str, Any]]]) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crnas_d2.data.coco_json import Record
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_text
 from crnas_d2.seeding import derive_seed
@@ -60,7 +61,7 @@ def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: i
     return chosen
 
 
-def part_of(content: dict[str, Any], ids: set[int]) -> dict[str, Any]:
+def part_of(content: Record, ids: set[Any]) -> Record:
     """The COCO JSON's content cut down to some images, sorted by id."""
     return {
         **content,
@@ -72,33 +73,61 @@ def part_of(content: dict[str, Any], ids: set[int]) -> dict[str, Any]:
 
 
 def split(
-    content: dict[str, Any], size: int, field: str, seed: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(archtrain, archval) of a training set's COCO JSON; disjoint, together the whole set.
+    content: Record, size: int, field: str, seed: int, recalibration: int = 0
+) -> dict[str, Record]:
+    """The parts of a training set's COCO JSON: archtrain, archval, and recalibration.
+
+    The first two are disjoint, together the whole set; the last one is a part of archtrain.
+
+    Args:
+        size, field: as of ``archval_ids``.
+        recalibration: images of that part.
 
     Raises:
         InputError: as ``archval_ids``, or a part without an annotation.
     """
     held_out = archval_ids(content["images"], size, field, seed)
     rest = {image["id"] for image in content["images"]} - held_out
-    parts = part_of(content, rest), part_of(content, held_out)
-    for name, part in zip(("archtrain", "archval"), parts):
+    parts = {"archtrain": part_of(content, rest), "archval": part_of(content, held_out)}
+    for name, part in parts.items():
         if all(annotation["iscrowd"] for annotation in part["annotations"]):
             raise InputError(
                 f"SEARCH.ARCHVAL.SIZE: {size}: {name} of {len(part['images'])} images "
                 "would have no annotation with iscrowd 0"
             )
-    return parts
+    chosen = set(recalibration_ids(rest, recalibration, seed))
+    return {**parts, "recalibration": part_of(parts["archtrain"], chosen)}
 
 
-def write_split(parts: tuple[dict[str, Any], dict[str, Any]], folder: Path) -> None:
-    """Write archtrain.json and archval.json; log the classes that one of them has no object of."""
-    for name, part in zip(("archtrain", "archval"), parts):
+def recalibration_ids(ids: Iterable[Any], count: int, seed: int) -> list[Any]:
+    """A fixed choice of ``count`` image ids, whatever their order; all, if there are fewer."""
+    return sorted(ids, key=lambda i: (derive_seed(seed, "recalibration", str(i)), str(i)))[:count]
+
+
+def write_splits(parts: Mapping[str, Record], folder: Path) -> None:
+    """Write each part as {name}.json; log the classes of which archtrain or archval has no object."""
+    for name, part in parts.items():
         write_text(folder / f"{name}.json", json.dumps(part))
+        verb = {"archtrain": "learn", "archval": "score"}.get(name)
         present = {a["category_id"] for a in part["annotations"] if not a["iscrowd"]}
         absent = [c["name"] for c in part["categories"] if c["id"] not in present]
-        if absent:
+        if absent and verb:
             logging.getLogger(__name__).warning(
                 "%s has no object of these classes, so a search cannot %s them: %s",
-                *(name, "learn" if name == "archtrain" else "score", ", ".join(absent)),
+                *(name, verb, ", ".join(absent)),
+            )
+
+
+def check_same_splits(parts: Mapping[str, Record], folder: Path) -> None:
+    """The parts that an earlier run has written are the same.
+
+    Raises:
+        InputError: the first that is not.
+    """
+    for name, part in parts.items():
+        path = folder / f"{name}.json"
+        if path.is_file() and path.read_text(encoding="utf-8") != json.dumps(part):
+            raise InputError(
+                f"DATASETS.TRAIN: its JSON gives another {name} than {path}; "
+                "--resume continues with the same data only"
             )

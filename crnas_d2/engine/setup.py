@@ -24,7 +24,7 @@ from crnas_d2.config import (
     read_config,
     refuse_renamed,
 )
-from crnas_d2.data.datasets import check_dataset, use_own_data
+from crnas_d2.data.datasets import check_dataset, register_own_data, use_own_data
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
 from crnas_d2.engine.checkpoint import last_whole
@@ -286,7 +286,6 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
     Args:
         quiet: detectron2's own lines go to OUTPUT_DIR/log.txt alone.
     """
-    comm.synchronize()  # every rank has checked OUTPUT_DIR before the first one writes to it
     if cfg.NUM_THREADS > 0:
         torch.set_num_threads(cfg.NUM_THREADS)
     rank = comm.get_rank()
@@ -301,6 +300,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
                     handler.setLevel(logging.WARNING)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="crnas_d2")
     default_setup(cfg, args)
+    register_own_data(cfg)  # rank 0 has read and checked it
     asked = merge_config(args.config_file, args.opts).MODEL.DEVICE
     if asked != cfg.MODEL.DEVICE and rank == 0:
         line = f"MODEL.DEVICE: {asked!r}: torch sees no CUDA GPU; running on the CPU"

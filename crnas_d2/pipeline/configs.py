@@ -14,7 +14,7 @@ import yaml
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
 from crnas_d2.config import leaves, read_config
-from crnas_d2.data.datasets import use_own_data
+from crnas_d2.data.datasets import register_own_data
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_text
 from crnas_d2.modeling.build import input_convention, stage_space_of
@@ -106,7 +106,12 @@ def network_config(cfg: CfgNode, path: str) -> CfgNode:
     run = read_config(path)
     for key in OWN_DATA:
         run.DATASETS[key] = cfg.DATASETS[key]
-    use_own_data(run)
+    if cfg.DATASETS.TRAIN_JSON:
+        run.DATASETS.TEST = ()  # what a config names there is of other data
+        for head in HEADS:
+            run.MODEL[head].NUM_CLASSES = cfg.MODEL[head].NUM_CLASSES
+    for side, name in register_own_data(run).items():
+        run.DATASETS[side] = (name,)
     run.SEED, run.NUM_THREADS, run.MODEL.DEVICE = cfg.SEED, cfg.NUM_THREADS, cfg.MODEL.DEVICE
     return run
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from crnas_d2.budget import Budget, Costs
 from crnas_d2.config import read_config
 from crnas_d2.data.datasets import check_dataset, use_own_data
 from crnas_d2.data.loader import check_loading
-from crnas_d2.data.splits import split
+from crnas_d2.data.pictures import check_decodes
+from crnas_d2.data.splits import check_same_splits, split
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.engine.setup import (
     check_data,
@@ -55,9 +56,9 @@ TRACES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """A checked search.
+    """A checked search. Ranks above 0 receive it without the parts.
 
     Attributes:
         cfg: its config.
@@ -65,7 +66,7 @@ class Plan:
         bases: for each budget the path of the config that found.yaml is based on.
         networks: for each budget that config, for our data and device; all have the same costs.
         pretrain: path of the classification config; empty: none.
-        parts: archtrain and archval, contents of COCO JSONs.
+        parts: contents of COCO JSONs, on rank 0 until they are written (data/splits.py).
         images: folder of the training set.
     """
 
@@ -74,8 +75,11 @@ class Plan:
     bases: list[str]
     networks: list[CfgNode]
     pretrain: str
-    parts: tuple[dict[str, Any], dict[str, Any]]
+    parts: dict[str, dict[str, Any]] | None
     images: str
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "parts": None}
 
     @property
     def folder(self) -> Path:
@@ -117,21 +121,25 @@ def plan_search(args: argparse.Namespace) -> Plan:
         raise InputError(
             f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN[0]!r}: has no COCO JSON, which a search splits"
         )
-    parts = split(content, cfg.SEARCH.ARCHVAL.SIZE, cfg.SEARCH.ARCHVAL.SPLIT_FIELD, seed_of(cfg))
-    check_scoring(cfg, len(parts[0]["images"]), parts[1])
+    node, images = cfg.SEARCH, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root
+    recalibration = node.EVAL.RECALIBRATION_IMAGES
+    parts = split(content, node.ARCHVAL.SIZE, node.ARCHVAL.SPLIT_FIELD, seed_of(cfg), recalibration)
+    check_scoring(cfg, len(parts["archtrain"]["images"]), parts["archval"])
     check_output(cfg.OUTPUT_DIR, args.resume, TRACES)
     _check_journals(Path(cfg.OUTPUT_DIR))
     if args.resume:
         check_same_run(cfg)
-        _check_same_split(parts, Path(cfg.OUTPUT_DIR))
+        check_same_splits(parts, Path(cfg.OUTPUT_DIR) / "splits")
     if "stage" not in cfg.SEARCH.PHASES and (Path(cfg.OUTPUT_DIR) / "stage").exists():
         raise InputError(
             f"SEARCH.PHASES: {tuple(cfg.SEARCH.PHASES)}: {cfg.OUTPUT_DIR} holds a stage search, whose "
             "result the next phases take; name stage, too: what is done is not done again"
         )
     check_weights(first, args.resume)
+    for part in ("archval", "recalibration"):  # found out now, not after weeks of training
+        files = [os.path.join(images, image["file_name"]) for image in parts[part]["images"]]
+        check_decodes(files, "DATASETS.TRAIN")
     cfg.freeze()
-    images = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root
     return Plan(cfg, budgets, bases, networks, pretrain, parts, images)
 
 
@@ -274,13 +282,3 @@ def _check_journals(folder: Path) -> None:
                             f"{path}:{number}: phase {record['phase']!r}: allowed is {phase!r}; "
                             "fix or remove the line"
                         )
-
-
-def _check_same_split(parts: tuple[dict[str, Any], dict[str, Any]], folder: Path) -> None:
-    for part, now in zip(("archtrain", "archval"), parts):
-        path = folder / "splits" / f"{part}.json"
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != now:
-            raise InputError(
-                f"DATASETS.TRAIN: its JSON gives another {part} than {path}; "
-                "--resume continues with the same data only"
-            )

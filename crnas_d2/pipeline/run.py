@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from crnas_d2.analysis.costs import backbone_costs
@@ -23,8 +24,9 @@ from crnas_d2.analysis.latency import LatencyCosts, Stopwatch
 from crnas_d2.analysis.report import write_report
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs
+from crnas_d2.data.coco_json import load_json
 from crnas_d2.data.datasets import register_coco
-from crnas_d2.data.splits import write_split
+from crnas_d2.data.splits import write_splits
 from crnas_d2.engine.setup import write_config
 from crnas_d2.engine.trainer import SupernetTrainer, seed_of
 from crnas_d2.modeling.build import architecture_of, stage_space_of
@@ -57,22 +59,19 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
         paths of what was written, for the last line.
     """
     cfg, folder = plan.cfg, plan.folder
-    parts = _write_split(plan)
-    costs = _costs(plan)
+    phases = Phases(plan, *_write_splits(plan), _costs(plan), resume)
     bases = dict(zip(plan.budgets, plan.bases))
     if "stage" in cfg.SEARCH.PHASES:
-        winners = _stage_phase(plan, parts, costs, resume)
+        winners = phases.stage()
     else:
         named = architecture_of(cfg)
-        met = [budget for budget in plan.budgets if budget.meets(costs(named))]
+        met = [budget for budget in plan.budgets if budget.meets(phases.costs(named))]
         winners = {met[0] if met else Budget.parse(block_cost(named)): named}
     written = []
     for budget, architecture in winners.items():
         suffix = f"_{budget.name}" if len(winners) > 1 else ""
         if "dilation" in cfg.SEARCH.PHASES:
-            architecture = _dilation_phase(
-                plan, parts, costs, resume, budget, architecture, f"dilation{suffix}"
-            )
+            architecture = phases.dilation(budget, architecture, f"dilation{suffix}")
         path = folder / f"found{suffix}.yaml"
         if comm.is_main_process():
             comment = f"{architecture}, found by search_net.py for a budget of {budget}"
@@ -86,20 +85,19 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
     return written
 
 
-def _write_split(plan: Plan) -> Split:
-    folder = plan.folder / "splits"
+def _write_splits(plan: Plan) -> tuple[str, Split]:
+    """Register archtrain, whose name it returns, archval and the recalibration images."""
+    folder = (plan.folder / "splits").resolve()
     if comm.is_main_process():
-        write_split(plan.parts, folder)
+        assert plan.parts is not None
+        write_splits(plan.parts, folder)
+        plan.parts = None  # the training set, as objects, leaves its memory
     comm.synchronize()
-    names = []
-    for part in ("archtrain", "archval"):
-        path = (folder / f"{part}.json").resolve()
-        names.append(f"{part} in {path.parent}")
-        register_coco(names[-1], str(path), plan.images)
-    logging.getLogger(__name__).info(
-        "archtrain: %d images, archval: %d images", *(len(p["images"]) for p in plan.parts)
-    )
-    return Split(names[0], names[1], plan.parts[1])
+    names = {part: f"{part} in {folder}" for part in ("archtrain", "archval", "recalibration")}
+    for part, name in names.items():
+        register_coco(name, str(folder / f"{part}.json"), plan.images)
+    archval = load_json(str(folder / "archval.json"), "--resume")
+    return names["archtrain"], Split(names["recalibration"], names["archval"], archval)
 
 
 def _costs(plan: Plan) -> Costs:
@@ -121,39 +119,72 @@ def _costs(plan: Plan) -> Costs:
     )
 
 
-def _stage_phase(plan: Plan, parts: Split, costs: Costs, resume: bool) -> dict[Budget, Architecture]:
-    """The best stage code for each budget."""
-    cfg = supernet_config(plan.cfg, "stage")
-    space = stage_space_of(cfg)
-    check_met(cfg, plan.budgets, costs)  # with latencies measured, before weeks of training
-    check_baselines(plan.budgets, plan.networks, costs)
-    method = _alternative(cfg, cfg.SEARCH.STAGE.METHOD) or stage_search
-    results = _train_and_search(plan, cfg, parts, space, plan.budgets, method, costs, resume)
-    return {budget: candidates[0].architecture for budget, candidates in results.items()}
+@dataclass(frozen=True)
+class Phases:
+    """The two phases that search.
 
-
-def _dilation_phase(
-    plan: Plan,
-    parts: Split,
-    costs: Costs,
-    resume: bool,
-    budget: Budget,
-    architecture: Architecture,
-    folder: str,
-) -> Architecture:
-    """The best dilation code of a stage code that still meets the budget; or the stage code undilated.
-
-    Only latency depends on rates, and it is measured on the network as it would be found.
+    Attributes:
+        archtrain: name of the registered data set.
+        split: what is scored on.
+        costs: of the networks that will be trained.
+        resume: whether earlier checkpoints are resumed from.
     """
-    cfg = supernet_config(plan.cfg, "dilation", architecture, folder)
 
-    def greedy(space: DilationSpace, _: Budget, compare: Compare, __: Costs) -> list[Candidate]:
-        return greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)
+    plan: Plan
+    archtrain: str
+    split: Split
+    costs: Costs
+    resume: bool
 
-    space = DilationSpace(architecture.family, architecture.stage_code)
-    method = _alternative(cfg, cfg.SEARCH.DILATION.METHOD) or greedy
-    results = _train_and_search(plan, cfg, parts, space, [budget], method, costs, resume)
-    return best_within(budget, results[budget], costs, otherwise=architecture)
+    def stage(self) -> dict[Budget, Architecture]:
+        """The best stage code for each budget."""
+        cfg, budgets = supernet_config(self.plan.cfg, "stage"), self.plan.budgets
+        check_met(cfg, budgets, self.costs)  # with latencies measured, before weeks of training
+        check_baselines(budgets, self.plan.networks, self.costs)
+        method = _alternative(cfg, cfg.SEARCH.STAGE.METHOD) or stage_search
+        results = self._train_and_search(cfg, stage_space_of(cfg), budgets, method)
+        return {budget: candidates[0].architecture for budget, candidates in results.items()}
+
+    def dilation(self, budget: Budget, architecture: Architecture, folder: str) -> Architecture:
+        """The best dilation code of a stage code that still meets the budget; or rate 1 everywhere.
+
+        Only latency depends on rates, and it is measured on the network as it would be found.
+        """
+        cfg = supernet_config(self.plan.cfg, "dilation", architecture, folder)
+
+        def greedy(space: DilationSpace, _: Budget, compare: Compare, __: Costs) -> list[Candidate]:
+            return greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)
+
+        space = DilationSpace(architecture.family, architecture.stage_code)
+        method = _alternative(cfg, cfg.SEARCH.DILATION.METHOD) or greedy
+        results = self._train_and_search(cfg, space, [budget], method)
+        return best_within(budget, results[budget], self.costs, otherwise=architecture)
+
+    def _train_and_search(
+        self, cfg: CfgNode, space: Space, budgets: Sequence[Budget], method: Search
+    ) -> dict[Budget, list[Candidate]]:
+        """Train a supernet on archtrain and search it: candidates by budget, best first."""
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (self.archtrain,), ()
+        cfg.freeze()
+        write_config(cfg)
+        cfg = pretrained(cfg, self.plan.pretrain, self.resume)
+        trainer = SupernetTrainer(cfg)
+        search = SearchHook(
+            functools.partial(
+                run_searches,
+                build_scorer=functools.partial(build_scorer, cfg, self.split),
+                space=space,
+                budgets=budgets,
+                search=method,
+                costs=self.costs,
+                folder=Path(cfg.OUTPUT_DIR),
+                confidence=cfg.SEARCH.RACE.CONFIDENCE,
+            )
+        )
+        trainer.register_hooks([search])
+        trainer.resume_or_load(resume=self.resume)
+        trainer.train()
+        return search.results
 
 
 def best_within(
@@ -170,40 +201,6 @@ def best_within(
         otherwise,
     )
     return otherwise
-
-
-def _train_and_search(
-    plan: Plan,
-    cfg: CfgNode,
-    parts: Split,
-    space: Space,
-    budgets: Sequence[Budget],
-    method: Search,
-    costs: Costs,
-    resume: bool,
-) -> dict[Budget, list[Candidate]]:
-    """Train a supernet on archtrain and search it: candidates by budget, best first."""
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (parts.archtrain,), ()
-    cfg.freeze()
-    write_config(cfg)
-    cfg = pretrained(cfg, plan.pretrain, resume)
-    trainer = SupernetTrainer(cfg)
-    search = SearchHook(
-        functools.partial(
-            run_searches,
-            build_scorer=functools.partial(build_scorer, cfg, parts),
-            space=space,
-            budgets=budgets,
-            search=method,
-            costs=costs,
-            folder=Path(cfg.OUTPUT_DIR),
-            confidence=cfg.SEARCH.RACE.CONFIDENCE,
-        )
-    )
-    trainer.register_hooks([search])
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return search.results
 
 
 def _alternative(cfg: CfgNode, name: str) -> Search | None:

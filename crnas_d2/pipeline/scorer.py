@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from crnas_d2.data.loader import NamingMapper
+from crnas_d2.data.splits import recalibration_ids
 from crnas_d2.engine.trainer import seed_of
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.batches import FixedBatches
@@ -19,7 +19,6 @@ from crnas_d2.evaluation.ground_truth import GroundTruth
 from crnas_d2.evaluation.path_detector import PathDetector
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.search.race import PORTIONS
-from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 
@@ -29,23 +28,17 @@ RATES = 3  # batches of recalibration in which every rate is drawn once
 
 @dataclass(frozen=True)
 class Split:
-    """Names of the registered parts of the training set, and archval's COCO JSON content."""
+    """What is scored on.
 
-    archtrain: str
+    Attributes:
+        recalibration, archval: names of registered data sets; recalibration may have more images than
+            are needed.
+        archval_content: of its COCO JSON.
+    """
+
+    recalibration: str
     archval: str
     archval_content: dict[str, Any]
-
-
-def recalibration_images(
-    dicts: Sequence[dict[str, Any]], count: int, seed: int
-) -> list[dict[str, Any]]:
-    """A fixed choice of ``count`` images, whatever their order; all, if there are fewer."""
-
-    def key(record: dict[str, Any]) -> tuple[int, str]:
-        image = str(record["image_id"])
-        return derive_seed(seed, "recalibration", image), image
-
-    return sorted(dicts, key=key)[:count]
 
 
 def ground_truth(cfg: CfgNode, archval_content: dict[str, Any]) -> GroundTruth:
@@ -82,8 +75,9 @@ def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScor
         seed=seed,
     )
     archval = get_detection_dataset_dicts(split.archval, filter_empty=False)
-    archtrain = get_detection_dataset_dicts(split.archtrain, filter_empty=False)
-    images = recalibration_images(archtrain, options.RECALIBRATION_IMAGES, seed)
+    known = get_detection_dataset_dicts(split.recalibration, filter_empty=False)
+    by_id = {record["image_id"]: record for record in known}
+    images = [by_id[i] for i in recalibration_ids(by_id, options.RECALIBRATION_IMAGES, seed)]
     # Few images make smaller batches, at least three: fewer would leave rates without statistics.
     recalibration = form(images, batch_size=max(1, min(options.BATCH_SIZE, len(images) // RATES)))
     return ArchvalScorer(
