@@ -29,6 +29,7 @@ import search_net
 from crnas_d2.engine.trainer import StepTrainer
 from crnas_d2.evaluation.archval import ArchvalScorer
 from crnas_d2.launch import run
+from crnas_d2.pipeline import run as pipeline_run
 from crnas_d2.pipeline.checks import plan_search
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
@@ -80,6 +81,7 @@ def faulty_detect(self: ArchvalScorer, *args: Any) -> Any:
 
 # Not below __name__: processes that are started by --num-gpus import this file as well.
 StepTrainer.run_step, ArchvalScorer._detect = faulty_step, faulty_detect
+pipeline_run.GROUP_SIZE = 1
 
 if __name__ == "__main__":
     run(search_net.main, plan_search, default_argument_parser())
