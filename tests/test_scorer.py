@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from coco_data import reference_score
-from detectors import HEADS
+from detectors import HEADS, tiny_config
 from fake_scorer import costs, lines, timeless
 from torch import nn
 from trained import scores_of, trained
 
 from crnas_d2.budget import Budget
+from crnas_d2.data.coco_json import read_coco_json
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.batches import FixedBatches
 from crnas_d2.evaluation.matches import Matches
@@ -22,7 +24,7 @@ from crnas_d2.evaluation.matching import Detections
 from crnas_d2.evaluation.path_detector import PathDetector
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.modeling.backbone.supernet import find_supernet
-from crnas_d2.pipeline.scorer import Split, build_scorer
+from crnas_d2.pipeline.scorer import Split, build_scorer, ground_truth
 from crnas_d2.pipeline.search_hook import check_told_apart, run_searches
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
@@ -93,17 +95,20 @@ def test_every_score_is_cocoevals_of_the_same_detections(
         assert matches.scores(torch.ones(1, 4).numpy()).tolist() == [line["score"]]
 
 
+@pytest.mark.parametrize("confidence", [0.0, 0.51])
 @pytest.mark.parametrize("kind", ["stage", "dilation"])
-def test_matches_may_be_deleted_after_a_search(kind: str, tmp_path: Path) -> None:
-    """As the documents say: the journal has the scores, and nothing is detected again."""
-    cfg, split, detector = trained(tmp_path, kind)
+def test_matches_may_be_deleted_after_a_search(kind: str, confidence: float, tmp_path: Path) -> None:
+    """As the documents say: the journal has the scores; a race sees the images again."""
+    options = ["SEARCH.RACE.CONFIDENCE", confidence, "SEARCH.EVAL.BATCH_SIZE", 1]
+    cfg, split, detector = trained(tmp_path, kind, *options)
     expected = searched(cfg, split, detector)
     out = Path(cfg.OUTPUT_DIR)
-    for path in sorted((out / "matches").rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    (out / "matches").rmdir()
+    before = [path.read_bytes() for path in sorted(out.glob("*.jsonl"))]
+    shutil.rmtree(out / "matches")
     assert searched(cfg, split, detector) == expected
-    assert not (out / "matches").exists()
+    assert (out / "matches").exists() == (confidence > 0)
+    assert [path.read_bytes() for path in sorted(out.glob("*.jsonl"))] == before
+    assert (out / "race.jsonl").exists() == (confidence > 0)
 
 
 @pytest.mark.parametrize("kind", ["stage", "dilation"])
@@ -188,6 +193,15 @@ def test_a_portion_in_parts_is_the_same(tmp_path: Path, monkeypatch: pytest.Monk
         scores_of(build_scorer(cfg, split, detector), codes)
         contents.append([path.read_bytes() for path in sorted(files.iterdir())])
     assert contents[0] == contents[1] == contents[2]
+
+
+@pytest.mark.parametrize(("in_config", "counted"), [(30, 100), (300, 300)])
+def test_as_many_detections_count_as_the_detector_gives(
+    tmp_path: Path, in_config: int, counted: int
+) -> None:
+    cfg = tiny_config(tmp_path / "data", tmp_path / "out", "TEST.DETECTIONS_PER_IMAGE", in_config)
+    content = read_coco_json(cfg.DATASETS.TEST_JSON, "")
+    assert ground_truth(cfg, content).max_detections == counted
 
 
 @pytest.mark.parametrize(

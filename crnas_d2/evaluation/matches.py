@@ -30,10 +30,8 @@ class Matches:
         objects: (I, C), the objects that count.
         image, category: (N,), indices into the two.
         score: (N,), float32.
-        hit: (N,), uint16; bit t says that the detection is matched to an object that counts, at IoU
-            threshold number t.
-        counted: (N,), uint16; bit t says that it is not ignored there, as those on crowds and of other
-            sizes are.
+        hit, counted: (N,), uint16; bit t is of IoU threshold number t: whether the detection is matched
+            to an object that counts, and whether it is not ignored.
     """
 
     task: str
@@ -50,12 +48,10 @@ class Matches:
     def scores(self, weights: np.ndarray) -> np.ndarray:
         """The metric, (B,) in 0..100; nan where no object counts.
 
-        Integer weights: COCOeval's on a data set that holds each image so many times, but for the
-        order of equal scores. Fractions: the same up to rounding, which decides where a recall meets
-        one of the 101 points.
-
         Args:
-            weights: (B, I), finite and not negative: how many times each image counts.
+            weights: (B, I), finite and not negative: how many times each image counts. Integers give
+                COCOeval's number on a data set that holds each image so many times, but for the order
+                of equal scores.
 
         Raises:
             ValueError: weights of another shape or below 0.

@@ -42,8 +42,8 @@ class Detections:
             masks = [np.asfortranarray(i.pred_masks.permute(1, 2, 0).byte().numpy()) for i in found]
             shapes: Any = [rle for of_image in masks for rle in coco_mask.encode(of_image)]
         else:
-            shapes = torch.cat([i.pred_boxes.tensor for i in found]).float().numpy()
-            shapes[:, 2:] -= shapes[:, :2]
+            boxes = torch.cat([i.pred_boxes.tensor for i in found]).float().numpy()
+            shapes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
         return cls(
             np.repeat(rows, [len(i) for i in found]),
             torch.cat([i.pred_classes for i in found]).numpy(),
@@ -66,9 +66,6 @@ class Detections:
 
 def match(truth: GroundTruth, detections: Detections, rows: Sequence[int]) -> Matches:
     """What was hit on some images; everything but the ids as COCOeval.evaluateImg.
-
-    A detection is ignored if it matches an ignored object, or none while its own area is outside the
-    range.
 
     Args:
         detections: on these images only.
@@ -101,6 +98,7 @@ def match(truth: GroundTruth, detections: Detections, rows: Sequence[int]) -> Ma
     least = np.minimum(thresholds_of(truth.metric), 1 - 1e-10)
     near = iou >= least[0]
     hit, ignored = _matched(detection[near], obj[near], iou[near], rank, truth, least)
+    # Ignored are those on ignored objects, and those on none whose own area is outside the range.
     counted = hit | ~(ignored | truth.outside(areas))
     bits = 1 << np.arange(len(least))
     image: Any = np.searchsorted(np.asarray(rows), group // columns)

@@ -1,8 +1,7 @@
 """Alternatives to stage.py and greedy.py, for spaces too large for them.
 
-random_search scores different eligible architectures, drawn uniformly. evolution starts with those and
-mutates and crosses the best so far. Their course is a function of the seed and the scores: with the
-journal as memo, a search that was cut short resumes as if it had not been.
+random_search scores different eligible architectures, drawn uniformly; evolution starts with those and
+mutates and crosses the best so far. Their course is a function of the seed and the scores.
 """
 
 from __future__ import annotations

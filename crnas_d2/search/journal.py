@@ -33,14 +33,11 @@ def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 class Journal:
-    """Scores by (phase, architecture in text form), in a file of JSON lines.
+    """Scores by (phase, architecture in text form), in a file of JSON lines, ``records``.
 
     Args:
         path: the file; created, with its folder, by the first ``add``.
         writes: whether this process is the one that writes. The others read and remember.
-
-    Attributes:
-        records: the lines.
 
     Raises:
         InputError: a line that is not a scored candidate.

@@ -47,7 +47,7 @@ class Scorer(Protocol):
         """Let candidates that share most of their paths detect on a portion; cached on disk."""
 
     def scores(self, architectures: Sequence[Architecture], portion: int) -> list[list[float]]:
-        """Of each the score on the images seen up to the portion, 0..100, nan if they have no object.
+        """Of each the score on the images seen so far, 0..100, nan if they have no object.
 
         Unless they are all, the scores on bootstraps of archval follow, the same for all candidates.
         """
@@ -63,9 +63,8 @@ class Race:
         costs: of an architecture.
         journal: of those that saw all of archval: score, costs, and the seconds of the group's last
             portion, divided by its size. A group is written before the next one detects.
-        verdicts: of those that were dropped: the images seen, the score on them, the leader and its
-            score, how many were in the race, and the fraction of bootstraps in which this one was not
-            among the leading ones.
+        verdicts: of those that were dropped: images seen, the score on them, the leader and its score,
+            how many were in the race, and in what fraction of bootstraps this one was not leading.
         confidence: that fraction, from which on a candidate is dropped; above 0.5, below 1.
         progress: wraps those that see a portion.
         group_size: candidates that detect together, at most.
@@ -137,8 +136,8 @@ class Race:
         if len(running) <= keep:
             return list(running)
         found = dict(zip(running, self._scorer.scores(running, portion)))
-        if math.isnan(found[running[0]][0]):
-            return list(running)  # no object on the images so far
+        if math.isnan(found[running[0]][0]):  # no object on the images so far
+            return list(running)
         leading = max(keep, math.ceil(LEADING * len(running)))
         behind = dict(zip(running, fractions_behind(list(found.values()), leading)))
         # Candidates that are alike may all be behind in most bootstraps.
