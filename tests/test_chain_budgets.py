@@ -38,12 +38,7 @@ def near(name: str, code: tuple[int, ...], tolerance: float) -> str:
 def start(folder: Path, *options: Any) -> str:
     """Run search_net.py as a person does; its output."""
     flags = [option for option in options if str(option).startswith("--")]
-    options = (
-        *tiny_shapes(folder / "data"),
-        "SEARCH.FOUND_BASE",
-        ("base.yaml",),
-        *options[len(flags) :],
-    )
+    options = (*tiny_shapes(folder / "data"), "SEARCH.FOUND_BASE", FOUND_BASE, *options[len(flags) :])
     own = [*HALF, "OUTPUT_DIR", str(folder / "out"), *options]
     done = subprocess.run(
         [
