@@ -92,7 +92,7 @@ CODES = [
     ),
     (["MODEL.CRNAS.DILATION_CODE", [0, 1, -1, 0, 0]], ["DILATION_CODE", "-1", "each 0, 1 or 2"]),
     (["MODEL.CRNAS.FAMILY", "vgg"], ["MODEL.CRNAS.FAMILY", "'vgg'", "resnet_basic, resnet"]),
-    (["MODEL.CRNAS.WIDTHS", [4, 8, 12]], ["MODEL.CRNAS.WIDTHS", "[4, 8, 12]", "4 stages"]),
+    (["MODEL.CRNAS.WIDTHS", [4, 8, 12]], ["MODEL.CRNAS.WIDTHS", "[4, 8, 12]", "4 positive"]),
     (["MODEL.CRNAS.STAGE_SPACE", [[1], [1], [0], [1]]], ["STAGE_SPACE", "[0]", "positive depths"]),
     (
         ["MODEL.BACKBONE.NAME", "build_vgg"],
@@ -101,7 +101,7 @@ CODES = [
     (["MODEL.CRNAS.STAGE_KODE", [1]], ["MODEL.CRNAS.STAGE_KODE", "[1]"]),
     (["MODEL.CRNAS.STAGE_CODE", "many"], ["MODEL.CRNAS.STAGE_CODE", "many", "list"]),
     (["MODEL.WEIGHTS", "no/such.pth"], ["MODEL.WEIGHTS", "no/such.pth", "no such file"]),
-    (["SOLVER.IMS_PER_BATCH", 0], ["SOLVER.IMS_PER_BATCH", "0", "a multiple of the 1"]),
+    (["SOLVER.IMS_PER_BATCH", 0], ["SOLVER.IMS_PER_BATCH", "0", "a multiple of 1"]),
     (
         ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
         ["DATALOADER.SAMPLER_TRAIN", "'RepeatFactorTrainingSampler'", "TrainingSampler"],

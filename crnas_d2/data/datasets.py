@@ -203,16 +203,13 @@ def _checked(
     return renumber(content)
 
 
-def register_own_data(cfg: CfgNode) -> dict[str, str]:
-    """Register the data sets that the *_JSON and *_IMAGES keys name; nothing is read.
-
-    Returns:
-        their names by side, TRAIN or TEST.
+def own_data(cfg: CfgNode) -> dict[str, tuple[str, str, str]]:
+    """Name, absolute path of the JSON, and of the images, by side, TRAIN or TEST, of your own data sets.
 
     Raises:
-        InputError: a key without its partner.
+        InputError: one of the *_JSON and *_IMAGES keys without its partner.
     """
-    names = {}
+    found = {}
     for side in ("TRAIN", "TEST"):
         keys = [f"DATASETS.{side}_JSON", f"DATASETS.{side}_IMAGES"]
         paths = [cfg.DATASETS[f"{side}_JSON"], cfg.DATASETS[f"{side}_IMAGES"]]
@@ -221,9 +218,15 @@ def register_own_data(cfg: CfgNode) -> dict[str, str]:
             raise InputError(f"{empty}: empty; {full} names its partner, so both are needed")
         if paths[0]:
             json_file, images = map(os.path.abspath, paths)
-            names[side] = f"{side.lower()}:{json_file}"
-            register_coco(names[side], json_file, images)
-    return names
+            found[side] = (f"{side.lower()}:{json_file}", json_file, images)
+    return found
+
+
+def register_own_data(cfg: CfgNode) -> dict[str, str]:
+    """Register your own data sets without reading them; their names by side."""
+    for name, json_file, images in own_data(cfg).values():
+        register_coco(name, json_file, images)
+    return {side: name for side, (name, _, _) in own_data(cfg).items()}
 
 
 def use_own_data(
@@ -248,12 +251,12 @@ def use_own_data(
     contents: dict[str, Record] = {}
     if cfg.DATASETS.TRAIN_JSON and not cfg.DATASETS.TEST_JSON:
         cfg.DATASETS.TEST = ()  # what a config names there is of other data
-    for side, name in register_own_data(cfg).items():
-        cfg.DATASETS[side] = (name,)
+    for side, (name, json_file, images) in own_data(cfg).items():
         if train if side == "TRAIN" else test:
-            known, key = MetadataCatalog.get(name), f"DATASETS.{side}"
-            files = (known.json_file, f"{key}_JSON"), (known.image_root, f"{key}_IMAGES")
+            files = (json_file, f"DATASETS.{side}_JSON"), (images, f"DATASETS.{side}_IMAGES")
             contents[side] = _checked(cfg, side, *files, annotated or side == "TRAIN")
+        register_coco(name, json_file, images)
+        cfg.DATASETS[side] = (name,)
     classes = {side: _classes(content)["thing_classes"] for side, content in contents.items()}
     for names in classes.values():
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(names)
