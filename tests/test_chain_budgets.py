@@ -86,19 +86,20 @@ def test_two_budgets_from_one_supernet(folder: Path) -> None:
     journal = records(out / "stage" / "journal.jsonl")
     scored = {record["architecture"]: record for record in journal}
     assert len(scored) == len(journal)  # codes that meet both budgets, too, are scored once
-    eligible = {entry: space.eligible(entry, costs) for entry in (5, macs)}
+    budgets = [Budget.parse(5), Budget.parse(macs)]
+    eligible = {budget: space.eligible(budget, costs) for budget in budgets}
     assert set(scored) == {str(code) for codes in eligible.values() for code in codes}
     assert len(scored) < sum(map(len, eligible.values()))
     for text, record in scored.items():
         of_base = costs(Architecture.parse(text))
         assert {key: record[key] for key in of_base} == of_base
-    for entry, codes in eligible.items():
+    for budget, codes in eligible.items():
         best = max(codes, key=lambda code: (scored[str(code)]["score"], -costs(code)["macs"]))
-        code = found_code(out / f"found_{Budget.parse(entry).name}.yaml")
+        code = found_code(out / f"found_{budget.name}.yaml")
         assert (
             scored[str(Architecture.undilated("resnet", code))]["score"] == (scored[str(best)]["score"])
         )
-        dilations = records(out / f"dilation_{Budget.parse(entry).name}" / "journal.jsonl")
+        dilations = records(out / f"dilation_{budget.name}" / "journal.jsonl")
         assert len(dilations) == 3 + 9 * (sum(code) - 1)
 
 

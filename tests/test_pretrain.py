@@ -142,7 +142,7 @@ def test_every_network_of_a_chain_starts_as_a_classifier(
 
     monkeypatch.setattr(DetectionTrainer, "resume_or_load", resume_or_load)
     steps = ["SEARCH.PHASES", ("stage", "dilation", "retrain"), "SOLVER.MAX_ITER", 2]
-    steps += ["SEARCH.EVAL.RECALIBRATION_IMAGES", 2]
+    steps += ["SEARCH.EVAL.RECALIBRATION_IMAGES", 3]
     args = search_arguments(tmp_path, *steps, *FAMILIES[family])
     run_search(plan_search(args), resume=True)
     kinds = [(cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.CRNAS.SUPERNET) for cfg, _ in started]

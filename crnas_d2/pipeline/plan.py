@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from crnas_d2.analysis.costs import backbone_costs
-from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs
 from crnas_d2.config import read_config
 from crnas_d2.data.datasets import check_dataset, use_own_data
@@ -41,7 +40,6 @@ from crnas_d2.pipeline.configs import (
 from crnas_d2.pipeline.scorer import check_scoring
 from crnas_d2.search.alternatives import eligible_draws
 from crnas_d2.search.journal import Journal
-from crnas_d2.space import block_costs
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
@@ -102,25 +100,22 @@ def plan_search(args: argparse.Namespace) -> Plan:
     check_network(first)
     retrains = "retrain" in cfg.SEARCH.PHASES
     content = use_own_data(cfg, test=retrains).get("TRAIN")
-    check_loading(cfg, processes(args))
+    _check_training(cfg, args)
     if len(cfg.DATASETS.TRAIN) != 1:
-        raise InputError(
-            f"DATASETS.TRAIN: {tuple(cfg.DATASETS.TRAIN)}: a search takes one training set"
-        )
-    check_schedule(cfg)
+        raise InputError(f"DATASETS.TRAIN: {tuple(cfg.DATASETS.TRAIN)}: a search takes one set")
     bases = base_paths(cfg, args.config_file, budgets)
     networks = _check_bases(cfg, bases)
     if "stage" in cfg.SEARCH.PHASES:
-        _check_budgets(cfg, budgets, networks)
+        known = [budget.without("latency") for budget in budgets]  # that is measured later
+        check_budgets(cfg, known, networks, backbone_costs(networks[0]))
     pretrain = _check_pretraining(cfg, first, args)
     if retrains:
         for base, network in dict(zip(bases, networks)).items():
             _check_retraining(base, network, pretrain, args)
     content = content or check_dataset(cfg, "TRAIN", cfg.DATASETS.TRAIN[0])
     if content is None:
-        raise InputError(
-            f"DATASETS.TRAIN: {cfg.DATASETS.TRAIN[0]!r}: has no COCO JSON, which a search splits"
-        )
+        name = cfg.DATASETS.TRAIN[0]
+        raise InputError(f"DATASETS.TRAIN: {name!r}: has no COCO JSON, which a search splits")
     node, images = cfg.SEARCH, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root
     recalibration = node.EVAL.RECALIBRATION_IMAGES
     parts = split(content, node.ARCHVAL.SIZE, node.ARCHVAL.SPLIT_FIELD, seed_of(cfg), recalibration)
@@ -148,8 +143,7 @@ def _check_search_keys(cfg: CfgNode) -> tuple[Budget, ...]:
     node = cfg.SEARCH
     if cfg.MODEL.CRNAS.SUPERNET:
         raise InputError(
-            f"MODEL.CRNAS.SUPERNET: {cfg.MODEL.CRNAS.SUPERNET!r}: "
-            "search_net.py sets it for each phase; leave it empty"
+            f"MODEL.CRNAS.SUPERNET: {cfg.MODEL.CRNAS.SUPERNET!r}: leave it empty, search_net.py sets it"
         )
     if node.EVAL.TASK == "segm" and not cfg.MODEL.MASK_ON:
         raise InputError("SEARCH.EVAL.TASK: 'segm': MODEL.MASK_ON is False; allowed is bbox")
@@ -166,65 +160,46 @@ def _check_search_keys(cfg: CfgNode) -> tuple[Budget, ...]:
 
 def _check_bases(cfg: CfgNode, bases: Sequence[str]) -> list[CfgNode]:
     """The configs that found networks are based on, as ``network_config`` gives them."""
-    networks = []
+    networks: list[CfgNode] = []
     for path in bases:
         network = network_config(cfg, path)
         check_network(network)
         where, node = f"SEARCH.FOUND_BASE: {path}", network.MODEL.CRNAS
         if "crnas" not in network.MODEL.BACKBONE.NAME:
-            raise InputError(
-                f"{where}: MODEL.BACKBONE.NAME {network.MODEL.BACKBONE.NAME!r} is none of ours"
-            )
+            raise InputError(f"{where}: {network.MODEL.BACKBONE.NAME!r} is none of our backbones")
         if node.SUPERNET or node.FAMILY != cfg.MODEL.CRNAS.FAMILY:
             raise InputError(
                 f"{where}: has MODEL.CRNAS.FAMILY {node.FAMILY!r} and SUPERNET {node.SUPERNET!r}; a "
                 f"fixed network of {cfg.MODEL.CRNAS.FAMILY!r} is needed"
             )
         networks.append(network)
-        smallest = Architecture.undilated(node.FAMILY, [1] * len(architecture_of(network).stage_code))
-        if backbone_costs(network)(smallest) != backbone_costs(networks[0])(smallest):
+        baseline = architecture_of(network)
+        if backbone_costs(network)(baseline) != backbone_costs(networks[0])(baseline):
             raise InputError(
                 f"{where}: its blocks cost other than those of {bases[0]}; one search serves networks "
                 "of the same widths and test size"
             )
-        keys = differing_keys(cfg, network)
+        keys = ", ".join(differing_keys(cfg, network))
         if keys:
             logging.getLogger(__name__).warning(
-                "the search judges another detector than %s describes: %s differ", path, ", ".join(keys)
+                "the search judges another detector than %s describes: %s differ", path, keys
             )
     return networks
 
 
-def _check_budgets(cfg: CfgNode, budgets: Sequence[Budget], networks: Sequence[CfgNode]) -> None:
-    """Codes meet each budget, and so does the baseline; latency is checked when it can be measured."""
-    known = [budget.without("latency") for budget in budgets]
-    only_blocks = all(budget.limits_only("blocks") for budget in known)
-    costs = block_costs if only_blocks else backbone_costs(networks[0])
-    check_met(cfg, known, costs)
-    check_baselines(known, networks, costs)
+def check_budgets(
+    cfg: CfgNode, budgets: Sequence[Budget], networks: Sequence[CfgNode], costs: Costs
+) -> None:
+    """Every budget is met by a code that the stage search finds, and by the network of its base config.
 
-
-def check_met(cfg: CfgNode, budgets: Sequence[Budget], costs: Costs) -> None:
-    """Every budget is met by a code that the stage search finds.
-
-    Raises:
-        InputError: the first that is not.
+    Raises InputError: the first that is not, with the costs.
     """
     space = stage_space_of(cfg)
-    for budget in budgets:
+    for budget, network in zip(budgets, networks):
         if cfg.SEARCH.STAGE.METHOD == "exhaustive":
             space.eligible(budget, costs)
         else:
             next(eligible_draws(space, budget, costs, seed_of(cfg)))
-
-
-def check_baselines(budgets: Sequence[Budget], networks: Sequence[CfgNode], costs: Costs) -> None:
-    """The network of each base config meets the budget that it is the baseline of.
-
-    Raises:
-        InputError: the first that does not, with its cost.
-    """
-    for budget, network in zip(budgets, networks):
         baseline = architecture_of(network)
         found = costs(baseline)
         for limit in budget.limits:
@@ -236,6 +211,14 @@ def check_baselines(budgets: Sequence[Budget], networks: Sequence[CfgNode], cost
                 )
 
 
+def _check_training(cfg: CfgNode, args: argparse.Namespace, *sides: str) -> None:
+    """A phase's training has a batch, a schedule, and data of these sides, TRAIN and TEST."""
+    check_loading(cfg, processes(args))
+    check_schedule(cfg)
+    for side in sides:
+        check_data(cfg, side)
+
+
 def _check_pretraining(cfg: CfgNode, first: CfgNode, args: argparse.Namespace) -> str:
     """The path of SEARCH.PRETRAIN's config, checked for the first network; empty if there is none."""
     if not cfg.SEARCH.PRETRAIN:
@@ -243,17 +226,11 @@ def _check_pretraining(cfg: CfgNode, first: CfgNode, args: argparse.Namespace) -
     path = config_path(cfg.SEARCH.PRETRAIN, args.config_file, "SEARCH.PRETRAIN")
     run = pretrain_config(first, path)
     check_network(run)
-    check_loading(run, processes(args))
-    check_schedule(run)
-    check_data(run, "TRAIN")
-    if "retrain" in cfg.SEARCH.PHASES:
-        check_data(run, "TEST")
+    _check_training(run, args, "TRAIN", *(["TEST"] if "retrain" in cfg.SEARCH.PHASES else []))
     return path
 
 
 def _check_retraining(base: str, run: CfgNode, pretrain: str, args: argparse.Namespace) -> None:
-    check_loading(run, processes(args))
-    check_schedule(run)
     if run.MODEL.WEIGHTS:
         raise InputError(
             f"SEARCH.FOUND_BASE: {base}: has MODEL.WEIGHTS {run.MODEL.WEIGHTS}, which a found network "
@@ -262,23 +239,17 @@ def _check_retraining(base: str, run: CfgNode, pretrain: str, args: argparse.Nam
     if pretrain:
         pretrain_config(run, pretrain)
     if len(run.DATASETS.TEST) != 1:
-        raise InputError(
-            f"DATASETS.TEST: {tuple(run.DATASETS.TEST)}: "
-            "one test set is needed to retrain (SEARCH.PHASES)"
-        )
-    check_data(run, "TRAIN")
-    check_data(run, "TEST")
+        raise InputError(f"DATASETS.TEST: {tuple(run.DATASETS.TEST)}: to retrain, one set is needed")
+    _check_training(run, args, "TRAIN", "TEST")
 
 
 def _check_journals(folder: Path) -> None:
-    """The journals that are there can be read, and each is of its folder's phase."""
-    for pattern in ("stage", "dilation*"):
-        for name in ("journal.jsonl", "race.jsonl"):
-            for path in folder.glob(f"{pattern}/{name}"):
-                phase = path.parent.name.split("_")[0]
-                for number, record in enumerate(Journal(path, writes=False).records, start=1):
-                    if str(record["phase"]).split()[:1] != [phase]:
-                        raise InputError(
-                            f"{path}:{number}: phase {record['phase']!r}: allowed is {phase!r}; "
-                            "fix or remove the line"
-                        )
+    """The journals of a search can be read, and each is of its folder's phase."""
+    for path in (*folder.glob("*/journal.jsonl"), *folder.glob("*/race.jsonl")):
+        phase = path.parent.name.split("_")[0]
+        for number, record in enumerate(Journal(path, writes=False).records, start=1):
+            if str(record["phase"]).split()[:1] != [phase]:
+                raise InputError(
+                    f"{path}:{number}: phase {record['phase']!r}: allowed is {phase!r}; "
+                    "fix or remove the line"
+                )

@@ -31,7 +31,7 @@ from crnas_d2.engine.setup import write_config
 from crnas_d2.engine.trainer import SupernetTrainer, seed_of
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.pipeline.configs import supernet_config, write_found
-from crnas_d2.pipeline.plan import LATENCIES, Plan, check_baselines, check_met
+from crnas_d2.pipeline.plan import LATENCIES, Plan, check_budgets
 from crnas_d2.pipeline.pretraining import pretrained
 from crnas_d2.pipeline.retraining import retrain
 from crnas_d2.pipeline.scorer import Split, build_scorer
@@ -139,8 +139,8 @@ class Phases:
     def stage(self) -> dict[Budget, Architecture]:
         """The best stage code for each budget."""
         cfg, budgets = supernet_config(self.plan.cfg, "stage"), self.plan.budgets
-        check_met(cfg, budgets, self.costs)  # with latencies measured, before weeks of training
-        check_baselines(budgets, self.plan.networks, self.costs)
+        # Once more with latencies measured, before weeks of training.
+        check_budgets(cfg, budgets, self.plan.networks, self.costs)
         method = _alternative(cfg, cfg.SEARCH.STAGE.METHOD) or stage_search
         results = self._train_and_search(cfg, stage_space_of(cfg), budgets, method)
         return {budget: candidates[0].architecture for budget, candidates in results.items()}
@@ -152,10 +152,11 @@ class Phases:
         """
         cfg = supernet_config(self.plan.cfg, "dilation", architecture, folder)
 
-        def greedy(space: DilationSpace, _: Budget, compare: Compare, __: Costs) -> list[Candidate]:
+        space = DilationSpace(architecture.family, architecture.stage_code)
+
+        def greedy(_: Space, __: Budget, compare: Compare, ___: Costs) -> list[Candidate]:
             return greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)
 
-        space = DilationSpace(architecture.family, architecture.stage_code)
         method = _alternative(cfg, cfg.SEARCH.DILATION.METHOD) or greedy
         results = self._train_and_search(cfg, space, [budget], method)
         return best_within(budget, results[budget], self.costs, otherwise=architecture)
