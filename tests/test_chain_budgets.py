@@ -59,6 +59,8 @@ def start(folder: Path, *options: Any) -> str:
 def folder(tmp_path: Path) -> Path:
     for name in ("base.yaml", "search.yaml"):
         (tmp_path / name).write_text(base().dump())
+    six = "_BASE_: base.yaml\nMODEL: {CRNAS: {STAGE_CODE: [1, 2, 1, 2]}}\n"
+    (tmp_path / "six.yaml").write_text(six)
     return tmp_path
 
 
@@ -136,6 +138,7 @@ def test_a_race_in_one_process_and_in_two(folder: Path) -> None:
     """From one checkpoint, bit-exact but for the seconds; resumed once more, nothing is written."""
     options = ["SEARCH.RACE.CONFIDENCE", 0.6, "SEARCH.EVAL.BATCH_SIZE", 1, "SEARCH.PHASES", ("stage",)]
     options += ["SEARCH.BUDGETS", (5, 6), "SOLVER.MAX_ITER", 60, "SOLVER.BASE_LR", 0.02]
+    options += ["SEARCH.FOUND_BASE", ("base.yaml", "six.yaml")]
     out = folder / "out"
     shown = start(folder, *options)
     assert "race: dropped " in shown and "race: dropped none" not in shown
