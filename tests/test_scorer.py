@@ -265,10 +265,10 @@ def test_a_search_whose_scores_mean_nothing_stops(
     for number, score in enumerate(found):
         journal.add({"phase": "stage", "architecture": str(number), "score": score})
     if message is None:
-        check_told_apart(journal, "stage")
+        check_told_apart(journal.records, "stage")
     else:
         with pytest.raises(FloatingPointError, match=message):
-            check_told_apart(journal, "stage")
+            check_told_apart(journal.records, "stage")
 
 
 def test_a_supernet_that_detects_nothing_ends_the_search(tmp_path: Path) -> None:

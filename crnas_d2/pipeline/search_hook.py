@@ -83,7 +83,7 @@ def run_searches(
         bar = functools.partial(search_bar, f"{space.phase} search {budget}")
         compare = Race(space.phase, budget.name, scorer, costs, journal, verdicts, confidence, bar)
         candidates = results[budget] = search(space, budget, compare, costs)
-        check_told_apart(journal, space.phase)
+        check_told_apart([*journal.records, *verdicts.records], space.phase)
         best = candidates[0]
         logger.info(
             "budget %s: best of %d: %s with %.2f",
@@ -99,13 +99,16 @@ def run_searches(
     return results
 
 
-def check_told_apart(journal: Journal, phase: str) -> None:
+def check_told_apart(records: Sequence[dict[str, Any]], phase: str) -> None:
     """The scores of a search mean something.
+
+    Args:
+        records: of the journal, and of candidates that a race has dropped.
 
     Raises:
         FloatingPointError: the phase's candidates all scored 0, or several all scored the same.
     """
-    scores = [record["score"] for record in journal.records if record["phase"] == phase]
+    scores = [record["score"] for record in records if record["phase"].split()[0] == phase]
     if scores and not any(scores):
         raise FloatingPointError(
             f"{phase} search: every candidate scored 0 ({len(scores)} of them): the supernet detects "
