@@ -66,6 +66,7 @@ TEXTS = {
     "a list": (lambda text: f"[{text}]", "no images"),
 }
 
+
 @pytest.mark.parametrize("id", JSONS)
 def test_a_fault_is_one_line(bench: Bench, id: str) -> None:
     change, shown = JSONS[id]
@@ -202,7 +203,7 @@ def test_all_bad_images_in_one_line(bench: Bench) -> None:
     (images / "train_00003.jpg").unlink()
     (images / "val_00004.jpg").write_bytes(b"no image")
     error = bench.call(SEARCH, "DATASETS.TRAIN_IMAGES", str(images))
-    why = "an empty file", "No such file or directory"
+    why = "not an image", "No such file or directory"
     shown = "; ".join(f"{images}/train_0000{number}.jpg: {text}" for number, text in zip((2, 3), why))
     where = "error: DATASETS.TRAIN_IMAGES: 2 of 12 images cannot be used: "
     assert error == f"{where}{shown}\n"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from crnas_d2.config import add_crnas_config
-from crnas_d2.data.coco_json import DEFAULTS, RECORD_ENTRIES, read_coco_json
+from crnas_d2.data.coco_json import OPTIONAL, RECORD_ENTRIES, read_coco_json
 from crnas_d2.data.datasets import check_dataset, register_coco, use_own_data
 from crnas_d2.data.shapes import CLASSES, make_shapes
 from crnas_d2.errors import InputError
@@ -220,7 +220,7 @@ def test_no_coco_json(tmp_path: Path, text: str, shown: str) -> None:
 @pytest.mark.parametrize("part", RECORD_ENTRIES)
 def test_a_record_that_lacks_an_entry(folder: Path, part: str) -> None:
     whole = json.loads((folder / "train.json").read_text())
-    for entry in RECORD_ENTRIES[part].keys() - {*DEFAULTS, "segmentation"}:
+    for entry in RECORD_ENTRIES[part].keys() - {*OPTIONAL}:
         records = [dict(record) for record in whole[part]]
         del records[1][entry]
         change(folder / "train.json", **{part: records})

@@ -16,6 +16,7 @@ import torch
 from image_folders import COLOURS, HEIGHT, WIDTH, make_image_folder, register, tiny_classifier
 from PIL import Image
 
+from crnas_d2.config import read_config
 from crnas_d2.data import loader
 from crnas_d2.data.imagenet import (
     ClassificationMapper,
@@ -24,7 +25,7 @@ from crnas_d2.data.imagenet import (
     load_image_folder,
     register_imagenet,
 )
-from crnas_d2.data.loader import build_test_loader, build_train_loader, seeded
+from crnas_d2.data.loader import NamingMapper, build_test_loader, build_train_loader, seeded
 from crnas_d2.errors import InputError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -36,10 +37,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def mapper(is_train: bool, image_format: str = "RGB", test_resize: int = 36) -> ClassificationMapper:
-    return ClassificationMapper(
-        crop=32, test_resize=test_resize, image_format=image_format, is_train=is_train
-    )
+def mapper(is_train: bool, image_format: str = "RGB", test_resize: int = 36) -> NamingMapper:
+    options = ["INPUT.CLASSIFIER_TEST_RESIZE", test_resize, "INPUT.FORMAT", image_format]
+    cfg = read_config("", ["INPUT.CLASSIFIER_CROP", 32, *options])
+    return NamingMapper(ClassificationMapper(cfg, is_train))
 
 
 # ---- what is read --------------------------------------------------------------------------------
@@ -185,6 +186,10 @@ def test_training_batches_resume_and_are_shared(
     assert len(views) == 2 * 36  # augmented anew
     assert take(7, 3) == whole[7:10]
     monkeypatch.setattr(loader.comm, "get_world_size", lambda: 2)
+    # What rank 0 would send (test_records.py), each reads for itself here.
+    monkeypatch.setattr(loader.comm, "is_main_process", lambda: True)
+    monkeypatch.setattr(loader, "Records", list)
+    monkeypatch.setattr(loader, "from_main", lambda array: array)
     shares = []
     for rank in range(2):
         monkeypatch.setattr(loader.comm, "get_rank", lambda rank=rank: rank)
