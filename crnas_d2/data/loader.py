@@ -48,12 +48,7 @@ def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
 
 
 def batches(wide: Sequence[bool], batch_size: int, seed: int) -> Iterator[list[int]]:
-    """An endless stream of batches of indices; all images of a batch are wide, or none is.
-
-    Args:
-        wide: for each image of the data set its group by aspect ratio.
-        batch_size: of all processes together.
-    """
+    """An endless stream of batches of indices; all images of a batch are wide, or none is."""
     waiting: dict[bool, list[int]] = {True: [], False: []}
     for epoch in itertools.count():
         for index in epoch_order(len(wide), seed, epoch):
@@ -97,9 +92,8 @@ class NamingMapper:
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
             # detectron2's ValueErrors are about annotations, or about the image's size.
             what = "" if isinstance(error, ValueError) else "cannot be read as an image: "
-            raise InputError(
-                f"{record['file_name']}: {what}{why}; --resume continues when that is fixed"
-            ) from error
+            why = f"{what}{why}; --resume continues when that is fixed"
+            raise InputError(f"{record['file_name']}: {why}") from error
 
 
 @dataclass(frozen=True)
@@ -122,6 +116,10 @@ class TrainLoader:
     """Iterates over this process's shares of the batches, from ``start_iteration`` on.
 
     Nothing is read before the first ``next``, so that a checkpoint can set ``start_iteration``.
+
+    Attributes:
+        wide: for each image of the data set its group by aspect ratio.
+        batch_size: of all processes together.
     """
 
     dataset: SeededDataset
@@ -163,23 +161,18 @@ def _packed(samples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Sequen
 def check_loading(cfg: CfgNode, processes: int) -> None:
     """build_train_loader can work with the config in so many processes.
 
-    Raises:
-        InputError: no training set, a sampler other than TrainingSampler, a batch that does not divide
-            by processes and passes, or keys of INPUT that detectron2 refuses.
+    Raises InputError: no training set, another sampler than TrainingSampler, a batch that does not
+    divide by processes and passes, or keys of INPUT that detectron2 refuses.
     """
+    sampler, batch_size = cfg.DATALOADER.SAMPLER_TRAIN, cfg.SOLVER.IMS_PER_BATCH
     if not cfg.DATASETS.TRAIN:
-        raise InputError(
-            "DATASETS.TRAIN: (): a registered name is needed, or a COCO JSON by DATASETS.TRAIN_JSON "
-            "and DATASETS.TRAIN_IMAGES"
-        )
-    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+        needed = "DATASETS.TRAIN_JSON and DATASETS.TRAIN_IMAGES, or the name of a registered set"
+        raise InputError(f"DATASETS.TRAIN: (): {needed}, are needed")
     if sampler != "TrainingSampler":
         raise InputError(f"DATALOADER.SAMPLER_TRAIN: {sampler!r}: allowed is TrainingSampler")
-    batch_size, passes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
-    if batch_size < 1 or batch_size % (processes * passes):
-        times = f" times SOLVER.ACCUMULATE {passes}" if passes > 1 else ""
-        needed = f"a multiple of {processes} processes{times} is needed"
-        raise InputError(f"SOLVER.IMS_PER_BATCH: {batch_size}: {needed}")
+    if batch_size < 1 or batch_size % (processes * cfg.SOLVER.ACCUMULATE):
+        needed = f"{processes} processes times SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}"
+        raise InputError(f"SOLVER.IMS_PER_BATCH: {batch_size}: a multiple of {needed} is needed")
     try:
         convert_PIL_to_numpy(Image.new("RGB", (1, 1)), cfg.INPUT.FORMAT)
         DatasetMapper(cfg, is_train=True)

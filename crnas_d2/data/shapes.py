@@ -155,11 +155,9 @@ def make_shapes(
             raise InputError(f"{name} is {value}: it must be at least {least}")
     height, width = size
     info = {"description": f"crnas_d2 shapes of {asked}, {width}x{height}"}
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        written = folder / "train.json"
-        if written.is_file() and written.read_bytes().startswith(
-            json.dumps({"info": info})[:-1].encode()
-        ):
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        written, start = folder / "train.json", json.dumps({"info": info})[:-1].encode()
+        if written.is_file() and written.read_bytes().startswith(start):
             return False
         raise InputError(f"{folder}: holds something else than shapes of {asked}: name another folder")
     temporary = folder.with_name(f"{folder.name}.part")
@@ -188,9 +186,8 @@ def main() -> int:
         "python -m crnas_d2.data.shapes", description=__doc__.split("\n")[0]
     )
     parser.add_argument("folder", help="where train.json, val.json and images/ go")
-    parser.add_argument("--train", type=int, default=200, help="training images (default: 200)")
-    parser.add_argument("--val", type=int, default=50, help="validation images (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="another one, other images (default: 0)")
+    for name, default in (("train", 200), ("val", 50), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     args = parser.parse_args()
     try:
         wrote = make_shapes(args.folder, args.train, args.val, args.seed)
