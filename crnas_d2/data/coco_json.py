@@ -81,12 +81,11 @@ def read_coco_json(
         annotated: at least one annotation is needed; else the list may be empty or missing.
         mask_format: if given, masks are needed, and of this INPUT.MASK_FORMAT; empty stands for any.
 
-    Raises:
-        InputError: not a JSON file, a part or an entry that is missing or unsound, an id that is not
-            unique, an annotation of an unknown image or category, only crowds, or mostly odd boxes.
+    Raises InputError: no JSON file, a part or an entry that is missing or unsound, an id that is not
+    unique, an annotation of an unknown image or category, only crowds, or mostly odd boxes.
     """
     content, where = load_json(path, key), f"{key}: {path}"
-    needed = [part for part in RECORD_ENTRIES if annotated or part != "annotations"]
+    needed = ["images", "categories", *(["annotations"] if annotated else [])]
     for part in needed:
         if not isinstance(content, dict) or not content.get(part):
             raise InputError(f"{where}: no {part}; a COCO JSON with {', '.join(needed)} is needed")
@@ -175,10 +174,11 @@ def _check_masks(content: Record, path: str, mask_format: str) -> None:
             what = "" if polygons(masks) else "no polygon of three points; allowed is False"
         elif mask_format == "polygon" and not annotation.get("iscrowd"):
             what = "an RLE; INPUT.MASK_FORMAT: allowed is bitmask"
-        elif masks["size"] != size or (
-            isinstance(masks["counts"], list) and sum(masks["counts"]) != size[0] * size[1]
-        ):
-            what = "an RLE of another size than its image; allowed is False"
+        else:
+            counts = masks["counts"]
+            whole = isinstance(counts, str) or sum(counts) == math.prod(size)
+            if masks["size"] != size or not whole:
+                what = "an RLE of another size than its image; allowed is False"
         if what:
             bad.append(f"{_name_of('annotations', number, annotation)} has {what}")
     if bad:

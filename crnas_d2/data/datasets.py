@@ -76,15 +76,12 @@ def load_coco(name: str, json_file: str, images: str) -> list[dict[str, Any]]:
             found["keypoints"] = [v + 0.5 if i % 3 < 2 else v for i, v in points]
         records[annotation["image_id"]]["annotations"].append(found)
     odd, files = len(odd_boxes(content)), len({record["file_name"] for record in records.values()})
-    for is_so, text in (
-        (odd, f"{odd} boxes have no area or leave their image"),
-        (
-            files < len(records),
-            f"{len(records)} entries are of {files} images, each with its own boxes",
-        ),
-    ):
-        if is_so:
-            log_first_n(logging.WARNING, f"{name}: {text}", key="message")
+    if odd:
+        text = f"{name}: {odd} boxes have no area or leave their image"
+        log_first_n(logging.WARNING, text, key="message")
+    if files < len(records):
+        text = f"{name}: {len(records)} entries are of {files} images, each with its own boxes"
+        log_first_n(logging.WARNING, text, key="message")
     return list(records.values())
 
 
@@ -139,13 +136,10 @@ def check_voc(name: str, key: str) -> None:
 def check_dataset(cfg: CfgNode, side: str, name: str, annotated: bool = True) -> Record | None:
     """The completed COCO JSON of a registered data set, its images checked; of VOC, None.
 
-    Args:
-        side: TRAIN or TEST.
-        annotated: whether it needs annotations.
+    ``side`` is TRAIN or TEST; ``annotated``: whether annotations are needed.
 
-    Raises:
-        InputError: an unknown name, one without a COCO JSON or VOC folder, another number of classes
-            than the heads have, or as read_coco_json and check_headers.
+    Raises InputError: an unknown name, no COCO JSON or VOC folder, another number of classes than the
+    heads have, or as read_coco_json and check_headers.
     """
     key, content = f"DATASETS.{side}", None
     if name not in DatasetCatalog.list():
@@ -168,11 +162,11 @@ def check_dataset(cfg: CfgNode, side: str, name: str, annotated: bool = True) ->
 
 def _checked(cfg: CfgNode, side: str, name: str, keys: tuple[str, str], annotated: bool) -> Record:
     """A registered COCO JSON; ``keys`` name its file and its images' folder, for messages."""
-    metadata, mask_format = MetadataCatalog.get(name), None
+    files, masks = MetadataCatalog.get(name), None
     if cfg.MODEL.MASK_ON:
-        mask_format = cfg.INPUT.MASK_FORMAT if side == "TRAIN" else ""
-    content = read_coco_json(metadata.json_file, keys[0], annotated, mask_format)
-    check_headers(content["images"], metadata.image_root, keys[1])
+        masks = cfg.INPUT.MASK_FORMAT if side == "TRAIN" else ""
+    content = read_coco_json(files.json_file, keys[0], annotated, masks)
+    check_headers(content["images"], files.image_root, keys[1])
     return content
 
 
@@ -206,11 +200,8 @@ def use_own_data(
         train, test: whether the set will be used; else its files are not read.
         annotated: whether the test set needs annotations.
 
-    Returns:
-        the checked and completed JSONs by side, TRAIN or TEST.
-
-    Raises:
-        InputError: a key without its partner, a bad file, or other classes in the test set.
+    Returns the completed JSONs by side, TRAIN or TEST. Raises InputError: a key without its partner, a
+    bad file, or other classes in the test set.
     """
     if cfg.DATASETS.TRAIN_JSON and not cfg.DATASETS.TEST_JSON:
         cfg.DATASETS.TEST = ()  # what a config names there is of other data
@@ -229,8 +220,6 @@ def use_own_data(
     return contents
 
 
+_bccd = os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "bccd")
 for _split in ("train", "val"):
-    _folder = os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "bccd")
-    register_coco(
-        f"bccd_{_split}", os.path.join(_folder, f"{_split}.json"), os.path.join(_folder, "images")
-    )
+    register_coco(f"bccd_{_split}", f"{_bccd}/{_split}.json", f"{_bccd}/images")
