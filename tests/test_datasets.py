@@ -144,15 +144,6 @@ def test_a_search_never_looks_at_the_test_set(folder: Path) -> None:
     assert_one_line(caught.value, "DATASETS.TEST_JSON: ", folder / "val.json")
 
 
-@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
-@pytest.mark.parametrize(("empty", "full"), [("JSON", "IMAGES"), ("IMAGES", "JSON")])
-def test_a_key_without_its_partner(folder: Path, split: str, empty: str, full: str) -> None:
-    cfg = config(folder, **{f"{split}_{empty}": ""})
-    with pytest.raises(InputError) as caught:
-        use_own_data(cfg)
-    assert_one_line(caught.value, f"DATASETS.{split}_{empty}: empty", f"DATASETS.{split}_{full}")
-
-
 @pytest.mark.parametrize(("split", "part"), [("TRAIN", "train"), ("TEST", "val")])
 def test_a_missing_image(folder: Path, split: str, part: str) -> None:
     images = sorted((folder / "images").glob(f"{part}_*.jpg"))

@@ -149,12 +149,6 @@ def test_default_size_is_5000_or_a_fifth(count: int, size: int) -> None:
     assert len(archval_ids(images, 0, "id", 0)) == size
 
 
-@pytest.mark.parametrize("size", [1, 7, 29])
-def test_an_asked_size_is_kept(size: int) -> None:
-    parts = split(generated(30), size, "id", 0)
-    assert [len(part["images"]) for part in parts] == [30 - size, size]
-
-
 @pytest.mark.parametrize("size", [30, 31, 5000, -1])
 def test_a_size_that_cannot_be(size: int) -> None:
     with pytest.raises(InputError) as caught:
