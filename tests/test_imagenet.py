@@ -16,7 +16,6 @@ import torch
 from image_folders import COLOURS, HEIGHT, WIDTH, make_image_folder, register, tiny_classifier
 from PIL import Image
 
-from crnas_d2.config import read_config
 from crnas_d2.data import loader
 from crnas_d2.data.imagenet import (
     ClassificationMapper,
@@ -38,9 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def mapper(is_train: bool, image_format: str = "RGB", test_resize: int = 36) -> NamingMapper:
-    options = ["INPUT.CLASSIFIER_TEST_RESIZE", test_resize, "INPUT.FORMAT", image_format]
-    cfg = read_config("", ["INPUT.CLASSIFIER_CROP", 32, *options])
-    return NamingMapper(ClassificationMapper(cfg, is_train))
+    return NamingMapper(ClassificationMapper(32, test_resize, image_format, is_train))
 
 
 # ---- what is read --------------------------------------------------------------------------------

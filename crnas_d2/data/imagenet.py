@@ -19,7 +19,6 @@ from torchvision import transforms as T
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from crnas_d2.errors import InputError
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 
@@ -91,15 +90,19 @@ class ClassificationMapper:
 
     In training a random crop of 8 to 100 % of the area and an aspect ratio of 3:4 to 4:3, resized and
     randomly flipped (Szegedy et al. 2015; torchvision's defaults), from torch's global random state;
-    otherwise the centre crop of the resized image. Keys: INPUT.CLASSIFIER_* and INPUT.FORMAT.
+    otherwise the centre crop of the resized image.
+
+    Args:
+        crop: side of the result in pixels.
+        test_resize: shorter side in pixels before the centre crop.
+        image_format: "RGB" or "BGR", the order of the channels.
     """
 
-    def __init__(self, cfg: CfgNode, is_train: bool) -> None:
-        crop = cfg.INPUT.CLASSIFIER_CROP
-        test = [T.Resize(cfg.INPUT.CLASSIFIER_TEST_RESIZE), T.CenterCrop(crop)]
+    def __init__(self, crop: int, test_resize: int, image_format: str, is_train: bool) -> None:
         train = [T.RandomResizedCrop(crop), T.RandomHorizontalFlip()]
+        test = [T.Resize(test_resize), T.CenterCrop(crop)]
         self._augment = T.Compose(train if is_train else test)
-        self._format = cfg.INPUT.FORMAT
+        self._format = image_format
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """The record and ``image``, uint8 (3, crop, crop)."""

@@ -166,8 +166,8 @@ def check_loading(cfg: CfgNode, processes: int) -> None:
     """
     sampler, batch_size = cfg.DATALOADER.SAMPLER_TRAIN, cfg.SOLVER.IMS_PER_BATCH
     if not cfg.DATASETS.TRAIN:
-        needed = "DATASETS.TRAIN_JSON and DATASETS.TRAIN_IMAGES, or the name of a registered set"
-        raise InputError(f"DATASETS.TRAIN: (): {needed}, are needed")
+        needed = "DATASETS.TRAIN_JSON and DATASETS.TRAIN_IMAGES, or a registered name"
+        raise InputError(f"DATASETS.TRAIN: (): needed are {needed}")
     if sampler != "TrainingSampler":
         raise InputError(f"DATALOADER.SAMPLER_TRAIN: {sampler!r}: allowed is TrainingSampler")
     if batch_size < 1 or batch_size % (processes * cfg.SOLVER.ACCUMULATE):
@@ -201,13 +201,19 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
         )
     alike = labelled or not cfg.DATALOADER.ASPECT_RATIO_GROUPING
     wide = np.array([alike or record["width"] > record["height"] for record in dicts], dtype=bool)
-    mapper: Mapper = (ClassificationMapper if labelled else DatasetMapper)(cfg, is_train=True)
     return TrainLoader(
-        SeededDataset(Records(dicts), NamingMapper(mapper), seed),
+        SeededDataset(Records(dicts), _mapper(cfg, labelled, is_train=True), seed),
         from_main(wide).tolist(),
         cfg.SOLVER.IMS_PER_BATCH,
         cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def _mapper(cfg: CfgNode, labelled: bool, is_train: bool) -> NamingMapper:
+    if not labelled:
+        return NamingMapper(DatasetMapper(cfg, is_train=is_train))
+    crop, resize = cfg.INPUT.CLASSIFIER_CROP, cfg.INPUT.CLASSIFIER_TEST_RESIZE
+    return NamingMapper(ClassificationMapper(crop, resize, cfg.INPUT.FORMAT, is_train))
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
@@ -215,7 +221,7 @@ def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
     in training, but at most 64, since each image from a worker takes a file descriptor.
     """
     labelled = is_image_folder(name)
-    mapper = NamingMapper((ClassificationMapper if labelled else DatasetMapper)(cfg, is_train=False))
+    mapper = _mapper(cfg, labelled, is_train=False)
     if not labelled:
         return build_detection_test_loader(cfg, name, mapper=mapper)
     dataset = MapDataset(DatasetFromList(DatasetCatalog.get(name), copy=False), mapper)
