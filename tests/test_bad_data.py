@@ -66,6 +66,7 @@ TEXTS = {
     "a list": (lambda text: f"[{text}]", "no images"),
 }
 
+
 @pytest.mark.parametrize("id", JSONS)
 def test_a_fault_is_one_line(bench: Bench, id: str) -> None:
     change, shown = JSONS[id]
@@ -159,12 +160,6 @@ def test_a_usable_json(bench: Bench, change: str) -> None:
     assert bench.starts(SEARCH, *both, "SEARCH.PHASES", ("stage", "retrain"))
 
 
-def test_a_byte_order_mark(bench: Bench) -> None:
-    path = bench.folder / "train.json"
-    path.write_bytes(b"\xef\xbb\xbf" + (bench.shapes / "train.json").read_bytes())
-    assert bench.starts(TRAIN, "DATASETS.TRAIN_JSON", str(path), "DATASETS.TEST_JSON", str(path))
-
-
 @pytest.mark.parametrize(
     "change",
     [lambda content: content.update(annotations=[]), lambda content: content.pop("annotations")],
@@ -202,7 +197,7 @@ def test_all_bad_images_in_one_line(bench: Bench) -> None:
     (images / "train_00003.jpg").unlink()
     (images / "val_00004.jpg").write_bytes(b"no image")
     error = bench.call(SEARCH, "DATASETS.TRAIN_IMAGES", str(images))
-    why = "an empty file", "No such file or directory"
+    why = "not an image", "No such file or directory"
     shown = "; ".join(f"{images}/train_0000{number}.jpg: {text}" for number, text in zip((2, 3), why))
     where = "error: DATASETS.TRAIN_IMAGES: 2 of 12 images cannot be used: "
     assert error == f"{where}{shown}\n"
@@ -219,11 +214,6 @@ class TestData:
         assert error.startswith(f"error: DATASETS.TRAIN_JSON: {path}: no annotations; ")
         assert "images, categories, annotations" in error
 
-    @pytest.mark.parametrize("part", ["images", "categories", "annotations"])
-    def test_a_part_is_not_there(self, bench: Bench, name: str, part: str) -> None:
-        path = bench.json(lambda content: content.pop(part))
-        assert f"no {part}" in bench.call(name, "DATASETS.TRAIN_JSON", path)
-
     def test_a_missing_image(self, bench: Bench, name: str) -> None:
         path = bench.json(lambda content: content["images"][7].update(file_name="gone.jpg"))
         error = bench.call(name, "DATASETS.TRAIN_JSON", path)
@@ -236,10 +226,6 @@ class TestData:
         path.write_text("images: none\nat all")
         error = bench.call(name, "DATASETS.TRAIN_JSON", str(path))
         assert error.startswith(f"error: DATASETS.TRAIN_JSON: {path}: not a JSON file")
-
-    def test_no_file(self, bench: Bench, name: str) -> None:
-        error = bench.call(name, "DATASETS.TRAIN_JSON", "no/such.json")
-        assert "DATASETS.TRAIN_JSON" in error and "no/such.json" in error
 
     @pytest.mark.parametrize("key", ["TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES"])
     def test_one_of_two(self, bench: Bench, name: str, key: str) -> None:

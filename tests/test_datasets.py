@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from crnas_d2.config import add_crnas_config
-from crnas_d2.data.coco_json import DEFAULTS, RECORD_ENTRIES, read_coco_json
+from crnas_d2.data.coco_json import OPTIONAL, RECORD_ENTRIES, read_coco_json
 from crnas_d2.data.datasets import check_dataset, register_coco, use_own_data
 from crnas_d2.data.shapes import CLASSES, make_shapes
 from crnas_d2.errors import InputError
@@ -144,15 +144,6 @@ def test_a_search_never_looks_at_the_test_set(folder: Path) -> None:
     assert_one_line(caught.value, "DATASETS.TEST_JSON: ", folder / "val.json")
 
 
-@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
-@pytest.mark.parametrize(("empty", "full"), [("JSON", "IMAGES"), ("IMAGES", "JSON")])
-def test_a_key_without_its_partner(folder: Path, split: str, empty: str, full: str) -> None:
-    cfg = config(folder, **{f"{split}_{empty}": ""})
-    with pytest.raises(InputError) as caught:
-        use_own_data(cfg)
-    assert_one_line(caught.value, f"DATASETS.{split}_{empty}: empty", f"DATASETS.{split}_{full}")
-
-
 @pytest.mark.parametrize(("split", "part"), [("TRAIN", "train"), ("TEST", "val")])
 def test_a_missing_image(folder: Path, split: str, part: str) -> None:
     images = sorted((folder / "images").glob(f"{part}_*.jpg"))
@@ -220,7 +211,7 @@ def test_no_coco_json(tmp_path: Path, text: str, shown: str) -> None:
 @pytest.mark.parametrize("part", RECORD_ENTRIES)
 def test_a_record_that_lacks_an_entry(folder: Path, part: str) -> None:
     whole = json.loads((folder / "train.json").read_text())
-    for entry in RECORD_ENTRIES[part].keys() - {*DEFAULTS, "segmentation"}:
+    for entry in RECORD_ENTRIES[part].keys() - {*OPTIONAL}:
         records = [dict(record) for record in whole[part]]
         del records[1][entry]
         change(folder / "train.json", **{part: records})
@@ -229,33 +220,23 @@ def test_a_record_that_lacks_an_entry(folder: Path, part: str) -> None:
         assert_one_line(caught.value, "KEY: ", folder / "train.json", f"{part}[1]", f": no {entry}")
 
 
-@pytest.mark.parametrize("part", ["images", "categories"])
-def test_an_id_that_stands_there_twice(folder: Path, part: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "entry", "value", "shown"),
+    [
+        ("images", "id", 1, "another one has the same id"),
+        ("categories", "id", 1, "another one has the same id"),
+        ("annotations", "image_id", 4711, "image_id 4711: is the id of none of the images"),
+        ("annotations", "category_id", 4711, "category_id 4711: is the id of none of the categories"),
+        ("annotations", "bbox", [1, 2, 3], "bbox [1, 2, 3]: x, y, width and height are needed"),
+    ],
+)
+def test_an_unsound_entry(folder: Path, part: str, entry: str, value: Any, shown: str) -> None:
     records = json.loads((folder / "train.json").read_text())[part]
-    change(folder / "train.json", **{part: [*records, records[0]]})
+    records[1][entry] = value
+    change(folder / "train.json", **{part: records})
     with pytest.raises(InputError) as caught:
         read_coco_json(str(folder / "train.json"), "KEY")
-    assert_one_line(caught.value, "KEY: ", f"{part}[{len(records)}] (id 1): another one has")
-
-
-@pytest.mark.parametrize(("entry", "part"), [("image_id", "images"), ("category_id", "categories")])
-def test_an_annotation_of_something_unknown(folder: Path, entry: str, part: str) -> None:
-    annotations = json.loads((folder / "train.json").read_text())["annotations"]
-    annotations[2][entry] = 4711
-    change(folder / "train.json", annotations=annotations)
-    with pytest.raises(InputError) as caught:
-        read_coco_json(str(folder / "train.json"), "KEY")
-    shown = f"annotations[2] (id {annotations[2]['id']}): {entry} 4711: is the id of none of the {part}"
-    assert_one_line(caught.value, "KEY: ", shown)
-
-
-def test_a_box_that_is_none(folder: Path) -> None:
-    annotations = json.loads((folder / "train.json").read_text())["annotations"]
-    annotations[1]["bbox"] = [1, 2, 3]
-    change(folder / "train.json", annotations=annotations)
-    with pytest.raises(InputError) as caught:
-        read_coco_json(str(folder / "train.json"), "KEY")
-    assert_one_line(caught.value, "KEY: ", f"(id {annotations[1]['id']}): bbox [1, 2, 3]")
+    assert_one_line(caught.value, "KEY: ", f"{part}[1] (id {records[1]['id']}): {shown}")
 
 
 def test_no_file(tmp_path: Path) -> None:

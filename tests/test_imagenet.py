@@ -24,7 +24,7 @@ from crnas_d2.data.imagenet import (
     load_image_folder,
     register_imagenet,
 )
-from crnas_d2.data.loader import build_test_loader, build_train_loader, seeded
+from crnas_d2.data.loader import NamingMapper, build_test_loader, build_train_loader, seeded
 from crnas_d2.errors import InputError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -36,10 +36,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def mapper(is_train: bool, image_format: str = "RGB", test_resize: int = 36) -> ClassificationMapper:
-    return ClassificationMapper(
-        crop=32, test_resize=test_resize, image_format=image_format, is_train=is_train
-    )
+def mapper(is_train: bool, image_format: str = "RGB", test_resize: int = 36) -> NamingMapper:
+    return NamingMapper(ClassificationMapper(32, test_resize, image_format, is_train))
 
 
 # ---- what is read --------------------------------------------------------------------------------
@@ -186,7 +184,8 @@ def test_training_batches_resume_and_are_shared(
     assert take(7, 3) == whole[7:10]
     monkeypatch.setattr(loader.comm, "get_world_size", lambda: 2)
     # What rank 0 would send (test_records.py), each reads for itself here.
-    monkeypatch.setattr(loader, "Records", lambda load: load())
+    monkeypatch.setattr(loader.comm, "is_main_process", lambda: True)
+    monkeypatch.setattr(loader, "Records", list)
     monkeypatch.setattr(loader, "from_main", lambda array: array)
     shares = []
     for rank in range(2):

@@ -161,7 +161,8 @@ def test_the_shares_of_all_processes_make_the_one_batch(
     shares = []
     monkeypatch.setattr(loader.comm, "get_world_size", lambda: world)
     # What rank 0 would send (test_records.py), each reads for itself here.
-    monkeypatch.setattr(loader, "Records", lambda load: load())
+    monkeypatch.setattr(loader.comm, "is_main_process", lambda: True)
+    monkeypatch.setattr(loader, "Records", list)
     monkeypatch.setattr(loader, "from_main", lambda array: array)
     for rank in range(world):
         monkeypatch.setattr(loader.comm, "get_rank", lambda rank=rank: rank)
@@ -226,11 +227,17 @@ def test_a_draw_is_a_function_of_seed_iteration_and_image() -> None:
 REFUSED = [
     ("DATALOADER.SAMPLER_TRAIN", "RepeatFactor", 1, "{key}: 'RepeatFactor': ", "TrainingSampler"),
     ("INPUT.FORMAT", "CMY", 1, "INPUT: images cannot be read and augmented: ", "CMY"),
-    ("SOLVER.IMS_PER_BATCH", 4, 3, "{key}: 4: ", "a multiple of 3 processes is needed"),
-    ("SOLVER.IMS_PER_BATCH", 1, 2, "{key}: 1: ", "a multiple of 2 processes is needed"),
-    ("SOLVER.IMS_PER_BATCH", 0, 1, "{key}: 0: ", "a multiple of 1 processes is needed"),
-    ("SOLVER.IMS_PER_BATCH", -4, 2, "{key}: -4: ", "a multiple of 2 processes is needed"),
-    ("SOLVER.ACCUMULATE", 4, 2, "SOLVER.IMS_PER_BATCH: 4: ", "times SOLVER.ACCUMULATE 4 is needed"),
+    ("SOLVER.IMS_PER_BATCH", 4, 3, "{key}: 4: ", "a multiple of 3 processes times"),
+    ("SOLVER.IMS_PER_BATCH", 1, 2, "{key}: 1: ", "a multiple of 2 processes times"),
+    ("SOLVER.IMS_PER_BATCH", 0, 1, "{key}: 0: ", "a multiple of 1 processes times"),
+    ("SOLVER.IMS_PER_BATCH", -4, 2, "{key}: -4: ", "a multiple of 2 processes times"),
+    (
+        "SOLVER.ACCUMULATE",
+        4,
+        2,
+        "SOLVER.IMS_PER_BATCH: 4: ",
+        "processes times SOLVER.ACCUMULATE 4 is needed",
+    ),
 ]
 
 

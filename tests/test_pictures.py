@@ -69,7 +69,7 @@ BAD = {
     "float": (encoded(Image.fromarray(np.asarray(GREY) / np.float32(255)), "TIFF"), "mode F: 8 bits"),
     "lab": (encoded(Image.new("LAB", (WIDTH, HEIGHT)), "TIFF"), "mode LAB: 8 bits"),
     "text": (b"no image at all", "not an image"),
-    "empty": (b"", "an empty file"),
+    "empty": (b"", "not an image"),
     "a header's start": (GOOD["jpeg"][:10], "Truncated File Read"),
     "14000x14000": (encoded(Image.new("1", (14000, 14000)), "PNG"), "cut it into tiles"),
 }

@@ -14,6 +14,8 @@ from PIL import Image
 
 from crnas_d2.data.datasets import check_voc
 from crnas_d2.errors import InputError
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_pascal_voc
 
 # A quarter of the width, on pictures of 96 pixels.
 SMALL = [
@@ -91,30 +93,43 @@ def test_a_missing_annotation_is_named_before_anything_is_written(voc: Path) -> 
     run = train(voc)
     assert run.returncode == 2
     (line,) = [line for line in run.stderr.splitlines() if line.startswith("error")]
-    assert line.startswith(f"error: DATASETS.TRAIN: {gone}: no such file (1 of 2 are missing)")
+    shown = f"the layout of Pascal VOC is needed: [Errno 2] No such file or directory: '{gone}'"
+    assert line == f"error: DATASETS.TRAIN: voc_2012_trainval: {shown}"
     assert not (voc / "output").exists()
 
 
+def refusal(voc: Path) -> str:
+    name = f"voc of {voc}"
+    if name not in DatasetCatalog.list():
+        register_pascal_voc(name, str(voc / "VOC2007"), "test", 2007)
+    with pytest.raises(InputError) as caught:
+        check_voc(name, "DATASETS.TEST")
+    assert str(caught.value).startswith("DATASETS.TEST: ") and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(
-    ("gone", "message"),
+    ("gone", "shown"),
     [
-        ("ImageSets/Main/test.txt", "ImageSets/Main/test.txt: no such file"),
-        ("JPEGImages/000003.jpg", "JPEGImages/000003.jpg: no such file (1 of 2"),
-        ("Annotations", "Annotations/000003.xml: no such file (2 of 2"),
+        ("ImageSets/Main/test.txt", "ImageSets/Main/test.txt'"),
+        ("JPEGImages/000003.jpg", "1 of 2 images cannot be used: "),
+        ("Annotations", "Annotations/000003.xml'"),
     ],
 )
-def test_what_a_folder_lacks(voc: Path, gone: str, message: str) -> None:
-    folder = voc / "VOC2007"
-    check_voc(str(folder), "test", "DATASETS.TEST")
-    (folder / gone).rename(voc / "elsewhere")
-    with pytest.raises(InputError) as caught:
-        check_voc(str(folder), "test", "DATASETS.TEST")
-    assert str(caught.value).startswith("DATASETS.TEST: ")
-    assert message in str(caught.value)
+def test_what_a_folder_lacks(voc: Path, gone: str, shown: str) -> None:
+    register_pascal_voc(f"voc of {voc}", str(voc / "VOC2007"), "test", 2007)
+    check_voc(f"voc of {voc}", "DATASETS.TEST")
+    (voc / "VOC2007" / gone).rename(voc / "elsewhere")
+    assert shown in refusal(voc)
+
+
+@pytest.mark.parametrize("text", ["", "<annotation>", "<annotation></annotation>"])
+def test_an_annotation_that_is_none(voc: Path, text: str) -> None:
+    (voc / "VOC2007" / "Annotations" / "000003.xml").write_text(text)
+    assert "the layout of Pascal VOC is needed" in refusal(voc)
 
 
 @pytest.mark.parametrize("text", ["\n", "000003\n"])
 def test_a_split_of_fewer_than_two_images(voc: Path, text: str) -> None:
     (voc / "VOC2007" / "ImageSets" / "Main" / "test.txt").write_text(text)
-    with pytest.raises(InputError, match=r"test.txt: [01] images; at least two"):
-        check_voc(str(voc / "VOC2007"), "test", "DATASETS.TEST")
+    assert "test.txt: at least two images" in refusal(voc)

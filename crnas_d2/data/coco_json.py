@@ -1,4 +1,4 @@
-"""A COCO JSON, checked before a run starts: what detectron2 and pycocotools read of each record.
+"""A COCO JSON, checked and completed before a run: what detectron2 and pycocotools read of its records.
 
 Annotation ids, ``area`` and ``iscrowd`` are optional. pictures.py checks the images.
 """
@@ -23,11 +23,7 @@ RECORD_ENTRIES = {
         **{"bbox": "box", "area": "area", "iscrowd": "flag", "segmentation": "masks"},
     },
 }
-# What stands for an annotation's entry that is missing or null.
-DEFAULTS: dict[str, Callable[[Record], Any]] = {
-    "area": lambda annotation: annotation["bbox"][2] * annotation["bbox"][3],
-    "iscrowd": lambda annotation: 0,
-}
+OPTIONAL = ("area", "iscrowd", "segmentation")  # may be missing or null
 
 
 def _are_numbers(values: Any, count: int | None = None) -> bool:
@@ -75,34 +71,36 @@ def load_json(path: str, key: str) -> Any:
         raise InputError(f"{key}: {path}: not a JSON file ({error})") from error
 
 
-def read_coco_json(path: str, key: str, annotated: bool = True) -> Record:
-    """A checked COCO JSON, with ``area`` and ``iscrowd`` filled in.
+def read_coco_json(
+    path: str, key: str, annotated: bool = True, mask_format: str | None = None
+) -> Record:
+    """A checked COCO JSON, completed: each annotation has area and iscrowd, and ids are 1, 2, ...
 
     Args:
         key: the config key that named it, for messages.
         annotated: at least one annotation is needed; else the list may be empty or missing.
+        mask_format: if given, masks are needed, and of this INPUT.MASK_FORMAT; empty stands for any.
 
-    Raises:
-        InputError: not a JSON file, a part or an entry that is missing or unsound, an id that is not
-            unique, an annotation of an unknown image or category, only crowds, or mostly odd boxes.
+    Raises InputError: no JSON file, a part or an entry that is missing or unsound, an id that is not
+    unique, an annotation of an unknown image or category, only crowds, or mostly odd boxes.
     """
     content, where = load_json(path, key), f"{key}: {path}"
-    needed = [part for part in RECORD_ENTRIES if annotated or part != "annotations"]
+    needed = ["images", "categories", *(["annotations"] if annotated else [])]
     for part in needed:
         if not isinstance(content, dict) or not content.get(part):
             raise InputError(f"{where}: no {part}; a COCO JSON with {', '.join(needed)} is needed")
     annotations = content.setdefault("annotations", [])
-    ids: dict[str, set[Any]] = {}
+    ids: dict[str, set[Any]] = {part: set() for part in RECORD_ENTRIES}
     for part in RECORD_ENTRIES:
         if not isinstance(content[part], list):
             raise InputError(f"{where}: {part}: a list of records is needed")
         for number, record in enumerate(content[part]):
             problem = _problem(record, part, ids)
             if problem:
-                raise InputError(f"{where}: {name_of(part, number, record)}: {problem}")
+                raise InputError(f"{where}: {_name_of(part, number, record)}: {problem}")
             if part != "annotations":
-                ids.setdefault(part, set()).add(record["id"])
-    if annotations and all(annotation["iscrowd"] for annotation in annotations):
+                ids[part].add(record["id"])
+    if annotations and all(annotation.get("iscrowd") for annotation in annotations):
         raise InputError(f"{where}: all {len(annotations)} annotations have iscrowd 1; objects have 0")
     odd = odd_boxes(content)
     if 2 * len(odd) > len(annotations):
@@ -110,31 +108,39 @@ def read_coco_json(path: str, key: str, annotated: bool = True) -> Record:
             f"{where}: {len(odd)} of {len(annotations)} boxes have no area or leave their image: "
             f"{odd[0]} ...; x, y, width, height are needed, in pixels (not x1, y1, x2, y2)"
         )
+    if mask_format is not None:
+        _check_masks(content, path, mask_format)
+    # pycocotools takes the id 0 for "no match", and cannot read texts.
+    annotations.sort(key=lambda annotation: f"{annotation.get('id')!s:0>20}")
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"], (_, _, width, height) = number, annotation["bbox"]
+        for entry, default in (("iscrowd", 0), ("area", width * height)):
+            if annotation.get(entry) is None:
+                annotation[entry] = default
     return content
 
 
 def _problem(record: Any, part: str, ids: dict[str, set[Any]]) -> str:
-    """What is wrong with a record, if anything; fills in DEFAULTS."""
+    """What is wrong with a record, if anything."""
     if not isinstance(record, dict):
         return "a record is needed"
     for entry, kind in RECORD_ENTRIES[part].items():
         value, (is_sound, needed) = record.get(entry), KINDS[kind]
-        if value is None and entry in DEFAULTS:
-            value = record[entry] = DEFAULTS[entry](record)
-        elif entry not in record and kind != "masks":
+        if value is None and entry in OPTIONAL:
+            continue
+        if entry not in record:
             return f"no {entry}"
         if not is_sound(value):
             return f"{entry} {value!r:.80}: {needed}"
         if kind in ids and value not in ids[kind]:
             return f"{entry} {value!r}: is the id of none of the {kind}"
-    others = ids.get(part, set())
+    others = ids[part]
     if others and type(record["id"]) is not type(next(iter(others))):
         return "numbers and texts as ids; one kind is needed"
     return "another one has the same id" if others and record["id"] in others else ""
 
 
-def name_of(part: str, number: int, record: Any) -> str:
-    """Of a record, for messages."""
+def _name_of(part: str, number: int, record: Any) -> str:
     known = isinstance(record, dict) and "id" in record
     return f"{part}[{number}] (id {record['id']!r:.40})" if known else f"{part}[{number}]"
 
@@ -142,14 +148,13 @@ def name_of(part: str, number: int, record: Any) -> str:
 def odd_boxes(content: Record) -> list[list[float]]:
     """The boxes that have no area or reach more than a pixel beyond their image."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
-
-    def is_odd(box: list[float], right: int, bottom: int) -> bool:
-        x, y, width, height = box
+    odd = []
+    for annotation in content["annotations"]:
+        (x, y, width, height), (right, bottom) = annotation["bbox"], sizes[annotation["image_id"]]
         beyond = min(x, y) < -1 or x + width > right + 1 or y + height > bottom + 1
-        return beyond or not (width and height)
-
-    annotations = content["annotations"]
-    return [a["bbox"] for a in annotations if is_odd(a["bbox"], *sizes[a["image_id"]])]
+        if beyond or not (width and height):
+            odd.append(annotation["bbox"])
+    return odd
 
 
 def polygons(masks: list[list[float]]) -> list[list[float]]:
@@ -157,43 +162,25 @@ def polygons(masks: list[list[float]]) -> list[list[float]]:
     return [polygon for polygon in masks if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
-def check_masks(content: Record, path: str, mask_format: str) -> None:
-    """Every annotation has a mask that detectron2 can read.
-
-    Args:
-        path: of the JSON, for messages.
-        mask_format: INPUT.MASK_FORMAT, which only training reads; for a test set empty.
-
-    Raises:
-        InputError: the first annotation without one, and how many there are.
-    """
+def _check_masks(content: Record, path: str, mask_format: str) -> None:
+    """Every annotation has a mask that detectron2 can read."""
     sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
-    bad: dict[str, list[str]] = {}
+    bad = []
     for number, annotation in enumerate(content["annotations"]):
         masks, size, what = annotation.get("segmentation"), sizes[annotation["image_id"]], ""
         if not masks:
             what = "no segmentation; allowed is False"
         elif isinstance(masks, list):
             what = "" if polygons(masks) else "no polygon of three points; allowed is False"
-        elif mask_format == "polygon" and not annotation["iscrowd"]:
+        elif mask_format == "polygon" and not annotation.get("iscrowd"):
             what = "an RLE; INPUT.MASK_FORMAT: allowed is bitmask"
-        elif masks["size"] != size or (
-            isinstance(masks["counts"], list) and sum(masks["counts"]) != size[0] * size[1]
-        ):
-            what = "an RLE of another size than its image; allowed is False"
+        else:
+            counts = masks["counts"]
+            whole = isinstance(counts, str) or sum(counts) == math.prod(size)
+            if masks["size"] != size or not whole:
+                what = "an RLE of another size than its image; allowed is False"
         if what:
-            bad.setdefault(what, []).append(name_of("annotations", number, annotation))
-    for what, names in bad.items():  # the first kind
-        count = f"{len(names)} of {len(content['annotations'])}"
-        raise InputError(f"MODEL.MASK_ON: True: {path}: {names[0]} has {what} ({count} are so)")
-
-
-def renumber(content: Record) -> Record:
-    """The same content, its annotations sorted by id and numbered from 1, in place.
-
-    pycocotools takes the id 0 for "no match", and cannot read texts.
-    """
-    content["annotations"].sort(key=lambda annotation: f"{annotation.get('id')!s:0>20}")
-    for number, annotation in enumerate(content["annotations"], start=1):
-        annotation["id"] = number
-    return content
+            bad.append(f"{_name_of('annotations', number, annotation)} has {what}")
+    if bad:
+        count = f"{len(bad)} of {len(content['annotations'])} cannot be used"
+        raise InputError(f"MODEL.MASK_ON: True: {path}: {bad[0]} ({count})")

@@ -28,71 +28,59 @@ EVALUATOR_TYPE = "imagenet"
 def register_image_folder(name: str, image_root: str, class_root: str) -> None:
     """Register the folder ``image_root``, whose classes are numbered as in ``class_root``."""
     DatasetCatalog.register(name, functools.partial(load_image_folder, image_root, class_root))
-    MetadataCatalog.get(name).set(
-        evaluator_type=EVALUATOR_TYPE, image_root=image_root, class_root=class_root
-    )
+    roots = {"image_root": image_root, "class_root": class_root}
+    MetadataCatalog.get(name).set(evaluator_type=EVALUATOR_TYPE, **roots)
 
 
 def register_imagenet(root: str) -> None:
     """Register imagenet_train and imagenet_val below ``root``."""
-    train = os.path.join(root, "imagenet", "train")
-    for split in ("train", "val"):
-        register_image_folder(f"imagenet_{split}", os.path.join(root, "imagenet", split), train)
-
-
-def classes_of(folder: str) -> list[str]:
-    """Names of the class folders, sorted.
-
-    Raises:
-        InputError: no such folder, or none in it.
-    """
-    try:
-        return find_classes(folder)[0]
-    except OSError as error:
-        why = error.strerror or "no folder in it"
-        raise InputError(f"{folder}: {why}; a folder of images for each class is needed") from error
+    folders = {split: os.path.join(root, "imagenet", split) for split in ("train", "val")}
+    for split, folder in folders.items():
+        register_image_folder(f"imagenet_{split}", folder, folders["train"])
 
 
 def load_image_folder(image_root: str, class_root: str) -> list[dict[str, Any]]:
     """Dicts with ``file_name``, ``image_id`` (path below ``image_root``) and ``label``, sorted.
 
-    Raises:
-        InputError: a folder that is missing or has no image, or a class that is not in ``class_root``.
+    Raises InputError: a folder that is missing or has no image, or a class not in ``class_root``.
     """
-    labels = {name: label for label, name in enumerate(classes_of(class_root))}
-    names = classes_of(image_root)
-    for name in names:
-        if name not in labels:
+    labels = _labels(class_root)
+    own = {name: labels.get(name) for name in _labels(image_root)}
+    for name, label in own.items():
+        if label is None:
             path = os.path.join(image_root, name)
             raise InputError(f"{path}: is none of the {len(labels)} classes in {class_root}")
     try:
-        samples = make_dataset(image_root, {name: labels[name] for name in names}, IMG_EXTENSIONS)
+        samples = make_dataset(image_root, own, IMG_EXTENSIONS)
     except FileNotFoundError as error:
         raise InputError(f"{image_root}: {' '.join(str(error).split())}") from error
     start = len(os.path.join(image_root, ""))
     return [{"file_name": path, "image_id": path[start:], "label": label} for path, label in samples]
 
 
+def _labels(folder: str) -> dict[str, int]:
+    """Names of the class folders, sorted, and their numbers."""
+    try:
+        return find_classes(folder)[1]
+    except OSError as error:
+        why = error.strerror or "no folder in it"
+        raise InputError(f"{folder}: {why}; a folder of images for each class is needed") from error
+
+
 def is_image_folder(name: str) -> bool:
     """Whether a data set, registered or not, is one of labelled images."""
-    return (
-        name in DatasetCatalog.list()
-        and MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
-    )
+    known = name in DatasetCatalog.list()  # MetadataCatalog.get would add it
+    return known and MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
 
 
 def check_imagenet(name: str, key: str) -> list[str]:
     """The class names of a registered folder, which is read as in training.
 
-    Args:
-        key: the config key that named it, for messages.
-
-    Raises:
-        InputError: as ``load_image_folder``.
+    Raises InputError: as ``load_image_folder``, naming the config key.
     """
     try:
         DatasetCatalog.get(name)
-        return classes_of(MetadataCatalog.get(name).class_root)
+        return list(_labels(MetadataCatalog.get(name).class_root))
     except InputError as error:
         raise InputError(f"{key}: {name}: {error}") from error
 
@@ -108,28 +96,17 @@ class ClassificationMapper:
         crop: side of the result in pixels.
         test_resize: shorter side in pixels before the centre crop.
         image_format: "RGB" or "BGR", the order of the channels.
-        is_train: which of the two.
     """
 
-    def __init__(self, *, crop: int, test_resize: int, image_format: str, is_train: bool) -> None:
-        steps = (
-            [T.RandomResizedCrop(crop), T.RandomHorizontalFlip()]
-            if is_train
-            else [T.Resize(test_resize), T.CenterCrop(crop)]
-        )
-        self._augment = T.Compose(steps)
+    def __init__(self, crop: int, test_resize: int, image_format: str, is_train: bool) -> None:
+        train = [T.RandomResizedCrop(crop), T.RandomHorizontalFlip()]
+        test = [T.Resize(test_resize), T.CenterCrop(crop)]
+        self._augment = T.Compose(train if is_train else test)
         self._format = image_format
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The record and ``image``, uint8 (3, crop, crop).
-
-        Raises:
-            InputError: a file that is no image, or half of one.
-        """
-        try:
-            pixels = read_image(record["file_name"], format=self._format)
-        except OSError as error:
-            raise InputError(f"{record['file_name']}: cannot be read as an image: {error}") from error
+        """The record and ``image``, uint8 (3, crop, crop)."""
+        pixels = read_image(record["file_name"], format=self._format)
         augmented = np.asarray(self._augment(Image.fromarray(pixels)))
         return {**record, "image": torch.from_numpy(augmented.transpose(2, 0, 1).copy())}
 

@@ -48,12 +48,7 @@ def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
 
 
 def batches(wide: Sequence[bool], batch_size: int, seed: int) -> Iterator[list[int]]:
-    """An endless stream of batches of indices; all images of a batch are wide, or none is.
-
-    Args:
-        wide: for each image of the data set its group by aspect ratio.
-        batch_size: of all processes together.
-    """
+    """An endless stream of batches of indices; all images of a batch are wide, or none is."""
     waiting: dict[bool, list[int]] = {True: [], False: []}
     for epoch in itertools.count():
         for index in epoch_order(len(wide), seed, epoch):
@@ -97,24 +92,23 @@ class NamingMapper:
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
             # detectron2's ValueErrors are about annotations, or about the image's size.
             what = "" if isinstance(error, ValueError) else "cannot be read as an image: "
-            raise InputError(
-                f"{record['file_name']}: {what}{why}; --resume continues when that is fixed"
-            ) from error
+            why = f"{what}{why}; --resume continues when that is fixed"
+            raise InputError(f"{record['file_name']}: {why}") from error
 
 
+@dataclass(frozen=True)
 class SeededDataset(Dataset):
     """Maps (iteration, index) to a training sample, with that iteration's augmentation."""
 
-    def __init__(self, dicts: Records, mapper: Mapper, seed: int) -> None:
-        self._dicts = dicts
-        self._mapper = mapper
-        self._seed = seed
+    records: Sequence[dict[str, Any]]
+    mapper: Mapper
+    seed: int
 
     def __getitem__(self, sample: Sample) -> Any:
         iteration, index = sample
-        record = self._dicts[index]
-        with seeded(derive_seed(self._seed, "augment", iteration, record["image_id"])):
-            return self._mapper(record)
+        record = self.records[index]
+        with seeded(derive_seed(self.seed, "augment", iteration, record["image_id"])):
+            return self.mapper(record)
 
 
 @dataclass
@@ -122,14 +116,16 @@ class TrainLoader:
     """Iterates over this process's shares of the batches, from ``start_iteration`` on.
 
     Nothing is read before the first ``next``, so that a checkpoint can set ``start_iteration``.
+
+    Attributes:
+        wide: for each image of the data set its group by aspect ratio.
+        batch_size: of all processes together.
     """
 
     dataset: SeededDataset
     wide: Sequence[bool]
     batch_size: int
-    seed: int
     num_workers: int
-    one_size: bool  # whether all images have the same size
     start_iteration: int = 0
 
     @property
@@ -140,7 +136,7 @@ class TrainLoader:
     def _samples(self) -> Iterator[list[Sample]]:
         share = self.batch_size // comm.get_world_size()
         mine = slice(comm.get_rank() * share, (comm.get_rank() + 1) * share)
-        for iteration, batch in enumerate(batches(self.wide, self.batch_size, self.seed)):
+        for iteration, batch in enumerate(batches(self.wide, self.batch_size, self.dataset.seed)):
             if iteration >= self.start_iteration:
                 yield [(iteration, index) for index in batch[mine]]
 
@@ -149,42 +145,34 @@ class TrainLoader:
             self.dataset,
             batch_sampler=self._samples(),
             num_workers=self.num_workers,
-            collate_fn=_packed if self.one_size else list,
+            collate_fn=_packed,
             generator=torch.Generator(),  # else it draws a seed from the global random state
         )
-        yield from map(_unpacked, loader) if self.one_size else loader
+        for samples, images in loader:
+            yield [{**sample, "image": image} for sample, image in zip(samples, images)]
 
 
-def _packed(samples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], torch.Tensor]:
-    """All images in one tensor, since each tensor from a worker takes a file descriptor."""
-    rest = [{key: value for key, value in sample.items() if key != "image"} for sample in samples]
-    return rest, torch.stack([sample["image"] for sample in samples])
-
-
-def _unpacked(packed: tuple[list[dict[str, Any]], torch.Tensor]) -> list[dict[str, Any]]:
-    return [{**sample, "image": image} for sample, image in zip(*packed)]
+def _packed(samples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Sequence[torch.Tensor]]:
+    """The images in one tensor if they can be: each tensor from a worker takes a file descriptor."""
+    images = [sample.pop("image") for sample in samples]
+    return samples, torch.stack(images) if len({image.shape for image in images}) == 1 else images
 
 
 def check_loading(cfg: CfgNode, processes: int) -> None:
     """build_train_loader can work with the config in so many processes.
 
-    Raises:
-        InputError: no training set, a sampler other than TrainingSampler, a batch that does not divide
-            by processes and passes, or keys of INPUT that detectron2 refuses.
+    Raises InputError: no training set, another sampler than TrainingSampler, a batch that does not
+    divide by processes and passes, or keys of INPUT that detectron2 refuses.
     """
+    sampler, batch_size = cfg.DATALOADER.SAMPLER_TRAIN, cfg.SOLVER.IMS_PER_BATCH
     if not cfg.DATASETS.TRAIN:
-        raise InputError(
-            "DATASETS.TRAIN: (): a registered name is needed, or a COCO JSON by DATASETS.TRAIN_JSON "
-            "and DATASETS.TRAIN_IMAGES"
-        )
-    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+        needed = "DATASETS.TRAIN_JSON and DATASETS.TRAIN_IMAGES, or a registered name"
+        raise InputError(f"DATASETS.TRAIN: (): needed are {needed}")
     if sampler != "TrainingSampler":
         raise InputError(f"DATALOADER.SAMPLER_TRAIN: {sampler!r}: allowed is TrainingSampler")
-    batch_size, passes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
-    if batch_size < 1 or batch_size % (processes * passes):
-        times = f" times SOLVER.ACCUMULATE {passes}" if passes > 1 else ""
-        needed = f"a multiple of {processes} processes{times} is needed"
-        raise InputError(f"SOLVER.IMS_PER_BATCH: {batch_size}: {needed}")
+    if batch_size < 1 or batch_size % (processes * cfg.SOLVER.ACCUMULATE):
+        needed = f"{processes} processes times SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}"
+        raise InputError(f"SOLVER.IMS_PER_BATCH: {batch_size}: a multiple of {needed} is needed")
     try:
         convert_PIL_to_numpy(Image.new("RGB", (1, 1)), cfg.INPUT.FORMAT)
         DatasetMapper(cfg, is_train=True)
@@ -194,50 +182,49 @@ def check_loading(cfg: CfgNode, processes: int) -> None:
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
-    """Of labelled images for a classifier, else as detectron2's build_detection_train_loader reads cfg;
-    errors as of check_loading and load_image_folder.
+    """Of labelled images for a classifier, else as detectron2's build_detection_train_loader reads cfg.
+
+    Raises InputError: as check_loading and load_image_folder.
     """
     check_loading(cfg, comm.get_world_size())
     labelled = all(map(is_image_folder, cfg.DATASETS.TRAIN))
-    wide = np.zeros(0, dtype=bool)
-
-    def load() -> list[dict[str, Any]]:
-        nonlocal wide
-        if labelled:
-            dicts = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
-        else:
-            keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-            dicts = get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN,
-                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-                min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-                proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-            )
-        alike = labelled or not cfg.DATALOADER.ASPECT_RATIO_GROUPING
-        wide = np.array([alike or record["width"] > record["height"] for record in dicts], dtype=bool)
-        return dicts
-
-    records = Records(load)
-    mapper: Mapper = (_classification_mapper if labelled else DatasetMapper)(cfg, is_train=True)
-    dataset = SeededDataset(records, NamingMapper(mapper), seed)
-    size, workers = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS
-    return TrainLoader(dataset, from_main(wide).tolist(), size, seed, workers, one_size=labelled)
+    dicts: list[dict[str, Any]] = []
+    if comm.is_main_process() and labelled:
+        dicts = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    elif comm.is_main_process():
+        keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        dicts = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+    alike = labelled or not cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    wide = np.array([alike or record["width"] > record["height"] for record in dicts], dtype=bool)
+    return TrainLoader(
+        SeededDataset(Records(dicts), _mapper(cfg, labelled, is_train=True), seed),
+        from_main(wide).tolist(),
+        cfg.SOLVER.IMS_PER_BATCH,
+        cfg.DATALOADER.NUM_WORKERS,
+    )
 
 
-def _classification_mapper(cfg: CfgNode, is_train: bool) -> ClassificationMapper:
-    crop, resize, order = cfg.INPUT.CLASSIFIER_CROP, cfg.INPUT.CLASSIFIER_TEST_RESIZE, cfg.INPUT.FORMAT
-    return ClassificationMapper(crop=crop, test_resize=resize, image_format=order, is_train=is_train)
+def _mapper(cfg: CfgNode, labelled: bool, is_train: bool) -> NamingMapper:
+    if not labelled:
+        return NamingMapper(DatasetMapper(cfg, is_train=is_train))
+    crop, resize = cfg.INPUT.CLASSIFIER_CROP, cfg.INPUT.CLASSIFIER_TEST_RESIZE
+    return NamingMapper(ClassificationMapper(crop, resize, cfg.INPUT.FORMAT, is_train))
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
     """detectron2's, with errors that name the image; or batches of labelled images, as large as
     in training, but at most 64, since each image from a worker takes a file descriptor.
     """
-    if not is_image_folder(name):
-        mapper = NamingMapper(DatasetMapper(cfg, is_train=False))
+    labelled = is_image_folder(name)
+    mapper = _mapper(cfg, labelled, is_train=False)
+    if not labelled:
         return build_detection_test_loader(cfg, name, mapper=mapper)
-    dicts = DatasetFromList(DatasetCatalog.get(name), copy=False)
-    dataset = MapDataset(dicts, _classification_mapper(cfg, is_train=False))
+    dataset = MapDataset(DatasetFromList(DatasetCatalog.get(name), copy=False), mapper)
     return DataLoader(
         dataset,
         batch_size=min(max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1), 64),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,29 +13,25 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 
-class Records:
+class Records(Sequence):
     """A sequence of dicts, pickled one by one into one array, as in detectron2's DatasetFromList.
 
-    Rank 0 reads them; the other ranks receive the bytes, so that none of them needs memory or time for
-    the JSON. DataLoader workers share the array with their process.
-
-    Args:
-        load: called on rank 0 only.
+    The dicts are rank 0's; what the other ranks pass does not count. DataLoader workers share the array
+    with their process.
     """
 
-    def __init__(self, load: Callable[[], Sequence[dict[str, Any]]]) -> None:
-        ends, data = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint8)
-        if comm.is_main_process():
-            pickled = [pickle.dumps(record, protocol=-1) for record in load()]
-            ends = np.cumsum([len(part) for part in pickled], dtype=np.int64)
-            data = np.frombuffer(b"".join(pickled), dtype=np.uint8)
-        self._ends = from_main(ends)
-        self._data = from_main(data)
+    def __init__(self, dicts: Sequence[dict[str, Any]]) -> None:
+        data, ends = bytearray(), []
+        for record in dicts:
+            data += pickle.dumps(record, protocol=-1)
+            ends.append(len(data))
+        self._ends = from_main(np.array(ends, dtype=np.int64))
+        self._data = from_main(np.frombuffer(data, dtype=np.uint8))
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: Any) -> Any:
         start = self._ends[index - 1] if index else 0
         return pickle.loads(self._data[start : self._ends[index]].tobytes())
 
@@ -47,8 +43,6 @@ def from_main(array: np.ndarray) -> np.ndarray:
     group = comm._get_global_gloo_group()  # NCCL would need GPU memory
     size = torch.tensor([len(array)])
     dist.broadcast(size, src=0, group=group)
-    if not comm.is_main_process():
-        array = np.empty(int(size), dtype=array.dtype)
-    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    tensor = torch.from_numpy(array if comm.is_main_process() else np.empty(int(size), array.dtype))
     dist.broadcast(tensor, src=0, group=group)
     return tensor.numpy()

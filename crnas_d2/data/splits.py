@@ -21,82 +21,63 @@ from crnas_d2.seeding import derive_seed
 ARCHVAL_SIZE = 5000  # images (paper, Sec. 4.1); of a small set a fifth
 
 
-def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: int) -> set[int]:
+def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: int) -> set[Any]:
     """Ids of the images of archval.
 
     Args:
         images: the JSON's image entries.
-        size: images wanted, 0 for the default; with a field of groups, the most that whole groups
-            in hash order give.
+        size: images wanted, 0 for the default; of groups, the most that whole ones in hash order give.
         field: the entry whose value keeps images together; ``id`` for none.
 
     Raises:
-        InputError: a size outside 1 .. number of images - 1, an image without the field, or groups
-            that leave one side empty.
+        InputError: a size outside 1 .. number of images - 1, an image without the field, or only
+            groups larger than the size.
     """
     count = len(images)
     wanted = size or min(ARCHVAL_SIZE, max(count // 5, 1))
     if not 0 < wanted < count:
-        raise InputError(
-            f"SEARCH.ARCHVAL.SIZE: {size}: allowed are 1 to {count - 1}, "
-            f"for {count} training images, or 0 for the default"
-        )
-    groups: dict[str, list[int]] = defaultdict(list)
+        allowed = f"allowed are 1 to {count - 1}, for {count} training images, or 0 for the default"
+        raise InputError(f"SEARCH.ARCHVAL.SIZE: {size}: {allowed}")
+    groups: dict[str, list[Any]] = defaultdict(list)
     first: dict[str, Any] = {}  # of each file, the field's value in its first entry
     for image in sorted(images, key=lambda image: image["id"]):
         if field not in image:
-            raise InputError(
-                f"SEARCH.ARCHVAL.SPLIT_FIELD: {field!r}: image {image['id']} has no such entry; "
-                f"it has {', '.join(sorted(image))}"
-            )
+            why = f"image {image['id']} has no such entry; it has {', '.join(sorted(image))}"
+            raise InputError(f"SEARCH.ARCHVAL.SPLIT_FIELD: {field!r}: {why}")
         groups[str(first.setdefault(image["file_name"], image[field]))].append(image["id"])
-    chosen: set[int] = set()
+    chosen: set[Any] = set()
     for key in sorted(groups, key=lambda key: (derive_seed(seed, "split", key), key)):
         if len(chosen) + len(groups[key]) <= wanted:
             chosen.update(groups[key])
     if not chosen:
-        raise InputError(
-            f"SEARCH.ARCHVAL.SIZE: {wanted}: every group of {field!r} has more images than that"
-        )
+        why = f"every group of {field!r} has more images than that"
+        raise InputError(f"SEARCH.ARCHVAL.SIZE: {wanted}: {why}")
     return chosen
-
-
-def part_of(content: Record, ids: set[Any]) -> Record:
-    """The COCO JSON's content cut down to some images, sorted by id."""
-    return {
-        **content,
-        "images": sorted((i for i in content["images"] if i["id"] in ids), key=lambda i: i["id"]),
-        "annotations": sorted(
-            (a for a in content["annotations"] if a["image_id"] in ids), key=lambda a: a["id"]
-        ),
-    }
 
 
 def split(
     content: Record, size: int, field: str, seed: int, recalibration: int = 0
 ) -> dict[str, Record]:
-    """The parts of a training set's COCO JSON: archtrain, archval, and recalibration.
+    """The parts of a training set's COCO JSON, sorted by id: archtrain, archval, and recalibration.
 
-    The first two are disjoint, together the whole set; the last one is a part of archtrain.
+    The first two are disjoint, together the whole set; the last is so many images of archtrain.
 
-    Args:
-        size, field: as of ``archval_ids``.
-        recalibration: images of that part.
-
-    Raises:
-        InputError: as ``archval_ids``, or a part without an annotation.
+    Raises InputError: as ``archval_ids``, or a part without an annotation.
     """
-    held_out = archval_ids(content["images"], size, field, seed)
-    rest = {image["id"] for image in content["images"]} - held_out
-    parts = {"archtrain": part_of(content, rest), "archval": part_of(content, held_out)}
-    for name, part in parts.items():
-        if all(annotation["iscrowd"] for annotation in part["annotations"]):
-            raise InputError(
-                f"SEARCH.ARCHVAL.SIZE: {size}: {name} of {len(part['images'])} images "
-                "would have no annotation with iscrowd 0"
-            )
-    chosen = set(recalibration_ids(rest, recalibration, seed))
-    return {**parts, "recalibration": part_of(parts["archtrain"], chosen)}
+    archval = archval_ids(content["images"], size, field, seed)
+    archtrain = {image["id"] for image in content["images"]} - archval
+    known = set(recalibration_ids(archtrain, recalibration, seed))
+    parts = {}
+    for name, ids in (("archtrain", archtrain), ("archval", archval), ("recalibration", known)):
+        images = [image for image in content["images"] if image["id"] in ids]
+        annotations = [a for a in content["annotations"] if a["image_id"] in ids]
+        if name != "recalibration" and all(annotation["iscrowd"] for annotation in annotations):
+            why = f"{name} of {len(images)} images would have no annotation with iscrowd 0"
+            raise InputError(f"SEARCH.ARCHVAL.SIZE: {size}: {why}")
+        images.sort(key=lambda image: image["id"])
+        annotations.sort(key=lambda annotation: annotation["id"])
+        parts[name] = {**content, "images": images, "annotations": annotations}
+    return parts
 
 
 def recalibration_ids(ids: Iterable[Any], count: int, seed: int) -> list[Any]:
@@ -112,22 +93,17 @@ def write_splits(parts: Mapping[str, Record], folder: Path) -> None:
         present = {a["category_id"] for a in part["annotations"] if not a["iscrowd"]}
         absent = [c["name"] for c in part["categories"] if c["id"] not in present]
         if absent and verb:
-            logging.getLogger(__name__).warning(
-                "%s has no object of these classes, so a search cannot %s them: %s",
-                *(name, verb, ", ".join(absent)),
-            )
+            text = "%s has no object of these classes, so a search cannot %s them: %s"
+            logging.getLogger(__name__).warning(text, name, verb, ", ".join(absent))
 
 
 def check_same_splits(parts: Mapping[str, Record], folder: Path) -> None:
     """The parts that an earlier run has written are the same.
 
-    Raises:
-        InputError: the first that is not.
+    Raises InputError: the first that is not.
     """
     for name, part in parts.items():
         path = folder / f"{name}.json"
         if path.is_file() and path.read_text(encoding="utf-8") != json.dumps(part):
-            raise InputError(
-                f"DATASETS.TRAIN: its JSON gives another {name} than {path}; "
-                "--resume continues with the same data only"
-            )
+            why = f"its JSON gives another {name} than {path}"
+            raise InputError(f"DATASETS.TRAIN: {why}; --resume continues with the same data only")
