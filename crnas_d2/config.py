@@ -104,15 +104,15 @@ KEYS = {
     "MODEL.CLASSIFIER.IN_FEATURE": Key("res5"),
     # Side in pixels of the square that a classifier sees; the shorter side of a test image is resized
     # to TEST_RESIZE before the centre is cropped.
-    "INPUT.CLASSIFIER_CROP": Key(224),
+    "INPUT.CLASSIFIER_CROP": Key(224, at_least(1)),
     "INPUT.CLASSIFIER_TEST_RESIZE": Key(256),
     # ---- the schedule ------------------------------------------------------------------------
     # Passes over the training images; above 0 it sets SOLVER.MAX_ITER, and STEP_EPOCHS sets
     # SOLVER.STEPS (paper, Sec. 4.1: 13, with 8 and 11). 0: detectron2's keys count.
-    "SOLVER.EPOCHS": Key(0),
+    "SOLVER.EPOCHS": Key(0, at_least(0)),
     "SOLVER.STEP_EPOCHS": Key(()),
     # Learning rate for each image of the batch; above 0 it sets SOLVER.BASE_LR (paper: 0.00125).
-    "SOLVER.LR_PER_IMAGE": Key(0.0),
+    "SOLVER.LR_PER_IMAGE": Key(0.0, at_least(0)),
     # Parts that the images of a process pass through the network in, one by one, before each step.
     "SOLVER.ACCUMULATE": Key(1, at_least(1)),
     # ---- your own data -----------------------------------------------------------------------

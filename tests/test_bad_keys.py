@@ -62,7 +62,7 @@ CONFIGS = {
     "unknown flip": (TRAIN, ["INPUT.RANDOM_FLIP", "Nope"], "INPUT: images cannot be read"),
     "unknown metric": (SEARCH, ["SEARCH.EVAL.METRIC", "mAP"], "'mAP': allowed are 'AP', 'AP50'"),
     "a coin as confidence": (SEARCH, ["SEARCH.RACE.CONFIDENCE", 0.5], "SEARCH.RACE.CONFIDENCE: 0.5: "),
-    "no folder": (TRAIN, ["OUTPUT_DIR", ""], "OUTPUT_DIR: '': a folder is needed"),
+    "no folder": (TRAIN, ["OUTPUT_DIR", ""], "OUTPUT_DIR: '': is not a folder"),
     "batch and passes": (TRAIN, ["SOLVER.ACCUMULATE", 4], "SOLVER.IMS_PER_BATCH: 2: a multiple"),
     "steps backwards": (TRAIN, ["SOLVER.STEPS", [5, 3]], "SOLVER: cannot be used: "),
     "heads and neck": (TRAIN, ["MODEL.ROI_HEADS.IN_FEATURES", ["p9"]], "p9"),
@@ -72,6 +72,7 @@ CONFIGS = {
     "machine rank": (TRAIN, ["--num-gpus", 2, "--machine-rank", 1], "--machine-rank: 1: allowed"),
     "address": (SEARCH, ["--num-gpus", 2, "--dist-url", "here"], "--dist-url: here: tcp://HOST:PORT"),
 }
+
 
 @pytest.mark.parametrize("id", CONFIGS)
 def test_a_fault_is_one_line(bench: Bench, id: str) -> None:
@@ -92,7 +93,7 @@ CODES = [
     ),
     (["MODEL.CRNAS.DILATION_CODE", [0, 1, -1, 0, 0]], ["DILATION_CODE", "-1", "each 0, 1 or 2"]),
     (["MODEL.CRNAS.FAMILY", "vgg"], ["MODEL.CRNAS.FAMILY", "'vgg'", "resnet_basic, resnet"]),
-    (["MODEL.CRNAS.WIDTHS", [4, 8, 12]], ["MODEL.CRNAS.WIDTHS", "[4, 8, 12]", "4 stages"]),
+    (["MODEL.CRNAS.WIDTHS", [4, 8, 12]], ["MODEL.CRNAS.WIDTHS", "[4, 8, 12]", "4 positive"]),
     (["MODEL.CRNAS.STAGE_SPACE", [[1], [1], [0], [1]]], ["STAGE_SPACE", "[0]", "positive depths"]),
     (
         ["MODEL.BACKBONE.NAME", "build_vgg"],
@@ -101,7 +102,7 @@ CODES = [
     (["MODEL.CRNAS.STAGE_KODE", [1]], ["MODEL.CRNAS.STAGE_KODE", "[1]"]),
     (["MODEL.CRNAS.STAGE_CODE", "many"], ["MODEL.CRNAS.STAGE_CODE", "many", "list"]),
     (["MODEL.WEIGHTS", "no/such.pth"], ["MODEL.WEIGHTS", "no/such.pth", "no such file"]),
-    (["SOLVER.IMS_PER_BATCH", 0], ["SOLVER.IMS_PER_BATCH", "0", "a multiple of the 1"]),
+    (["SOLVER.IMS_PER_BATCH", 0], ["SOLVER.IMS_PER_BATCH", "0", "a multiple of 1"]),
     (
         ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
         ["DATALOADER.SAMPLER_TRAIN", "'RepeatFactorTrainingSampler'", "TrainingSampler"],

@@ -299,7 +299,7 @@ def test_a_folder_that_holds_a_training(bench: Bench) -> None:
 def test_a_folder_that_is_a_file(bench: Bench, flags: list[str]) -> None:
     bench.output.write_text("a file")
     for name in (TRAIN,) if "--eval-only" in flags else (TRAIN, SEARCH):
-        assert f"OUTPUT_DIR: {bench.output}: is not a folder" in bench.call(name, *flags)
+        assert f"OUTPUT_DIR: '{bench.output}': is not a folder" in bench.call(name, *flags)
 
 
 def test_eval_only_does_not_read_the_training_set(bench: Bench) -> None:

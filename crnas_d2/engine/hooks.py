@@ -34,14 +34,10 @@ class PathSampler(HookBase):
     """
 
     def __init__(self, supernet: Supernet, seed: int, budgets: Sequence[BudgetSpec] = ()) -> None:
-        self._supernet = supernet
-        self._seed = seed
-        space = supernet.space
-        self._codes = (
-            [code for budget in budgets for code in space.eligible(budget)]
-            if isinstance(space, StageSpace)
-            else []
-        )
+        self._supernet, self._seed = supernet, seed
+        # A dilation space has no budgets: its codes all cost the same.
+        budgets = budgets if isinstance(supernet.space, StageSpace) else ()
+        self._codes = [code for budget in budgets for code in supernet.space.eligible(budget)]
 
     def before_step(self) -> None:
         self._supernet.set_path(self._supernet.space.sample(self._seed, self.trainer.iter, self._codes))
