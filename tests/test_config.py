@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from crnas_d2.config import (
-    ANYTHING,
     DETECTRON2_CHECKS,
     KEYS,
     RENAMED,
@@ -20,7 +19,7 @@ from crnas_d2.config import (
 from crnas_d2.errors import InputError
 from detectron2.config import get_cfg
 
-CHECKED = [name for name, key in KEYS.items() if key.check is not ANYTHING] + list(DETECTRON2_CHECKS)
+CHECKED = [name for name, key in KEYS.items() if key.check] + list(DETECTRON2_CHECKS)
 
 
 def written(path: Path, text: str) -> str:

@@ -183,19 +183,7 @@ def test_training_leaves_its_memory_to_scoring(tmp_path: Path) -> None:
         raise Seen
 
     trainer = trainer_of(tmp_path / "data", tmp_path / "out", "MODEL.CRNAS.SUPERNET", "stage")
-    nothing: Any = None
-    search = SearchHook(
-        build_scorer,
-        space=nothing,
-        budgets=[],
-        search=nothing,
-        costs=nothing,
-        folder=tmp_path,
-        group_size=1,
-        race_confidence=0.0,
-        seed=0,
-    )
-    trainer.register_hooks([search])
+    trainer.register_hooks([SearchHook(build_scorer)])
     with pytest.raises(Seen):
         trainer.train()
     last = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from crnas_d2.architecture import Architecture
 from crnas_d2.budget import BudgetSpec
 from crnas_d2.modeling.backbone.supernet import Supernet
 from crnas_d2.space import StageSpace
@@ -35,9 +36,10 @@ class PathSampler(HookBase):
 
     def __init__(self, supernet: Supernet, seed: int, budgets: Sequence[BudgetSpec] = ()) -> None:
         self._supernet, self._seed = supernet, seed
-        # A dilation space has no budgets: its codes all cost the same.
-        budgets = budgets if isinstance(supernet.space, StageSpace) else ()
-        self._codes = [code for budget in budgets for code in supernet.space.eligible(budget)]
+        space = supernet.space
+        self._codes: list[Architecture] = []
+        if isinstance(space, StageSpace):
+            self._codes = [code for budget in budgets for code in space.eligible(budget)]
 
     def before_step(self) -> None:
         self._supernet.set_path(self._supernet.space.sample(self._seed, self.trainer.iter, self._codes))
