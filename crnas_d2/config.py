@@ -227,6 +227,11 @@ def add_crnas_config(cfg: CfgNode) -> None:
         node[last] = key.default
 
 
+def may_change(name: str, scored: bool) -> bool:
+    """Whether --resume of a search may find another value; ``scored``: a candidate is."""
+    return RESUME.get(name, NEVER) in ((ALWAYS,) if scored else (ALWAYS, UNTIL_SCORED))
+
+
 def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """As ``merge_config``, and with MODEL.DEVICE cpu where cuda is asked for and torch sees no GPU."""
     cfg = merge_config(config_file, opts)

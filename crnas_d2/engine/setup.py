@@ -6,24 +6,15 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from torch import nn
 
-from crnas_d2.config import (
-    ALWAYS,
-    NEVER,
-    RESUME,
-    UNTIL_SCORED,
-    leaves,
-    merge_config,
-    read_config,
-    refuse_renamed,
-)
+from crnas_d2.config import leaves, may_change, merge_config, read_config, refuse_renamed
 from crnas_d2.data.datasets import check_dataset, register_own_data, use_own_data
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
@@ -114,20 +105,6 @@ def check_output(folder: str, resume: bool, traces: Iterable[str]) -> None:
         )
 
 
-def check_same_run(cfg: CfgNode) -> None:
-    """Check that a search in OUTPUT_DIR has the same config, but for keys that --resume may change.
-
-    Raises InputError: the first key that differs, or one of an earlier version.
-    """
-    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    before, now = _leaves_of_run(path), leaves(yaml.safe_load(cfg.dump()))
-    refuse_renamed(before, str(path))
-    scored = any(path.parent.glob("*/journal.jsonl")) or any(path.parent.glob("*/matches"))
-    changeable = (ALWAYS,) if scored else (ALWAYS, UNTIL_SCORED)
-    kept = [key for key in sorted(before) if RESUME.get(key, NEVER) not in changeable]
-    _check_same(cfg, kept, before, now)
-
-
 # Keys whose values a resumed training takes from the checkpoint's optimizer.
 OPTIMIZER = (
     *("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.WEIGHT_DECAY"),
@@ -135,32 +112,28 @@ OPTIMIZER = (
 )
 
 
-def check_same_optimizer(cfg: CfgNode) -> None:
-    """Check that a training in OUTPUT_DIR has the same optimizer; the schedule may change.
+def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
+    """Check that the run in OUTPUT_DIR has the same config, as far as a kill has left its config.yaml.
 
-    Raises InputError: the first key that differs.
+    Args:
+        keys: that have to be the same; none: those of a search that --resume may not change.
+
+    Raises InputError: the first key that differs, or one of an earlier version.
     """
-    now = leaves(cfg)
-    before = {**now, **_leaves_of_run(Path(cfg.OUTPUT_DIR) / "config.yaml")}
+    path, now = Path(cfg.OUTPUT_DIR) / "config.yaml", leaves(yaml.safe_load(cfg.dump()))
+    before = dict(now)
+    with suppress(FileNotFoundError, yaml.YAMLError):
+        written = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
+        before.update({key: value for key, value in written.items() if value is not None})
+    if not keys:
+        refuse_renamed(before, str(path))
+        scored = any(path.parent.glob("*/journal.jsonl")) or any(path.parent.glob("*/matches"))
+        keys = [key for key in now if not may_change(key, scored)]
     for settings in (before, now):
         by_image = settings["SOLVER.LR_PER_IMAGE"] * settings["SOLVER.IMS_PER_BATCH"]
         settings["SOLVER.BASE_LR"] = by_image or settings["SOLVER.BASE_LR"]
-    _check_same(cfg, OPTIMIZER, before, now)
-
-
-def _leaves_of_run(path: Path) -> dict[str, Any]:
-    """The leaves of a run's config.yaml, unless a kill has torn it."""
-    try:
-        return leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, yaml.YAMLError):
-        return {}
-
-
-def _check_same(
-    cfg: CfgNode, keys: Iterable[str], before: Mapping[str, Any], now: Mapping[str, Any]
-) -> None:
     for key in keys:
-        if key in now and before[key] != now[key]:
+        if before[key] != now[key]:
             raise InputError(
                 f"{key}: {now[key]!r}: the run in {cfg.OUTPUT_DIR} has {before[key]!r}, which --resume "
                 "keeps; to change it, start in another OUTPUT_DIR"
@@ -223,7 +196,7 @@ def train_config(args: argparse.Namespace) -> CfgNode:
         check_schedule(cfg)
         check_data(cfg, "TRAIN")
         if (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
-            check_same_optimizer(cfg)
+            check_same_run(cfg, OPTIMIZER)
     check_network(cfg)
     check_weights(cfg, args.resume)
     if not supernet:
