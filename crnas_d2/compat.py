@@ -65,15 +65,9 @@ def prepare() -> None:
 
 
 def create_local_process_group(num_per_machine: int) -> None:
-    """Tell detectron2 which ranks share a machine: each ``num_per_machine`` consecutive ones.
-
-    All ranks call it together, after init_process_group.
-    """
+    """Tell detectron2 which ranks share a machine; all ranks call it after init_process_group."""
     from detectron2.utils import comm
 
-    world_size = comm.get_world_size()
-    if num_per_machine < 1 or world_size % num_per_machine:
-        raise ValueError(f"{num_per_machine} processes on each machine do not make {world_size} in all")
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(num_per_machine)
     else:  # in 0.5 only launch() does it, which refuses to start without a GPU

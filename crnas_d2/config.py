@@ -175,7 +175,7 @@ KEYS = {
     "DIST_TIMEOUT_MINUTES": Key(30, at_least(1), ALWAYS),
 }
 
-# What our scripts want of detectron2's own keys, and which of them a resumed run may change.
+# What our scripts allow of detectron2's own keys, and below which of them a resumed run may change.
 DETECTRON2_CHECKS = {
     "DATALOADER.NUM_WORKERS": at_least(0),
     "INPUT.MAX_SIZE_TRAIN": at_least(1),

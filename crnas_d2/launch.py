@@ -109,12 +109,7 @@ def from_options(args: argparse.Namespace) -> list[Process]:
 
 
 def join(process: Process, device: str, minutes: float = 30) -> None:
-    """Enter the process group: NCCL on GPUs, gloo on the CPU.
-
-    Args:
-        device: MODEL.DEVICE.
-        minutes: DIST_TIMEOUT_MINUTES.
-    """
+    """Enter the process group: NCCL on GPUs, gloo on the CPU; ``minutes``: until a time-out."""
     timeout = timedelta(minutes=minutes)
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:  # srun may show each task its own GPU alone
@@ -224,7 +219,7 @@ def _status(call: Callable[..., int], *args: object) -> int:
 
 
 def _line(error: Exception) -> str:
-    """What is wrong in one line; empty: one line is not enough."""
+    """What is wrong in one line; empty: it takes a traceback."""
     if isinstance(error, InputError):
         # From a worker of a DataLoader the message ends with a traceback, whose last line it is.
         return str(error).splitlines()[-1].split(f"{InputError.__qualname__}: ")[-1]

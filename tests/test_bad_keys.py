@@ -192,11 +192,6 @@ def test_a_found_base_that_is_not_ours(bench: Bench) -> None:
     assert "SEARCH.FOUND_BASE" in error and "build_resnet_backbone" in error
 
 
-def test_a_supernet_that_is_none(bench: Bench) -> None:
-    error = bench.call(TRAIN, "MODEL.CRNAS.SUPERNET", "both")
-    assert "MODEL.CRNAS.SUPERNET: 'both': allowed are '', 'stage', 'dilation'" in error
-
-
 @pytest.mark.parametrize("kind", ["stage", "dilation"])
 def test_a_supernet_that_cannot_be_trained(bench: Bench, kind: str) -> None:
     def call(*options: Any) -> str:

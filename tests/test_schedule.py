@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import ROOT, tiny_config, tiny_shapes, tiny_yaml
+from detectors import tiny_config, tiny_shapes, tiny_yaml
 
 from crnas_d2.config import add_crnas_config, read_config
 from crnas_d2.data.datasets import use_own_data
@@ -191,31 +191,6 @@ def test_steps_that_fall_on_one_iteration(steps: tuple[int, ...]) -> None:
     cfg = config(EPOCHS=13, STEP_EPOCHS=steps, IMS_PER_BATCH=16)
     with pytest.raises(InputError, match=r"SOLVER\.STEP_EPOCHS: .* 5 images at batch 16: 5 iter"):
         resolve_schedule(cfg, 5)
-
-
-@pytest.mark.parametrize(
-    ("given", "epochs", "rate"),
-    [
-        ([], 13, 0.00125),
-        (["SOLVER.MAX_ITER", "10"], 0, 0.00125),
-        (["SOLVER.STEPS", "(5,)"], 0, 0.00125),
-        (["SOLVER.BASE_LR", "0.001"], 13, 0.0),
-        (["SOLVER.MAX_ITER", "10", "SOLVER.EPOCHS", "2", "SOLVER.STEP_EPOCHS", "()"], 2, 0.00125),
-        (["SEED", "1", "SOLVER.MAX_ITER", "10", "SOLVER.BASE_LR", "0.001"], 0, 0.0),
-    ],
-    ids=str,
-)
-def test_iterations_on_the_command_line_replace_epochs_in_the_file(
-    given: list[str], epochs: int, rate: float
-) -> None:
-    path = ROOT / "configs" / "COCO-Detection" / "faster_rcnn_R_50_FPN_1x.yaml"
-    cfg = read_config(str(path), given)
-    assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.LR_PER_IMAGE) == (epochs, rate)
-    resolved = resolve_schedule(cfg, 117_266).SOLVER
-    if "SOLVER.MAX_ITER" in given and not epochs:
-        assert resolved.MAX_ITER == 10
-    if "SOLVER.BASE_LR" in given:
-        assert resolved.BASE_LR == 0.001
 
 
 # ---- --resume with other keys --------------------------------------------------------------------

@@ -30,8 +30,7 @@ def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
 class PathSampler(HookBase):
     """Sets the supernet's path before each step: a function of (seed, iteration) only.
 
-    Args:
-        budgets: if any, stage paths are drawn from the codes that meet one of them; of blocks only.
+    With ``budgets``, of blocks, stage paths are drawn from the codes that meet one of them.
     """
 
     def __init__(self, supernet: Supernet, seed: int, budgets: Sequence[BudgetSpec] = ()) -> None:

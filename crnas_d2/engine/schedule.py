@@ -43,10 +43,7 @@ def check_schedule(cfg: CfgNode) -> None:
 
 
 def resolve_schedule(cfg: CfgNode, images: int) -> CfgNode:
-    """A frozen copy whose MAX_ITER, STEPS and BASE_LR follow from our keys.
-
-    Args:
-        images: in one epoch, without those that are dropped.
+    """A frozen copy whose MAX_ITER, STEPS and BASE_LR follow from our keys; ``images``: in one epoch.
 
     Raises InputError: as check_schedule, or steps that fall on the same iteration.
     """

@@ -87,12 +87,9 @@ def check_weights(cfg: CfgNode, resume: bool) -> None:
 
 
 def check_output(folder: str, resume: bool, traces: Iterable[str]) -> None:
-    """Check that OUTPUT_DIR can be written to, and without ``resume`` that no run's files are in it.
+    """Raise InputError if OUTPUT_DIR is a file or, without ``resume``, holds an earlier run's files.
 
-    Args:
-        traces: patterns of files that an earlier run leaves.
-
-    Raises InputError: it is a file, or holds such a file.
+    ``traces``: patterns of such files.
     """
     path = Path(folder)
     if not folder or (path.exists() and not path.is_dir()):
@@ -113,12 +110,10 @@ OPTIMIZER = (
 
 
 def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
-    """Check that the run in OUTPUT_DIR has the same config, as far as a kill has left its config.yaml.
+    """Raise InputError if the run in OUTPUT_DIR has another value of a key.
 
-    Args:
-        keys: that have to be the same; none: those of a search that --resume may not change.
-
-    Raises InputError: the first key that differs, or one of an earlier version.
+    ``keys``: that count; by default those that --resume of a search may not change. A config.yaml that
+    a kill has torn counts as far as it can be read.
     """
     path, now = Path(cfg.OUTPUT_DIR) / "config.yaml", leaves(yaml.safe_load(cfg.dump()))
     before = dict(now)
@@ -149,10 +144,7 @@ def write_config(cfg: CfgNode) -> None:
 
 
 def check_data(cfg: CfgNode, side: str, annotated: bool = True) -> None:
-    """Check that the data sets of DATASETS.TRAIN or TEST are there, and for the network.
-
-    Args:
-        annotated: whether they need annotations.
+    """Check that the data sets of DATASETS.TRAIN or TEST are there and suit the network.
 
     Raises InputError: as check_dataset and check_imagenet, a set for another kind of network or with
         another number of classes, or a crop larger than the image.
@@ -208,8 +200,7 @@ def train_config(args: argparse.Namespace) -> CfgNode:
 def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> None:
     """Set threads, seeds and loggers, and write OUTPUT_DIR/config.yaml, by detectron2's default_setup.
 
-    Args:
-        quiet: detectron2's own lines go to OUTPUT_DIR/log.txt alone.
+    ``quiet``: detectron2's own lines go to OUTPUT_DIR/log.txt alone.
     """
     if cfg.NUM_THREADS > 0:
         torch.set_num_threads(cfg.NUM_THREADS)
