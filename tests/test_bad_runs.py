@@ -137,23 +137,18 @@ SPACES = [
 
 
 @pytest.mark.parametrize(("held_kind", "held", "kind", "options"), SPACES)
-class TestAnotherSpace:
-    def test_weights(
-        self, bench: Bench, held_kind: str, held: list[Any], kind: str, options: list[Any]
-    ) -> None:
-        path = bench.checkpoint(*of(held_kind, held))
-        error = bench.call(TRAIN, *of(kind, options), "MODEL.WEIGHTS", path)
-        assert error.startswith(f"error: MODEL.WEIGHTS: {path}: is of another network or space: ")
-        assert "allowed is" in error
-        assert bench.starts(TRAIN, *of(held_kind, held), "MODEL.WEIGHTS", path)
-
-    def test_resume(
-        self, bench: Bench, held_kind: str, held: list[Any], kind: str, options: list[Any]
-    ) -> None:
-        bench.earlier_run(*of(held_kind, held))
-        error = bench.call(TRAIN, "--resume", *of(kind, options))
-        assert error.startswith(f"error: --resume: {bench.output / 'model_0000001.pth'}: is of ano")
-        assert bench.starts(TRAIN, "--resume", *of(held_kind, held))
+def test_another_space(
+    bench: Bench, held_kind: str, held: list[Any], kind: str, options: list[Any]
+) -> None:
+    own, other, shown = of(held_kind, held), of(kind, options), "is of another network or space: "
+    weights = ["MODEL.WEIGHTS", bench.checkpoint(*own)]
+    error = bench.call(TRAIN, *other, *weights)
+    assert error.startswith(f"error: MODEL.WEIGHTS: {weights[1]}: {shown}") and "allowed is" in error
+    assert bench.starts(TRAIN, *own, *weights)
+    bench.earlier_run(*own)
+    error = bench.call(TRAIN, "--resume", *other)
+    assert error.startswith(f"error: --resume: {bench.output / 'model_0000001.pth'}: {shown}")
+    assert bench.starts(TRAIN, "--resume", *own)
 
 
 @pytest.mark.parametrize(("held_kind", "kind"), [("dilation", "stage"), ("stage", "dilation")])
