@@ -175,8 +175,9 @@ KEYS = {
     "DIST_TIMEOUT_MINUTES": Key(30, at_least(1), ALWAYS),
 }
 
-# What our scripts allow of detectron2's own keys, and below which of them a resumed run may change.
-DETECTRON2_CHECKS = {
+# With what our scripts allow of detectron2's keys; and which of those a resumed run may change.
+CHECKS = {
+    **{name: key.check for name, key in KEYS.items() if key.check},
     "DATALOADER.NUM_WORKERS": at_least(0),
     "INPUT.MAX_SIZE_TRAIN": at_least(1),
     "INPUT.MAX_SIZE_TEST": at_least(1),
@@ -313,8 +314,7 @@ def refuse_renamed(keys: Iterable[str], source: str) -> None:
 
 
 def _check_values(values: dict[str, Any]) -> None:
-    checks = {name: key.check for name, key in KEYS.items() if key.check}
-    for name, check in {**checks, **DETECTRON2_CHECKS}.items():
+    for name, check in CHECKS.items():
         value = values[name]
         entries = value if isinstance(value, list) else [value]
         if not (entries and all(map(check.accepts, entries))):
