@@ -134,8 +134,8 @@ def run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> None:
 
     Args:
         prepare: reads and checks, raises InputError for bad input, and writes nothing.
-        work: called with what ``prepare`` returned, which is pickled, and with the command line's
-            arguments. Both are importable by their names.
+        work: called with what ``prepare`` returned, pickled on ranks above 0, and with the command
+            line's arguments. Both are importable by their names.
     """
     parser.epilog = (parser.epilog or "") + EPILOG
     parser.set_defaults(num_gpus=None)  # so that --num-gpus 1 is seen, too
@@ -193,10 +193,10 @@ def _in_group(process: Process, prepare: Prepare, work: Work, args: argparse.Nam
             prepared = prepare(args)
         except InputError as raised:
             error = raised
-    prepared, error = comm.all_gather((prepared, error))[0]
+    shared, error = comm.all_gather((prepared, error))[0]
     if error:
         raise error if comm.is_main_process() else SystemExit(2)  # rank 0 prints it
-    work(prepared, args)
+    work(prepared if comm.is_main_process() else shared, args)
     dist.destroy_process_group()  # not after an error: it would wait for the others
     return 0
 
