@@ -37,31 +37,37 @@ def prepare() -> None:
 
     On 0.5 without `_C`, stand-ins go into `sys.modules`. A compiled `_C` and main are left alone.
 
-    Raises:
-        ImportError: no detectron2, or versions that do not work; the message says what to install.
+    Raises ImportError: no detectron2, or versions that do not work; the message says what to install.
     """
     folder = _package_folder()
     with suppress(PackageNotFoundError):  # torch built from source, perhaps
         if _numbers(version("torch")) < (2, 3):  # the first with torch.amp.GradScaler
             raise ImportError(f"crnas_d2 needs torch 2.3 or later; here is {version('torch')}")
-    if not _is_05(folder):
+    # Of 0.5, detectron2.layers imports `_C` with no `try` around it. Without its source: main.
+    path = folder / "layers" / "deform_conv.py"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not re.search(r"^from detectron2 import _C\b", text, re.MULTILINE):
         return
-    _check_pins_of_05()
-    if not _has_compiled_module(folder):
+    import numpy
+    import PIL
+
+    # 0.5 fails in the middle of a run (np.bool) or at import (Image.LINEAR) with newer versions.
+    for name, found, bad in (("numpy", numpy.__version__, "1.24"), ("Pillow", PIL.__version__, "10")):
+        if _numbers(found) >= _numbers(bad):
+            cure = f"pip install '{name}<{bad}', or install current detectron2 (main)"
+            raise ImportError(f"detectron2 0.5 does not work with {name} {found}: {cure}")
+    # importlib.util.find_spec imports detectron2; finders do not, also those of editable installs.
+    finders = [finder.find_spec for finder in sys.meta_path if hasattr(finder, "find_spec")]
+    specs = [find("detectron2._C", [str(folder)]) for find in finders]
+    if not any(spec and spec.loader for spec in specs):
         for name in ("detectron2._C", "detectron2.evaluation.fast_eval_api"):
             sys.modules.setdefault(name, _stand_in(name))
 
 
 def create_local_process_group(num_per_machine: int) -> None:
-    """Tell detectron2 which ranks share a machine: each ``num_per_machine`` consecutive ones.
-
-    All ranks call it together, after init_process_group.
-    """
+    """Tell detectron2 which ranks share a machine; all ranks call it after init_process_group."""
     from detectron2.utils import comm
 
-    world_size = comm.get_world_size()
-    if num_per_machine < 1 or world_size % num_per_machine:
-        raise ValueError(f"{num_per_machine} processes on each machine do not make {world_size} in all")
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(num_per_machine)
     else:  # in 0.5 only launch() does it, which refuses to start without a GPU
@@ -86,33 +92,8 @@ def _package_folder() -> Path:
     raise ImportError(_HOW_TO_GET_IT.format(problem=problem), name="detectron2")
 
 
-def _is_05(folder: Path) -> bool:
-    """Whether detectron2.layers imports `_C` with no `try` around it; without its source: no."""
-    path = folder / "layers" / "deform_conv.py"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return re.search(r"^from detectron2 import _C\b", text, re.MULTILINE) is not None
-
-
-def _has_compiled_module(folder: Path) -> bool:
-    # importlib.util.find_spec imports detectron2; finders do not, also those of editable installs.
-    finders = [finder.find_spec for finder in sys.meta_path if hasattr(finder, "find_spec")]
-    specs = [find("detectron2._C", [str(folder)]) for find in finders]
-    return "detectron2._C" in sys.modules or any(spec and spec.loader for spec in specs)
-
-
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
-
-
-def _check_pins_of_05() -> None:
-    """0.5 fails in the middle of a run (np.bool) or at import (Image.LINEAR) with newer versions."""
-    import numpy
-    import PIL
-
-    for name, found, bad in (("numpy", numpy.__version__, "1.24"), ("Pillow", PIL.__version__, "10")):
-        if _numbers(found) >= _numbers(bad):
-            cure = f"pip install '{name}<{bad}', or install current detectron2 (main)"
-            raise ImportError(f"detectron2 0.5 does not work with {name} {found}: {cure}")
 
 
 def _stand_in(module_name: str) -> ModuleType:

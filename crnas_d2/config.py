@@ -6,11 +6,12 @@ None of detectron2's defaults changes, so a project that adds our keys keeps its
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -25,14 +26,8 @@ from detectron2.config import CfgNode, get_cfg
 NEVER, UNTIL_SCORED, ALWAYS = "never", "until a candidate is scored", "always"
 
 
-@dataclass(frozen=True)
-class Check:
-    """What a value has to be.
-
-    Attributes:
-        accepts: whether a value is sound; of a list, each of its entries is asked.
-        allowed: the same in words, for the error message.
-    """
+class Check(NamedTuple):
+    """What a value, or each entry of a list, has to be; ``allowed`` says it in words."""
 
     accepts: Callable[[Any], bool]
     allowed: str
@@ -53,15 +48,11 @@ def _is_device(value: str) -> bool:
         return False
 
 
-ANYTHING = Check(lambda value: True, "")  # checked where it is used, or by its type alone
-
-
-@dataclass(frozen=True)
-class Key:
-    """One config key of ours."""
+class Key(NamedTuple):
+    """One config key of ours; without a check, its type is checked, and its value where it is used."""
 
     default: Any
-    check: Check = ANYTHING
+    check: Check | None = None
     resume: str = NEVER
 
 
@@ -86,13 +77,11 @@ KEYS = {
     "MODEL.CRNAS.WIDTH_PER_GROUP": Key(4, at_least(1)),
     # resnet and resnext: stride in the first 1x1 convolution, as in MSRA's weights, not in the 3x3.
     "MODEL.CRNAS.STRIDE_IN_1X1": Key(False),
-    # "auto": SyncBN when more than one process trains, BN otherwise; or a name that detectron2's
-    # get_norm takes.
+    # "auto": SyncBN when more than one process trains, BN otherwise; or a name for get_norm.
     "MODEL.CRNAS.NORM": Key("auto"),
     # Stages that build_crnas_backbone returns; the FPN builders follow MODEL.FPN.IN_FEATURES.
     "MODEL.CRNAS.OUT_FEATURES": Key(["res2", "res3", "res4", "res5"]),
-    # Depths that each entry of the stage code may have in the stage supernet; empty: the paper's
-    # (Sec. 3.2.1, A.2).
+    # Depths of each entry of the stage code in the supernet; empty: the paper's (Sec. 3.2.1, A.2).
     "MODEL.CRNAS.STAGE_SPACE": Key([]),
     # Depth n is the first n blocks of one chain, instead of a chain of its own (paper, Figure 2).
     "MODEL.CRNAS.NESTED_DEPTHS": Key(False),
@@ -102,56 +91,54 @@ KEYS = {
     # META_ARCHITECTURE ImageClassifier: number of classes, and the stage that it pools.
     "MODEL.CLASSIFIER.NUM_CLASSES": Key(1000, at_least(1)),
     "MODEL.CLASSIFIER.IN_FEATURE": Key("res5"),
-    # Side in pixels of the square that a classifier sees; the shorter side of a test image is resized
-    # to TEST_RESIZE before the centre is cropped.
-    "INPUT.CLASSIFIER_CROP": Key(224),
+    # Pixels: the side of the square that a classifier sees, and the shorter side of a test image before
+    # its centre is cropped.
+    "INPUT.CLASSIFIER_CROP": Key(224, at_least(1)),
     "INPUT.CLASSIFIER_TEST_RESIZE": Key(256),
     # ---- the schedule ------------------------------------------------------------------------
     # Passes over the training images; above 0 it sets SOLVER.MAX_ITER, and STEP_EPOCHS sets
     # SOLVER.STEPS (paper, Sec. 4.1: 13, with 8 and 11). 0: detectron2's keys count.
-    "SOLVER.EPOCHS": Key(0),
+    "SOLVER.EPOCHS": Key(0, at_least(0)),
     "SOLVER.STEP_EPOCHS": Key(()),
     # Learning rate for each image of the batch; above 0 it sets SOLVER.BASE_LR (paper: 0.00125).
-    "SOLVER.LR_PER_IMAGE": Key(0.0),
+    "SOLVER.LR_PER_IMAGE": Key(0.0, at_least(0)),
     # Parts that the images of a process pass through the network in, one by one, before each step.
     "SOLVER.ACCUMULATE": Key(1, at_least(1)),
     # ---- your own data -----------------------------------------------------------------------
-    # A COCO JSON and its image folder; class names come from the JSON. They replace DATASETS.TRAIN
-    # or DATASETS.TEST, and the number of classes of the heads, in our two scripts.
+    # A COCO JSON and its image folder. In our two scripts they replace DATASETS.TRAIN or DATASETS.TEST,
+    # and the number of classes of the heads.
     "DATASETS.TRAIN_JSON": Key(""),
     "DATASETS.TRAIN_IMAGES": Key(""),
     "DATASETS.TEST_JSON": Key(""),
     "DATASETS.TEST_IMAGES": Key(""),
     # ---- the search --------------------------------------------------------------------------
-    # What search_net.py does: "stage" and "dilation" (paper, Sec. 3.3), and "retrain", which trains
-    # the baseline and the found networks with FOUND_BASE's schedule and prints a table. Without
-    # "stage", the dilation search takes MODEL.CRNAS.STAGE_CODE.
+    # What search_net.py does (paper, Sec. 3.3). "retrain" trains the baseline and the found networks by
+    # FOUND_BASE's schedule. Without "stage", the dilation search takes MODEL.CRNAS.STAGE_CODE.
     "SEARCH.PHASES": Key(("stage", "dilation"), one_of("stage", "dilation", "retrain"), ALWAYS),
     # What the found network may cost; one stage supernet serves all. A number: blocks (8, 16, 33) in
     # the ResNet series, weighted blocks (16) in MobileNetV2 (paper, A.2). Or limits that hold together,
-    # each a value and by what fraction of it the cost may differ: {macs: [4.1e9, 0.02], params: [25e6,
-    # 0.05]}, of blocks, of macs and params of the backbone, and of latency, seconds that the whole
-    # detector takes for an image on MODEL.DEVICE. They are FOUND_BASE's network's at its test size.
+    # each a value and by what fraction the cost may differ: {macs: [4.1e9, 0.02], params: [25e6, 0.1]},
+    # of blocks, macs and params of the backbone, and latency, seconds that the whole detector takes for
+    # an image on MODEL.DEVICE; of FOUND_BASE's network at its test size.
     "SEARCH.BUDGETS": Key((16,)),
-    # The config of the found network, with full widths and its own schedule, on which found.yaml is
-    # based: one path for all budgets, or one for each. Relative to the search's config.
+    # The config that found.yaml is based on, with full widths and its own schedule: one path for all
+    # budgets, or one for each. Relative to the search's config.
     "SEARCH.FOUND_BASE": Key(()),
-    # A classification config, with which each supernet is trained first (paper, A.1), and in the phase
-    # "retrain" the baseline and the found networks, too; empty: none. Relative to the search's config.
+    # A classification config, with which each network is trained first (paper, A.1); empty: none.
+    # Relative to the search's config.
     "SEARCH.PRETRAIN": Key(""),
     # Images of the training set held out for scoring; 0: 5,000 (paper, Sec. 4.1), but at most a
     # fifth of the set. Images whose JSON entries are equal in SPLIT_FIELD stay on one side.
     "SEARCH.ARCHVAL.SIZE": Key(0),
     "SEARCH.ARCHVAL.SPLIT_FIELD": Key("id"),
-    # "exhaustive": every code that meets the budget (paper, Sec. 3.3.1); "evolution" or "random":
-    # SEARCH.EVALUATIONS of them, where there are too many.
+    # "exhaustive": every code that meets the budget (paper, Sec. 3.3.1); others: EVALUATIONS of them.
     "SEARCH.STAGE.METHOD": Key("exhaustive", one_of("exhaustive", "evolution", "random")),
     # Build the stage supernet without branches that no eligible code uses. With SAMPLING "eligible"
     # each path is drawn uniformly from the eligible codes; "uniform": independently in each stage
     # (paper, Sec. 3.3.1). Both take budgets of blocks only.
     "SEARCH.STAGE.ONLY_ELIGIBLE": Key(False),
     "SEARCH.STAGE.SAMPLING": Key("uniform", one_of("uniform", "eligible")),
-    # "greedy" (paper, Sec. 3.3.2), "evolution" or "random".
+    # "greedy": paper, Sec. 3.3.2.
     "SEARCH.DILATION.METHOD": Key("greedy", one_of("greedy", "evolution", "random")),
     # Partial dilation codes kept after each block (paper, Sec. 3.3.2).
     "SEARCH.DILATION.TOP_K": Key(3, at_least(1)),
@@ -164,19 +151,18 @@ KEYS = {
     "SEARCH.EVAL.RECALIBRATION_IMAGES": Key(
         200, Check(lambda value: value == 0 or 3 <= value < math.inf, "0 or at least 3 is needed")
     ),
-    # Images in one batch of scoring and of recalibration, over all processes alike. Scores depend on
-    # it: a batch's images are padded to one size, and recalibration normalises each batch by itself.
-    # Recalibration has at least three batches, smaller ones if need be: one for each dilation rate.
+    # Images in one batch of scoring and of recalibration, over all processes. Scores depend on it: a
+    # batch's images are padded to one size, and recalibration normalises each batch by itself, of at
+    # least three, one for each dilation rate.
     "SEARCH.EVAL.BATCH_SIZE": Key(8, at_least(1), UNTIL_SCORED),
-    # Host memory in GB of each process for the decoded images of archval, and as much again for those
-    # of recalibration; images that do not fit are read again each time.
+    # Host memory in GB of each process for the decoded images of archval, and again for those of
+    # recalibration; images that do not fit are read each time.
     "SEARCH.EVAL.CACHE_GB": Key(8.0, at_least(0), ALWAYS),
     # Mixed precision in scoring, and torch's channels_last memory format.
     "SEARCH.EVAL.AMP": Key("", one_of("", "bf16", "fp16"), UNTIL_SCORED),
     "SEARCH.EVAL.CHANNELS_LAST": Key(False, resume=UNTIL_SCORED),
     # Above 0: candidates race over growing portions of archval, and one that is not among the leading
-    # quarter in this fraction of bootstraps is dropped (crnas_d2/search/race.py; 0.96 was measured).
-    # 0: every candidate sees all of archval, as in the paper.
+    # quarter in this fraction of bootstraps is dropped (0.96 was measured). 0: none, as in the paper.
     "SEARCH.RACE.CONFIDENCE": Key(
         0.0, Check(lambda value: value == 0 or 0.5 < value < 1, "0 or above 0.5 and below 1 is needed")
     ),
@@ -184,13 +170,14 @@ KEYS = {
     # Threads of one operation on the CPU, the same for any number of processes, since results
     # depend on it; 0: torch's default. Our scripts read SEED -1 as 0: always seeded.
     "NUM_THREADS": Key(0, at_least(0)),
-    # Minutes that a process waits for the others in a collective operation before it ends with an
-    # error. Rank 0 may compute alone for so long, as it does the metrics of a test set.
+    # Minutes that a process waits for the others in a collective operation; rank 0 may compute alone so
+    # long, as it does the metrics of a test set.
     "DIST_TIMEOUT_MINUTES": Key(30, at_least(1), ALWAYS),
 }
 
-# What our scripts want of detectron2's own keys, and which of them a resumed run may change.
-DETECTRON2_CHECKS = {
+# With what our scripts allow of detectron2's keys; and which of those a resumed run may change.
+CHECKS = {
+    **{name: key.check for name, key in KEYS.items() if key.check},
     "DATALOADER.NUM_WORKERS": at_least(0),
     "INPUT.MAX_SIZE_TRAIN": at_least(1),
     "INPUT.MAX_SIZE_TEST": at_least(1),
@@ -220,13 +207,13 @@ RENAMED = {
     "SEARCH.ARCHVAL_SIZE": "SEARCH.ARCHVAL.SIZE",
     "SEARCH.SPLIT_FIELD": "SEARCH.ARCHVAL.SPLIT_FIELD",
     "SEARCH.RACE_CONFIDENCE": "SEARCH.RACE.CONFIDENCE",
-    **{
-        f"SEARCH.{name}": f"SEARCH.EVAL.{name}"
-        for name in (
-            *("TASK", "METRIC", "RECALIBRATION_IMAGES", "BATCH_SIZE", "CACHE_GB", "AMP"),
-            "CHANNELS_LAST",
-        )
-    },
+    "SEARCH.TASK": "SEARCH.EVAL.TASK",
+    "SEARCH.METRIC": "SEARCH.EVAL.METRIC",
+    "SEARCH.RECALIBRATION_IMAGES": "SEARCH.EVAL.RECALIBRATION_IMAGES",
+    "SEARCH.BATCH_SIZE": "SEARCH.EVAL.BATCH_SIZE",
+    "SEARCH.CACHE_GB": "SEARCH.EVAL.CACHE_GB",
+    "SEARCH.AMP": "SEARCH.EVAL.AMP",
+    "SEARCH.CHANNELS_LAST": "SEARCH.EVAL.CHANNELS_LAST",
     **dict.fromkeys(("SEARCH.COMPILE", "SEARCH.GROUP_SIZE", "SEARCH.CACHE_ON_DEVICE"), ""),
 }
 
@@ -237,10 +224,13 @@ def add_crnas_config(cfg: CfgNode) -> None:
         *nodes, last = name.split(".")
         node = cfg
         for part in nodes:
-            if part not in node:
-                node[part] = CfgNode()
-            node = node[part]
+            node = node.setdefault(part, CfgNode())
         node[last] = key.default
+
+
+def may_change(name: str, scored: bool) -> bool:
+    """Whether --resume of a search may find another value; ``scored``: a candidate is."""
+    return RESUME.get(name, NEVER) in ((ALWAYS,) if scored else (ALWAYS, UNTIL_SCORED))
 
 
 def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -257,95 +247,75 @@ def merge_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     Of a schedule in epochs and detectron2's keys for the same, the one given last counts: those of a
     config come after its ``_BASE_``, and KEY VALUE pairs after the file.
 
-    Raises:
-        InputError: no such file, an unknown key, a value of another type or one that is not allowed.
+    Raises InputError: no such file, an unknown key, a value of another type or one that is not allowed.
     """
     cfg = get_cfg()
     add_crnas_config(cfg)
-    if config_file and not os.path.isfile(config_file):
-        raise InputError(f"--config-file: {config_file}: no such file")
-    layers: list[set[str]] = []
-    try:
-        if config_file:
-            layers = list(_layers(config_file))
-            refuse_renamed(set().union(*layers), f"--config-file: {config_file}")
+    layers: list[Iterable[str]] = [leaves(cfg)]
+    if config_file:
+        source = f"--config-file: {config_file}"
+        with _input_errors(source):
+            layers += _keys_by_layer(config_file)
+            refuse_renamed(itertools.chain(*layers), source)
             cfg.merge_from_file(config_file)
-    except InputError:
-        raise
-    except _UNREADABLE as error:
-        raise InputError(f"--config-file: {config_file}: {_line(error)}") from error
+    layers.append(opts[::2])
     refuse_renamed(opts[::2], "KEY VALUE")
-    try:
+    with _input_errors(f"KEY VALUE: {' '.join(map(str, opts))}"):
         cfg.merge_from_list(list(opts))
-    except (KeyError, ValueError, AssertionError) as error:
-        raise InputError(f"KEY VALUE: {' '.join(opts)}: {_line(error)}") from error
-    _let_the_last_schedule_count(cfg, [*layers, set(opts[::2])])
-    check_values(cfg)
+    last = {key: number for number, keys in enumerate(layers) for key in keys}
+    if max(last["SOLVER.MAX_ITER"], last["SOLVER.STEPS"]) > last["SOLVER.EPOCHS"]:
+        cfg.SOLVER.EPOCHS, cfg.SOLVER.STEP_EPOCHS = 0, ()
+    if last["SOLVER.BASE_LR"] > last["SOLVER.LR_PER_IMAGE"]:
+        cfg.SOLVER.LR_PER_IMAGE = 0.0
+    _check_values(leaves(cfg))
     return cfg
 
 
-# What yacs and yaml raise for a file that is no config.
-_UNREADABLE = (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError)
+def _keys_by_layer(config_file: str) -> Iterator[set[str]]:
+    """The keys that a config file and its chain of ``_BASE_`` set, the deepest base first."""
+    with open(config_file, encoding="utf-8") as file:
+        content = dict(yaml.unsafe_load(file) or {})
+    base = content.pop("_BASE_", None)
+    if base:
+        yield from _keys_by_layer(os.path.join(os.path.dirname(config_file), os.path.expanduser(base)))
+    yield set(leaves(content))
 
 
-def _line(error: Exception) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-    return " ".join(text.split())
+_NO_CONFIG = (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError)
+
+
+@contextmanager
+def _input_errors(source: str) -> Iterator[None]:
+    """Errors of yacs and yaml become InputErrors."""
+    try:
+        yield
+    except InputError:
+        raise
+    except _NO_CONFIG as error:
+        text = error.args[0] if isinstance(error, KeyError) else error
+        raise InputError(f"{source}: {' '.join(str(text).split())}") from error
 
 
 def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     """A nested config's values by their dotted keys; tuples as lists."""
     if not isinstance(node, dict):
         return {prefix: list(node) if isinstance(node, tuple) else node}
-    return {
-        key: value
-        for name, child in node.items()
-        for key, value in leaves(child, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
+    found = {}
+    for name, child in node.items():
+        found.update(leaves(child, f"{prefix}.{name}" if prefix else str(name)))
+    return found
 
 
-def _layers(config_file: str) -> Iterator[set[str]]:
-    """The keys that a config file and its chain of ``_BASE_`` set, the deepest base first."""
-    with open(config_file, encoding="utf-8") as file:
-        content = yaml.unsafe_load(file)
-    content = dict(content or {})
-    base = content.pop("_BASE_", None)
-    if base:
-        base = os.path.expanduser(base)
-        yield from _layers(os.path.join(os.path.dirname(config_file), base))
-    yield set(leaves(content))
-
-
-def refuse_renamed(keys: Iterable[str], where: str) -> None:
+def refuse_renamed(keys: Iterable[str], source: str) -> None:
     """Raise InputError, naming the new key, if a key of an earlier version is among them."""
-    for key in sorted(set(keys) & RENAMED.keys()):
+    for key in sorted(RENAMED.keys() & set(keys)):
         now = RENAMED[key]
-        raise InputError(f"{where}: {key}: " + (f"is {now} now" if now else "is no key any more"))
+        raise InputError(f"{source}: {key}: " + (f"is {now} now" if now else "is no key any more"))
 
 
-def _let_the_last_schedule_count(cfg: CfgNode, layers: Sequence[set[str]]) -> None:
-    """A config that sets iterations over a base with epochs means iterations; the same of the rate."""
-
-    def last(*keys: str) -> int:
-        """The number of the last layer that sets one of the keys; -1: none."""
-        return max((i for i, layer in enumerate(layers) if layer & set(keys)), default=-1)
-
-    if last("SOLVER.MAX_ITER", "SOLVER.STEPS") > last("SOLVER.EPOCHS"):
-        cfg.SOLVER.EPOCHS, cfg.SOLVER.STEP_EPOCHS = 0, ()
-    if last("SOLVER.BASE_LR") > last("SOLVER.LR_PER_IMAGE"):
-        cfg.SOLVER.LR_PER_IMAGE = 0.0
-
-
-def check_values(cfg: CfgNode) -> None:
-    """Every value that the tables above know is allowed.
-
-    Raises:
-        InputError: the first that is not.
-    """
-    checks = {**{name: key.check for name, key in KEYS.items()}, **DETECTRON2_CHECKS}
-    values = leaves(cfg)
-    for name, check in checks.items():
+def _check_values(values: dict[str, Any]) -> None:
+    for name, check in CHECKS.items():
         value = values[name]
         entries = value if isinstance(value, list) else [value]
-        if check is not ANYTHING and not (entries and all(map(check.accepts, entries))):
+        if not (entries and all(map(check.accepts, entries))):
             raise InputError(f"{name}: {value!r}: {check.allowed}")

@@ -16,14 +16,9 @@ PathLike = Union[str, Path]
 
 
 def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> None:
-    """Replace a file by what ``write`` puts into it; its folder is created.
+    """Replace a file by what ``write`` puts into the open file that it is given; create its folder.
 
-    Args:
-        path: of the file.
-        write: called with the temporary file, open for bytes.
-
-    Raises:
-        OSError: naming ``path``; the file from before stays, and no temporary file does.
+    Raises OSError: naming ``path``; the file from before stays, and no temporary file does.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,12 +40,10 @@ def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> No
 
 
 def write_bytes(path: PathLike, content: bytes) -> None:
-    """``write_atomically`` of bytes."""
     write_atomically(path, lambda file: file.write(content))
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """``write_atomically`` of text in UTF-8."""
     write_bytes(path, text.encode())
 
 

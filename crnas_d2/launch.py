@@ -20,9 +20,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -50,8 +49,7 @@ srun --kill-on-bad-exit=1 can start the processes instead; leave --num-gpus out,
 """
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(NamedTuple):
     """One of ``world_size`` processes; ranks are consecutive on each machine."""
 
     rank: int
@@ -64,8 +62,7 @@ class Process:
 def from_environment(environ: Mapping[str, str]) -> Process | None:
     """This process, if torchrun or srun started it.
 
-    Raises:
-        InputError: srun's tasks are not the same number on each machine, or not in blocks.
+    Raises InputError: srun's tasks are not the same number on each machine, or not in blocks.
     """
     world_size = int(environ.get("WORLD_SIZE") or 1)
     # Some clusters set RANK 0 and WORLD_SIZE 1 in every container.
@@ -94,16 +91,14 @@ def from_environment(environ: Mapping[str, str]) -> Process | None:
 def from_options(args: argparse.Namespace) -> list[Process]:
     """The processes that detectron2's options ask for on this machine.
 
-    Raises:
-        InputError: a number out of range, or no address at which several machines can meet.
+    Raises InputError: a number out of range, or no address at which several machines can meet.
     """
-    local, machines = args.num_gpus or 1, args.num_machines  # 0 GPUs: one process on the CPU
+    local, machines, url = args.num_gpus or 1, args.num_machines, args.dist_url  # 0 GPUs: the CPU
     for option, value in (("--num-gpus", local), ("--num-machines", machines)):
         if value < 1:
             raise InputError(f"{option}: {value}: at least 1 is needed")
     if not 0 <= args.machine_rank < machines:
         raise InputError(f"--machine-rank: {args.machine_rank}: allowed are 0 to {machines - 1}")
-    url = args.dist_url
     if url == "auto" and machines == 1:
         with socket.create_server(("127.0.0.1", 0)) as free:
             url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -114,12 +109,7 @@ def from_options(args: argparse.Namespace) -> list[Process]:
 
 
 def join(process: Process, device: str, minutes: float = 30) -> None:
-    """Enter the process group: NCCL on GPUs, gloo on the CPU.
-
-    Args:
-        device: MODEL.DEVICE.
-        minutes: DIST_TIMEOUT_MINUTES.
-    """
+    """Enter the process group: NCCL on GPUs, gloo on the CPU; ``minutes``: until a time-out."""
     timeout = timedelta(minutes=minutes)
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:  # srun may show each task its own GPU alone
@@ -139,8 +129,8 @@ def join(process: Process, device: str, minutes: float = 30) -> None:
 def run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> None:
     """Parse the command line; ``prepare`` on rank 0, then ``work`` in every process.
 
-    Exits with status 2 and one line on standard error for bad input, with status 1 and one line where
-    the disk fails or training diverges.
+    Exits with one line on standard error, and status 2 for bad input, or status 1 where the disk fails
+    or training diverges.
 
     Args:
         prepare: reads and checks, raises InputError for bad input, and writes nothing.
@@ -164,9 +154,8 @@ def _run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> int:
     process = from_environment(os.environ)
     if process is not None:
         for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
-            value = getattr(args, name)
+            value, option = getattr(args, name), f"--{name.replace('_', '-')}"
             if value != parser.get_default(name):
-                option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option}: {value}: leave it out under torchrun and srun")
         return _in_group(process, prepare, work, args)
     processes = from_options(args)
@@ -198,23 +187,18 @@ def _spawned(local_rank: int, processes: list[Process], *rest: Any) -> None:
 def _in_group(process: Process, prepare: Prepare, work: Work, args: argparse.Namespace) -> int:
     cfg = read_config(args.config_file, args.opts)
     join(process, cfg.MODEL.DEVICE, cfg.DIST_TIMEOUT_MINUTES)
-    work(_on_every_rank(prepare, args), args)
-    dist.destroy_process_group()  # not after an error: it would wait for the others
-    return 0
-
-
-def _on_every_rank(prepare: Prepare, args: argparse.Namespace) -> Any:
-    """What ``prepare`` returns on rank 0. Its InputError is rank 0's to print; the others exit."""
     prepared, error = None, None
     if comm.is_main_process():
         try:
             prepared = prepare(args)
         except InputError as raised:
             error = raised
-    if comm.all_gather(error is not None)[0]:
-        raise error or SystemExit(2)
-    shared = comm.all_gather(prepared)[0]
-    return prepared if comm.is_main_process() else shared
+    shared, error = comm.all_gather((prepared, error))[0]
+    if error:
+        raise error if comm.is_main_process() else SystemExit(2)  # rank 0 prints it
+    work(prepared if comm.is_main_process() else shared, args)
+    dist.destroy_process_group()  # not after an error: it would wait for the others
+    return 0
 
 
 def _status(call: Callable[..., int], *args: object) -> int:
@@ -224,23 +208,21 @@ def _status(call: Callable[..., int], *args: object) -> int:
     try:
         return call(*args)
     except Exception as error:
-        line, status = _line_and_status(error)
+        line = _line(error)
         if not line and comm.get_world_size() > 1:
             time.sleep(GRACE)
         write_to_log(logging.ERROR, line or "the run ends with an error", error)
         if not line:
             raise
         print(f"error: {line}", file=sys.stderr, flush=True)
-        return status
+        return 2 if isinstance(error, InputError) else 1
 
 
-def _line_and_status(error: Exception) -> tuple[str, int]:
-    """What is wrong in one line, if one line is enough, and the exit status."""
+def _line(error: Exception) -> str:
+    """What is wrong in one line; empty: it takes a traceback."""
     if isinstance(error, InputError):
         # From a worker of a DataLoader the message ends with a traceback, whose last line it is.
-        return str(error).splitlines()[-1].split(f"{InputError.__qualname__}: ")[-1], 2
-    if isinstance(error, FloatingPointError):
-        return str(error), 1
+        return str(error).splitlines()[-1].split(f"{InputError.__qualname__}: ")[-1]
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return f"{error}; fix it and continue with --resume", 1
-    return "", 1
+        return f"{error}; fix it and continue with --resume"
+    return str(error) if isinstance(error, FloatingPointError) else ""

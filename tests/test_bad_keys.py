@@ -33,10 +33,10 @@ def test_a_snapshot_sees_a_touched_file(tmp_path: Path) -> None:
 
 def test_a_wanted_file_is_shown_as_it_was_named(bench: Bench) -> None:
     error = bench.call(TRAIN, "--config-file", "no/such.yaml")
-    assert error == "error: --config-file: no/such.yaml: no such file\n"
+    assert error.startswith("error: --config-file: no/such.yaml: ") and "No such file" in error
 
 
-# The script, KEY VALUE, and what the line shows.
+# The script, KEY VALUE, and what the line shows; test_config.py has each key of the table.
 CONFIGS = {
     "a text for a number": (TRAIN, ["SOLVER.BASE_LR", "fast"], "BASE_LR"),
     "a number for a list": (TRAIN, ["MODEL.CRNAS.WIDTHS", 3], "WIDTHS"),
@@ -44,25 +44,15 @@ CONFIGS = {
     "negative rate": (TRAIN, ["SOLVER.BASE_LR", -1.0], "SOLVER: cannot be used: Invalid learning rate"),
     "negative momentum": (TRAIN, ["SOLVER.MOMENTUM", -1.0], "Invalid momentum value: -1.0"),
     "no iteration": (SEARCH, ["SOLVER.MAX_ITER", 0], "SOLVER.MAX_ITER: 0: at least 1"),
-    "no checkpoint": (TRAIN, ["SOLVER.CHECKPOINT_PERIOD", 0], "SOLVER.CHECKPOINT_PERIOD: 0: "),
-    "negative passes": (TRAIN, ["SOLVER.ACCUMULATE", -1], "SOLVER.ACCUMULATE: -1: at least 1"),
-    "negative workers": (TRAIN, ["DATALOADER.NUM_WORKERS", -1], "DATALOADER.NUM_WORKERS: -1: "),
-    "negative threads": (SEARCH, ["NUM_THREADS", -2], "NUM_THREADS: -2: at least 0"),
-    "negative cache": (SEARCH, ["SEARCH.EVAL.CACHE_GB", -1.0], "CACHE_GB: -1.0: at least 0"),
-    "images of no size": (TRAIN, ["INPUT.MIN_SIZE_TRAIN", []], "INPUT.MIN_SIZE_TRAIN: []: "),
-    "images of no width": (TRAIN, ["INPUT.MAX_SIZE_TEST", 0], "INPUT.MAX_SIZE_TEST: 0: at least 1"),
     "a deviation of 0": (TRAIN, ["MODEL.PIXEL_STD", [0.0] * 3], "MODEL.PIXEL_STD: [0.0, 0.0, 0.0]: "),
     "unknown detector": (TRAIN, ["MODEL.META_ARCHITECTURE", "YOLO"], "MODEL.META_ARCHITECTURE: 'YOLO'"),
     "unknown heads": (SEARCH, ["MODEL.ROI_HEADS.NAME", "Nope"], "'Nope' found in 'ROI_HEADS'"),
     "unknown schedule": (TRAIN, ["SOLVER.LR_SCHEDULER_NAME", "Nope"], "Unknown LR scheduler: Nope"),
     "unknown warmup": (TRAIN, ["SOLVER.WARMUP_METHOD", "Nope"], "Unknown warmup method: Nope"),
-    "unknown precision": (SEARCH, ["SEARCH.EVAL.AMP", "fp8"], "'fp8': allowed are '', 'bf16'"),
-    "unknown device": (TRAIN, ["MODEL.DEVICE", "gpu"], "MODEL.DEVICE: 'gpu': cpu, cuda"),
     "unknown color": (TRAIN, ["INPUT.FORMAT", "XYZ"], "INPUT: images cannot be read"),
     "unknown flip": (TRAIN, ["INPUT.RANDOM_FLIP", "Nope"], "INPUT: images cannot be read"),
-    "unknown metric": (SEARCH, ["SEARCH.EVAL.METRIC", "mAP"], "'mAP': allowed are 'AP', 'AP50'"),
     "a coin as confidence": (SEARCH, ["SEARCH.RACE.CONFIDENCE", 0.5], "SEARCH.RACE.CONFIDENCE: 0.5: "),
-    "no folder": (TRAIN, ["OUTPUT_DIR", ""], "OUTPUT_DIR: '': a folder is needed"),
+    "no folder": (TRAIN, ["OUTPUT_DIR", ""], "OUTPUT_DIR: '': is not a folder"),
     "batch and passes": (TRAIN, ["SOLVER.ACCUMULATE", 4], "SOLVER.IMS_PER_BATCH: 2: a multiple"),
     "steps backwards": (TRAIN, ["SOLVER.STEPS", [5, 3]], "SOLVER: cannot be used: "),
     "heads and neck": (TRAIN, ["MODEL.ROI_HEADS.IN_FEATURES", ["p9"]], "p9"),
@@ -72,6 +62,7 @@ CONFIGS = {
     "machine rank": (TRAIN, ["--num-gpus", 2, "--machine-rank", 1], "--machine-rank: 1: allowed"),
     "address": (SEARCH, ["--num-gpus", 2, "--dist-url", "here"], "--dist-url: here: tcp://HOST:PORT"),
 }
+
 
 @pytest.mark.parametrize("id", CONFIGS)
 def test_a_fault_is_one_line(bench: Bench, id: str) -> None:
@@ -155,17 +146,11 @@ SEARCHES = [
         ["SEARCH.BUDGETS", (ANY_MACS,), "SEARCH.STAGE.SAMPLING", "eligible"],
         ["SEARCH.BUDGETS: macs 5e6 +-99.9%: ", "SAMPLING 'eligible'", "blocks only"],
     ),
-    (["SEARCH.STAGE.METHOD", "greedy"], ["SEARCH.STAGE.METHOD: 'greedy'", "'exhaustive', 'evolution'"]),
-    (["SEARCH.DILATION.METHOD", "all"], ["SEARCH.DILATION.METHOD: 'all'", "'greedy', 'evolution'"]),
-    (["SEARCH.EVALUATIONS", 0], ["SEARCH.EVALUATIONS: 0: at least 1"]),
     (["SEARCH.PHASES", ("stage", "tea")], ["SEARCH.PHASES", "'tea'", "'dilation'"]),
-    (["SEARCH.STAGE.SAMPLING", "fair"], ["SEARCH.STAGE.SAMPLING", "'fair'", "'uniform', 'eligible'"]),
-    (["SEARCH.DILATION.TOP_K", 0], ["SEARCH.DILATION.TOP_K", "0", "at least 1"]),
     (["SEARCH.ARCHVAL.SIZE", 12], ["SEARCH.ARCHVAL.SIZE", "12", "1 to 11", "12 training images"]),
     (["SEARCH.ARCHVAL.SIZE", 500], ["SEARCH.ARCHVAL.SIZE", "500", "1 to 11"]),
     (["SEARCH.ARCHVAL.SIZE", -1], ["SEARCH.ARCHVAL.SIZE", "-1", "1 to 11"]),
     (["SEARCH.ARCHVAL.SPLIT_FIELD", "slide"], ["SPLIT_FIELD: 'slide'", "file_name, height, id"]),
-    (["SEARCH.EVAL.METRIC", "APxl"], ["SEARCH.EVAL.METRIC", "'APxl'", "'AP', 'AP50'"]),
     (["SEARCH.EVAL.METRIC", "APl"], ["SEARCH.EVAL.METRIC", "bbox APl", "no object that counts"]),
     (["SEARCH.EVAL.TASK", "segm"], ["SEARCH.EVAL.TASK", "'segm'", "MASK_ON", "bbox"]),
     (["SEARCH.FOUND_BASE", ("no/such.yaml",)], ["SEARCH.FOUND_BASE", "no/such.yaml", "no such"]),
@@ -205,11 +190,6 @@ def test_a_found_base_that_is_not_ours(bench: Bench) -> None:
     other.write_text("MODEL: {BACKBONE: {NAME: build_resnet_backbone}}\n")
     error = bench.call(SEARCH, "SEARCH.FOUND_BASE", (str(other),))
     assert "SEARCH.FOUND_BASE" in error and "build_resnet_backbone" in error
-
-
-def test_a_supernet_that_is_none(bench: Bench) -> None:
-    error = bench.call(TRAIN, "MODEL.CRNAS.SUPERNET", "both")
-    assert "MODEL.CRNAS.SUPERNET: 'both': allowed are '', 'stage', 'dilation'" in error
 
 
 @pytest.mark.parametrize("kind", ["stage", "dilation"])

@@ -116,7 +116,7 @@ def test_a_resumed_run_has_the_same_budgets(entry: Any, tmp_path: Path) -> None:
     check_same_run(cfg)
     check_same_run(read_config("", [*options, str((entry,))]))
     for other in ([{"macs": [4.2e9, 0.02]}], [{"blocks": [16, 0.2]}], [entry, 8]):
-        with pytest.raises(InputError, match=r"SEARCH.BUDGETS: .* has .*same config only"):
+        with pytest.raises(InputError, match=r"SEARCH.BUDGETS: .* has .*--resume keeps"):
             check_same_run(read_config("", [*options, str(other)]))
 
 

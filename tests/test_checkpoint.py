@@ -160,12 +160,6 @@ def test_old_checkpoints_are_deleted(case: str, folder: Path) -> None:
     assert last_whole(str(out)) == (str(out / f"model_{saved:07}.pth"), [])
 
 
-def test_a_long_run_keeps_its_last_checkpoints(tmp_path: Path) -> None:
-    trainer_in(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1).train()
-    names = ["model_0000003.pth", "model_0000004.pth", "model_0000005.pth", "model_final.pth"]
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.pth")) == names
-
-
 class Trap:
     """Makes a file when it is unpickled."""
 

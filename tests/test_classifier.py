@@ -245,7 +245,7 @@ REFUSED = [
     (["MODEL.CLASSIFIER.NUM_CLASSES", 0], ["MODEL.CLASSIFIER.NUM_CLASSES: 0: ", "at least 1"]),
     (["MODEL.CLASSIFIER.IN_FEATURE", "res4"], ["MODEL.CLASSIFIER.IN_FEATURE: 'res4': ", "res5"]),
     (["INPUT.CLASSIFIER_CROP", 37], ["INPUT.CLASSIFIER_CROP: 37: ", "1 to 36"]),
-    (["INPUT.CLASSIFIER_CROP", 0], ["INPUT.CLASSIFIER_CROP: 0: ", "1 to 36"]),
+    (["INPUT.CLASSIFIER_CROP", 0], ["INPUT.CLASSIFIER_CROP: 0: ", "at least 1"]),
     (["DATASETS.TRAIN", ("bccd_train",)], ["MODEL.META_ARCHITECTURE: ", "boxes", "a detector"]),
     (["DATASETS.TEST", ("bccd_val",)], ["MODEL.META_ARCHITECTURE: ", "DATASETS.TEST", "bccd_val"]),
     (

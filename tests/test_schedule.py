@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import ROOT, tiny_config, tiny_shapes, tiny_yaml
+from detectors import tiny_config, tiny_shapes, tiny_yaml
 
 from crnas_d2.config import add_crnas_config, read_config
 from crnas_d2.data.datasets import use_own_data
@@ -88,12 +88,10 @@ def test_without_our_keys_nothing_changes(lines: list[str]) -> None:
     assert not lines
 
 
-def test_one_line_says_it(lines: list[str]) -> None:
+def test_the_log_says_it(lines: list[str]) -> None:
     resolve_schedule(config(EPOCHS=13, STEP_EPOCHS=(8, 11), LR_PER_IMAGE=0.00125), 117266)
-    assert lines == [
-        "13 epochs of 117266 images at batch 16: 95279 iterations, steps at 58633, 80621, "
-        "learning rate 0.02"
-    ]
+    line = "13 epochs of 117266 images at batch 16: 95279 iterations, steps at [58633, 80621]"
+    assert lines == [line, "learning rate 0.02"]
 
 
 # ---- in training ---------------------------------------------------------------------------------
@@ -164,23 +162,15 @@ def test_the_learning_rate_of_each_iteration(name: str) -> None:
 # ---- what is refused -----------------------------------------------------------------------------
 
 REFUSED = [
-    ({"EPOCHS": -1}, "SOLVER.EPOCHS: -1: "),
-    ({"LR_PER_IMAGE": -0.1}, "SOLVER.LR_PER_IMAGE: -0.1: "),
-    ({"STEP_EPOCHS": (8, 11)}, "SOLVER.STEP_EPOCHS: (8, 11): SOLVER.EPOCHS is 0"),
-    ({"EPOCHS": 13, "STEP_EPOCHS": (11, 8)}, "SOLVER.STEP_EPOCHS: (11, 8): ascending"),
-    ({"EPOCHS": 13, "STEP_EPOCHS": (8, 8)}, "SOLVER.STEP_EPOCHS: (8, 8): ascending"),
-    ({"EPOCHS": 13, "STEP_EPOCHS": (8, 14)}, "SOLVER.STEP_EPOCHS: (8, 14): ascending"),
-    ({"EPOCHS": 13, "STEP_EPOCHS": (8, 13)}, "SOLVER.STEP_EPOCHS: (8, 13): ascending"),
-    ({"EPOCHS": 13, "STEP_EPOCHS": (0, 8)}, "SOLVER.STEP_EPOCHS: (0, 8): ascending"),
-    ({"EPOCHS": 13, "STEP_EPOCHS": (-1,)}, "SOLVER.STEP_EPOCHS: (-1,): ascending"),
-    ({"EPOCHS": 13, "STEP_EPOCHS": ("8",)}, "SOLVER.STEP_EPOCHS: ('8',): ascending"),
+    *((13, steps) for steps in [(11, 8), (8, 8), (8, 14), (8, 13), (0, 8), (-1,), ("8",)]),
+    (0, (8, 11)),
 ]
 
 
-@pytest.mark.parametrize(("solver", "message"), REFUSED, ids=str)
-def test_a_schedule_that_is_none(solver: dict[str, Any], message: str, tmp_path: Path) -> None:
-    cfg = config(**solver)
-    options = [word for key, value in solver.items() for word in (f"SOLVER.{key}", repr(value))]
+@pytest.mark.parametrize(("epochs", "steps"), REFUSED, ids=str)
+def test_a_schedule_that_is_none(epochs: int, steps: Any, tmp_path: Path) -> None:
+    cfg = config(EPOCHS=epochs, STEP_EPOCHS=steps)
+    options = ["SOLVER.EPOCHS", str(epochs), "SOLVER.STEP_EPOCHS", repr(steps)]
     arguments = [*options, *map(str, tiny_shapes(tmp_path / "data"))]
     arguments += ["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.BACKBONE.FREEZE_AT", "0"]
     args = default_argument_parser().parse_args(arguments)
@@ -191,45 +181,21 @@ def test_a_schedule_that_is_none(solver: dict[str, Any], message: str, tmp_path:
     ):
         with pytest.raises(InputError) as caught:
             check()
-        assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+        assert str(caught.value).startswith(f"SOLVER.STEP_EPOCHS: {steps}: ascending numbers")
+        assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("steps", [(1, 2), (12.9,)])
 def test_steps_that_fall_on_one_iteration(steps: tuple[int, ...]) -> None:
     cfg = config(EPOCHS=13, STEP_EPOCHS=steps, IMS_PER_BATCH=16)
-    with pytest.raises(InputError, match=r"SOLVER\.STEP_EPOCHS: .* 5 images at batch 16 make 5 "):
+    with pytest.raises(InputError, match=r"SOLVER\.STEP_EPOCHS: .* 5 images at batch 16: 5 iter"):
         resolve_schedule(cfg, 5)
-
-
-@pytest.mark.parametrize(
-    ("given", "epochs", "rate"),
-    [
-        ([], 13, 0.00125),
-        (["SOLVER.MAX_ITER", "10"], 0, 0.00125),
-        (["SOLVER.STEPS", "(5,)"], 0, 0.00125),
-        (["SOLVER.BASE_LR", "0.001"], 13, 0.0),
-        (["SOLVER.MAX_ITER", "10", "SOLVER.EPOCHS", "2", "SOLVER.STEP_EPOCHS", "()"], 2, 0.00125),
-        (["SEED", "1", "SOLVER.MAX_ITER", "10", "SOLVER.BASE_LR", "0.001"], 0, 0.0),
-    ],
-    ids=str,
-)
-def test_iterations_on_the_command_line_replace_epochs_in_the_file(
-    given: list[str], epochs: int, rate: float
-) -> None:
-    path = ROOT / "configs" / "COCO-Detection" / "faster_rcnn_R_50_FPN_1x.yaml"
-    cfg = read_config(str(path), given)
-    assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.LR_PER_IMAGE) == (epochs, rate)
-    resolved = resolve_schedule(cfg, 117_266).SOLVER
-    if "SOLVER.MAX_ITER" in given and not epochs:
-        assert resolved.MAX_ITER == 10
-    if "SOLVER.BASE_LR" in given:
-        assert resolved.BASE_LR == 0.001
 
 
 # ---- --resume with other keys --------------------------------------------------------------------
 
-KEPT = "which --resume keeps; to change it, start from MODEL.WEIGHTS in another OUTPUT_DIR"
+KEPT = "which --resume keeps; to change it, start in another OUTPUT_DIR"
 CHANGED = [
     (["SOLVER.BASE_LR", "0.001"], "SOLVER.BASE_LR: 0.001: the run in {out} has 0.01, " + KEPT),
     (["SOLVER.LR_PER_IMAGE", "0.1"], "SOLVER.BASE_LR: 0.2: the run in {out} has 0.01, " + KEPT),

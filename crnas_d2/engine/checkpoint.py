@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from torch import nn
 
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_atomically, write_bytes
-from crnas_d2.modeling.checkpoint.array_pickle import load_arrays
-from crnas_d2.modeling.checkpoint.weights import read_checkpoint
+from crnas_d2.modeling.checkpoint.weights import read_checkpoint, read_file
 from detectron2.checkpoint import DetectionCheckpointer
 
 KEPT = 3  # undamaged periodic checkpoints; with two, there is one to fall back on
@@ -26,22 +24,22 @@ class SafeCheckpointer(DetectionCheckpointer):
         self, model: nn.Module, save_dir: str, input_convention: dict[str, Any], **kwargs: Any
     ) -> None:
         super().__init__(model, save_dir, **kwargs)
-        self._extra = {"input_convention": input_convention}
+        self._input_convention = input_convention
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth, name it in last_checkpoint, and delete old periodic checkpoints.
 
-        Raises:
-            FloatingPointError: a weight is not finite, so training could not resume from it.
-            OSError: naming the file; the earlier ones stay as they are.
+        Raises FloatingPointError: a weight is not finite, so training could not resume from it.
+        Raises OSError: naming the file; the earlier ones stay as they are.
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), **self._extra, **kwargs}
-        for key, tensor in data["model"].items():
+        model = self.model.state_dict()
+        for key, tensor in model.items():
             if not torch.isfinite(tensor).all():
                 raise FloatingPointError(f"{key} is not finite, so {name}.pth was not written")
-        data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
+        states = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        data = {"model": model, "input_convention": self._input_convention, **states, **kwargs}
         path = Path(self.save_dir) / f"{name}.pth"
         write_atomically(path, lambda file: torch.save(data, file))
         write_bytes(path.with_name("last_checkpoint"), path.name.encode())
@@ -64,32 +62,28 @@ class SafeCheckpointer(DetectionCheckpointer):
         if not filename.endswith(".pkl"):
             loaded = read_checkpoint(filename, "MODEL.WEIGHTS")
             return loaded if "model" in loaded else {"model": loaded}
-        try:  # of detectron2's model zoo, or of Caffe2
-            content = load_arrays(filename)
-            if "model" not in content:
-                content = {"model": content.get("blobs", content), "__author__": "Caffe2"}
-        except Exception as error:  # a broken pickle may raise any
-            raise InputError(f"MODEL.WEIGHTS: {filename}: not a checkpoint ({error})") from error
+        content = read_file(filename, "MODEL.WEIGHTS")  # of detectron2's model zoo, or of Caffe2
+        if "model" not in content:
+            content = {"model": content.get("blobs", content), "__author__": "Caffe2"}
         return {"matching_heuristics": True, **content}
 
 
 def _periodic(folder: str) -> list[Path]:
-    """model_*.pth, the highest iteration first."""
-    found = [path for path in Path(folder).iterdir() if re.fullmatch(r"model_\d+\.pth", path.name)]
-    return sorted(found, key=lambda path: int(path.stem.split("_")[1]), reverse=True)
+    """Those that have an iteration in their name, the highest first."""
+    found = Path(folder).glob("model_[0-9]*.pth")
+    return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 def last_whole(folder: str) -> tuple[str, list[str]]:
     """The checkpoint to resume from: what last_checkpoint names or, if that is damaged, the undamaged
     model_*.pth of the highest iteration; and a line on each damaged one before it in that order.
 
-    Raises:
-        InputError: all are damaged.
+    Raises InputError: all are damaged.
     """
     tag = Path(folder) / "last_checkpoint"
     named = tag.parent / Path(tag.read_text("utf-8", errors="replace").strip("\0\n ") or tag.name).name
     damaged: list[str] = []
-    for path in [named, *(path for path in _periodic(folder) if path != named)]:
+    for path in dict.fromkeys([named, *_periodic(folder)]):
         damage = _damage(path)
         if not damage:
             return str(path), damaged

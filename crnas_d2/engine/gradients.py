@@ -5,7 +5,7 @@ Parameters off the path have no gradient: they are neither sent nor stepped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from detectron2.utils import comm
 
-BUCKET = 25 * 2**20  # bytes; DistributedDataParallel's default
+BUCKET = 25 * 2**20  # bytes, DistributedDataParallel's default; a larger tensor has its own
 
 
 class GradientAverage:
@@ -43,13 +43,10 @@ class GradientAverage:
         return [parameter for parameter in found if parameter.requires_grad]
 
     def __call__(self, *values: torch.Tensor) -> None:
-        """Average the gradients and ``values`` in place.
+        """Average the gradients and ``values``, at least one scalar, in place.
 
         A rank without a gradient counts as zeros; a parameter that has none on any rank stays without
         one, so that the optimizer skips it.
-
-        Args:
-            values: scalars, at least one, that travel along.
         """
         if comm.get_world_size() == 1:
             return
@@ -64,14 +61,9 @@ class GradientAverage:
                 parameter.grad = None
 
 
-def average(tensors: Iterable[torch.Tensor], bucket: int = BUCKET) -> None:
-    """Average tensors over all processes, in place, in flat buckets of one dtype.
-
-    Args:
-        tensors: of the same shapes on every process.
-        bucket: size in bytes; a larger tensor has a bucket of its own.
-    """
-    for same in _take_tensors(list(tensors), bucket):
+def average(tensors: list[torch.Tensor]) -> None:
+    """Average tensors of the same shapes over all processes, in place, in flat buckets of one dtype."""
+    for same in _take_tensors(tensors, BUCKET):
         flat = _flatten_dense_tensors(same)
         dist.all_reduce(flat)
         flat /= comm.get_world_size()
@@ -83,8 +75,7 @@ def average(tensors: Iterable[torch.Tensor], bucket: int = BUCKET) -> None:
 def path_only(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Inside, the optimizer's groups hold only the parameters that have a gradient.
 
-    Clipping loops over all parameters of a group in Python: over a whole supernet that costs more than
-    the step itself.
+    Clipping loops over all parameters in Python: over a supernet that costs more than the step.
     """
     everything = [group["params"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:

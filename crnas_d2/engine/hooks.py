@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from crnas_d2.architecture import Architecture
 from crnas_d2.budget import BudgetSpec
 from crnas_d2.modeling.backbone.supernet import Supernet
 from crnas_d2.space import StageSpace
@@ -29,19 +30,15 @@ def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
 class PathSampler(HookBase):
     """Sets the supernet's path before each step: a function of (seed, iteration) only.
 
-    Args:
-        budgets: if any, stage paths are drawn from the codes that meet one of them; of blocks only.
+    With ``budgets``, of blocks, stage paths are drawn from the codes that meet one of them.
     """
 
     def __init__(self, supernet: Supernet, seed: int, budgets: Sequence[BudgetSpec] = ()) -> None:
-        self._supernet = supernet
-        self._seed = seed
+        self._supernet, self._seed = supernet, seed
         space = supernet.space
-        self._codes = (
-            [code for budget in budgets for code in space.eligible(budget)]
-            if isinstance(space, StageSpace)
-            else []
-        )
+        self._codes: list[Architecture] = []
+        if isinstance(space, StageSpace):
+            self._codes = [code for budget in budgets for code in space.eligible(budget)]
 
     def before_step(self) -> None:
         self._supernet.set_path(self._supernet.space.sample(self._seed, self.trainer.iter, self._codes))

@@ -6,32 +6,23 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from torch import nn
 
-from crnas_d2.config import (
-    ALWAYS,
-    NEVER,
-    RESUME,
-    UNTIL_SCORED,
-    leaves,
-    merge_config,
-    read_config,
-    refuse_renamed,
-)
+from crnas_d2.config import leaves, may_change, merge_config, read_config, refuse_renamed
 from crnas_d2.data.datasets import check_dataset, register_own_data, use_own_data
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
 from crnas_d2.engine.checkpoint import last_whole
-from crnas_d2.engine.schedule import check_schedule, learning_rate
+from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_text, write_to_log
-from crnas_d2.modeling.build import SUPERNETS, architecture_of, input_convention, stage_space_of
+from crnas_d2.modeling.build import architecture_of, input_convention, stage_space_of
 from crnas_d2.modeling.checkpoint.weights import check_backbone_weights, read_checkpoint
 from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
 from detectron2.config import CfgNode
@@ -42,43 +33,26 @@ from detectron2.utils.logger import setup_logger
 
 
 def check_network(cfg: CfgNode) -> None:
-    """The backbone exists, its codes and space are sound, and the network can be built.
+    """Check that the backbone exists, its codes and space are sound, and the network can be built.
 
-    Raises:
-        InputError: the key, its value and what is allowed.
+    Raises InputError: the key, its value and what is allowed.
     """
-    name = cfg.MODEL.BACKBONE.NAME
-    if name not in BACKBONE_REGISTRY:
-        raise InputError(
-            f"MODEL.BACKBONE.NAME: {name!r}: not in BACKBONE_REGISTRY; ours are {_our_backbones()}"
-        )
+    name, freeze = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT
     supernet = cfg.MODEL.CRNAS.SUPERNET
-    if supernet not in SUPERNETS:
-        raise InputError(f"MODEL.CRNAS.SUPERNET: {supernet!r}: allowed are {SUPERNETS}")
+    if name not in BACKBONE_REGISTRY or (supernet and "crnas" not in name):
+        ours = ", ".join(sorted(known for known, _ in BACKBONE_REGISTRY if "crnas" in known))
+        raise InputError(
+            f"MODEL.BACKBONE.NAME: {name!r}: unknown, or not for a supernet; ours are {ours}"
+        )
     if "crnas" not in name:
-        if supernet:
-            raise InputError(
-                f"MODEL.BACKBONE.NAME: {name!r}: has no {supernet} supernet; {_our_backbones()} have"
-            )
         return
     if supernet and cfg.TEST.PRECISE_BN.ENABLED:
         raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
-    if cfg.MODEL.BACKBONE.FREEZE_AT and not cfg.MODEL.WEIGHTS:
-        raise InputError(
-            f"MODEL.BACKBONE.FREEZE_AT: {cfg.MODEL.BACKBONE.FREEZE_AT}: without MODEL.WEIGHTS the "
-            "frozen layers would stay random; allowed is 0"
-        )
+    if freeze and not cfg.MODEL.WEIGHTS:
+        raise InputError(f"MODEL.BACKBONE.FREEZE_AT: {freeze}: without MODEL.WEIGHTS allowed is 0")
     architecture_of(cfg)
     stage_space_of(cfg)
     _outline(cfg)
-
-
-def _our_backbones() -> str:
-    return ", ".join(sorted(name for name, _ in BACKBONE_REGISTRY if "crnas" in name))
-
-
-def _classifies(cfg: CfgNode) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE == ImageClassifier.__name__
 
 
 def _outline(cfg: CfgNode) -> nn.Module:
@@ -97,14 +71,9 @@ def _outline(cfg: CfgNode) -> nn.Module:
 
 
 def check_weights(cfg: CfgNode, resume: bool) -> None:
-    """The checkpoint that a run starts from is there and holds the whole of our backbone.
+    """Check the file that a run starts from: OUTPUT_DIR's last checkpoint, or MODEL.WEIGHTS.
 
-    Args:
-        resume: whether OUTPUT_DIR's last checkpoint comes before MODEL.WEIGHTS.
-
-    Raises:
-        InputError: no such file, a damaged one with none before it, or a checkpoint of another network,
-            space or input.
+    Raises InputError: no such file, none undamaged, or a backbone of another network, space or input.
     """
     path, key = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
     if resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
@@ -117,86 +86,52 @@ def check_weights(cfg: CfgNode, resume: bool) -> None:
         read_checkpoint(path, key)
 
 
-TRAINING = ("last_checkpoint",)  # what train_net.py leaves in its OUTPUT_DIR
+def check_output(folder: str, resume: bool, traces: Iterable[str]) -> None:
+    """Raise InputError if OUTPUT_DIR is a file or, without ``resume``, holds an earlier run's files.
 
-
-def check_output(folder: str, resume: bool, traces: Sequence[str]) -> None:
-    """Without --resume, a folder that holds a run is not written over.
-
-    Args:
-        traces: patterns of files that an earlier run leaves.
-
-    Raises:
-        InputError: the folder is a file, or holds such a file.
+    ``traces``: patterns of such files.
     """
     path = Path(folder)
-    if not folder:
-        raise InputError("OUTPUT_DIR: '': a folder is needed")
-    if path.exists() and not path.is_dir():
-        raise InputError(f"OUTPUT_DIR: {folder}: is not a folder")
-    kept = [file for trace in traces for file in path.glob(trace)]
-    if kept and not resume:
+    if not folder or (path.exists() and not path.is_dir()):
+        raise InputError(f"OUTPUT_DIR: {folder!r}: is not a folder")
+    found = [file for trace in traces for file in path.glob(trace)]
+    if found and not resume:
         raise InputError(
-            f"OUTPUT_DIR: {folder}: holds {kept[0].relative_to(path)} of an earlier run; "
+            f"OUTPUT_DIR: {folder}: holds {found[0].relative_to(path)} of an earlier run; "
             "--resume continues it, or name another folder"
         )
 
 
-def _leaves_of(path: Path) -> dict[str, Any]:
-    """The leaves of a run's config.yaml, as far as it can be read."""
-    try:
-        return leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, yaml.YAMLError):
-        return {}
-
-
-# Keys of SOLVER, besides the learning rate, whose values --resume takes from the checkpoint.
+# Keys whose values a resumed training takes from the checkpoint's optimizer.
 OPTIMIZER = (
-    *("MOMENTUM", "NESTEROV", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS"),
-    "BIAS_LR_FACTOR",
+    *("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.WEIGHT_DECAY"),
+    *("SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_BIAS", "SOLVER.BIAS_LR_FACTOR"),
 )
 
 
-def check_same_optimizer(cfg: CfgNode) -> None:
-    """The run in OUTPUT_DIR has the same optimizer, since a resumed one keeps its settings.
+def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
+    """Raise InputError if the run in OUTPUT_DIR has another value of a key.
 
-    Raises:
-        InputError: the first key that differs.
+    ``keys``: that count; by default those that --resume of a search may not change. A config.yaml that
+    a kill has torn counts as far as it can be read.
     """
-    now = leaves(cfg.SOLVER)
-    run = {**leaves(cfg), **_leaves_of(Path(cfg.OUTPUT_DIR) / "config.yaml")}
-    before = {key: run[f"SOLVER.{key}"] for key in now}
-    settings = [{"BASE_LR": learning_rate(s), **{k: s[k] for k in OPTIMIZER}} for s in (before, now)]
-    for key, kept in settings[0].items():
-        if settings[1][key] != kept:
+    path, now = Path(cfg.OUTPUT_DIR) / "config.yaml", leaves(yaml.safe_load(cfg.dump()))
+    before = dict(now)
+    with suppress(FileNotFoundError, yaml.YAMLError):
+        written = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
+        before.update({key: value for key, value in written.items() if value is not None})
+    if not keys:
+        refuse_renamed(before, str(path))
+        scored = any(path.parent.glob("*/journal.jsonl")) or any(path.parent.glob("*/matches"))
+        keys = [key for key in now if not may_change(key, scored)]
+    for settings in (before, now):
+        by_image = settings["SOLVER.LR_PER_IMAGE"] * settings["SOLVER.IMS_PER_BATCH"]
+        settings["SOLVER.BASE_LR"] = by_image or settings["SOLVER.BASE_LR"]
+    for key in keys:
+        if before[key] != now[key]:
             raise InputError(
-                f"SOLVER.{key}: {settings[1][key]!r}: the run in {cfg.OUTPUT_DIR} has {kept!r}, which "
-                "--resume keeps; to change it, start from MODEL.WEIGHTS in another OUTPUT_DIR"
-            )
-
-
-def check_same_run(cfg: CfgNode) -> None:
-    """The run in OUTPUT_DIR has the same config, but for keys that --resume may change (config.RESUME).
-
-    A config.yaml that a kill has torn counts as far as it can be read.
-
-    Raises:
-        InputError: the first key that differs, or one of an earlier version.
-    """
-    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    before = _leaves_of(path)
-    refuse_renamed(before, str(path))
-    scored = any(path.parent.glob("*/journal.jsonl")) or any(path.parent.glob("*/matches"))
-    now = leaves(yaml.safe_load(cfg.dump()))
-    for key in sorted(before.keys() & now.keys()):
-        may_change = RESUME.get(key, NEVER)
-        if before[key] == now[key] or may_change == ALWAYS:
-            continue
-        if may_change == NEVER or scored:
-            raise InputError(
-                f"{key}: {now[key]!r}: the run in {cfg.OUTPUT_DIR} has {before[key]!r}; "
-                "--resume continues with the same config only"
-                + (", once a candidate is scored" if may_change == UNTIL_SCORED else "")
+                f"{key}: {now[key]!r}: the run in {cfg.OUTPUT_DIR} has {before[key]!r}, which --resume "
+                "keeps; to change it, start in another OUTPUT_DIR"
             )
 
 
@@ -209,41 +144,30 @@ def write_config(cfg: CfgNode) -> None:
 
 
 def check_data(cfg: CfgNode, side: str, annotated: bool = True) -> None:
-    """The data sets of DATASETS.TRAIN or TEST are there, and of the kind that the network takes.
+    """Check that the data sets of DATASETS.TRAIN or TEST are there and suit the network.
 
-    Args:
-        annotated: whether they need annotations.
-
-    Raises:
-        InputError: as check_dataset and check_imagenet, a classifier without labelled images or a
-            detector over them, another number of classes, or a crop larger than the image.
+    Raises InputError: as check_dataset and check_imagenet, a set for another kind of network or with
+        another number of classes, or a crop larger than the image.
     """
-    key, node = f"DATASETS.{side}", cfg.MODEL.CLASSIFIER
+    key, network = f"DATASETS.{side}", cfg.MODEL.META_ARCHITECTURE
+    classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
+    crop, resize = cfg.INPUT.CLASSIFIER_CROP, cfg.INPUT.CLASSIFIER_TEST_RESIZE
     for name in cfg.DATASETS[side]:
         labelled = is_image_folder(name)
         if not labelled and not cfg.DATASETS[f"{side}_JSON"]:  # which use_own_data has checked
             check_dataset(cfg, side, name, annotated)
-        if labelled != _classifies(cfg):
-            kind, allowed = (
-                ("labelled images", ImageClassifier.__name__) if labelled else ("boxes", "a detector")
-            )
+        if labelled != (network == ImageClassifier.__name__):
             raise InputError(
-                f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r}: {key} {name!r} is a set of "
-                f"{kind}; allowed is {allowed}"
+                f"MODEL.META_ARCHITECTURE: {network!r}: does not take {key} {name!r}; "
+                "labelled images are for ImageClassifier, boxes for a detector"
             )
         if not labelled:
             continue
-        classes = check_imagenet(name, key)
-        if len(classes) != node.NUM_CLASSES:
-            raise InputError(
-                f"MODEL.CLASSIFIER.NUM_CLASSES: {node.NUM_CLASSES}: {key} {name!r} has {len(classes)}"
-            )
-        crop, resize = cfg.INPUT.CLASSIFIER_CROP, cfg.INPUT.CLASSIFIER_TEST_RESIZE
-        if not 1 <= crop <= resize:
-            raise InputError(
-                f"INPUT.CLASSIFIER_CROP: {crop}: allowed are 1 to {resize}, which is "
-                "INPUT.CLASSIFIER_TEST_RESIZE"
-            )
+        found = len(check_imagenet(name, key))
+        if found != classes:
+            raise InputError(f"MODEL.CLASSIFIER.NUM_CLASSES: {classes}: {key} {name!r} has {found}")
+        if crop > resize:
+            raise InputError(f"INPUT.CLASSIFIER_CROP: {crop}: allowed are 1 to {resize} (TEST_RESIZE)")
 
 
 def processes(args: argparse.Namespace) -> int:
@@ -252,26 +176,19 @@ def processes(args: argparse.Namespace) -> int:
 
 
 def train_config(args: argparse.Namespace) -> CfgNode:
-    """The checked, frozen config of train_net.py.
-
-    Raises:
-        InputError: anything that cannot be used.
-    """
+    """The checked, frozen config of train_net.py. Raises InputError: anything that cannot be used."""
     cfg = read_config(args.config_file, args.opts)
     supernet = bool(cfg.MODEL.CRNAS.SUPERNET)
     if supernet and args.eval_only:
-        raise InputError(
-            f"--eval-only: with MODEL.CRNAS.SUPERNET {cfg.MODEL.CRNAS.SUPERNET!r}: allowed is a "
-            "fixed network; search_net.py scores the paths of a supernet"
-        )
+        raise InputError("--eval-only: not with MODEL.CRNAS.SUPERNET; search_net.py scores its paths")
     use_own_data(cfg, train=not args.eval_only, test=not supernet, annotated=False)
-    check_output(cfg.OUTPUT_DIR, args.resume or args.eval_only, TRAINING)
+    check_output(cfg.OUTPUT_DIR, args.resume or args.eval_only, ["last_checkpoint"])
     if not args.eval_only:
         check_loading(cfg, processes(args))
         check_schedule(cfg)
         check_data(cfg, "TRAIN")
         if (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
-            check_same_optimizer(cfg)
+            check_same_run(cfg, OPTIMIZER)
     check_network(cfg)
     check_weights(cfg, args.resume)
     if not supernet:
@@ -283,8 +200,7 @@ def train_config(args: argparse.Namespace) -> CfgNode:
 def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> None:
     """Set threads, seeds and loggers, and write OUTPUT_DIR/config.yaml, by detectron2's default_setup.
 
-    Args:
-        quiet: detectron2's own lines go to OUTPUT_DIR/log.txt alone.
+    ``quiet``: detectron2's own lines go to OUTPUT_DIR/log.txt alone.
     """
     if cfg.NUM_THREADS > 0:
         torch.set_num_threads(cfg.NUM_THREADS)

@@ -1,10 +1,8 @@
 """DetectionTrainer: DefaultTrainer for detectors and classifiers, whose run is a function of the seed.
 SupernetTrainer: the same for a supernet, with one path sampled in each iteration.
 
-What differs from DefaultTrainer: everything random is seeded by iteration, so that a resumed run is
-bit-exact; gradients are averaged for the active path only, without DistributedDataParallel, so that a
-step costs what the subnet alone would; checkpoints are written atomically; a loss that is not finite
-ends training on all processes together.
+Everything random is seeded by iteration, so that a resumed run is bit-exact; gradients are averaged for
+the active path only, without DistributedDataParallel; a loss that is not finite ends all processes.
 """
 
 from __future__ import annotations
@@ -46,11 +44,10 @@ class StepTrainer(SimpleTrainer):
     """One training step: forward and backward, once or more; average the gradients; optimize.
 
     Args:
-        args: as SimpleTrainer's.
         seed: of the random draws in the losses.
         amp: mixed precision, on a GPU.
-        passes: parts of the batch that go through the network one by one, so that a large batch fits;
-            losses are means over images, so the step is that of the whole batch.
+        passes: parts of the batch that go through the network one by one; losses are means over
+            images, so the step is that of the whole batch.
     """
 
     def __init__(self, *args: Any, seed: int, amp: bool, passes: int) -> None:
@@ -95,8 +92,8 @@ class StepTrainer(SimpleTrainer):
         return getattr(self.model, "loss_normalizer", None)
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"grad_scaler": self._scaler.state_dict(), "loss_normalizer": self._normalizer}
-        return {**super().state_dict(), **own}
+        state = {"grad_scaler": self._scaler.state_dict(), "loss_normalizer": self._normalizer}
+        return {**super().state_dict(), **state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -122,11 +119,9 @@ class DetectionTrainer(DefaultTrainer):
         amp, passes = cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE
         self._trainer = StepTrainer(model, loader, optimizer, seed=seed, amp=amp, passes=passes)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = SafeCheckpointer(
-            model, cfg.OUTPUT_DIR, input_convention(cfg), trainer=weakref.proxy(self)
-        )
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
+        states = {"trainer": weakref.proxy(self)}
+        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, input_convention(cfg), **states)
+        self.max_iter, self.cfg = cfg.SOLVER.MAX_ITER, cfg
         self.register_hooks(self.build_hooks())
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,7 +134,7 @@ class DetectionTrainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         self._bar = ProgressBar()
-        return [hook for hook in (*super().build_hooks(), self._bar) if hook is not None]
+        return [*super().build_hooks(), self._bar]
 
     @property
     def last_results(self) -> dict[str, dict[str, float]]:
@@ -149,8 +144,7 @@ class DetectionTrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's, but a damaged checkpoint is skipped for the one before.
 
-        Raises:
-            InputError: weights of another network, space or input, or no checkpoint that can be read.
+        Raises InputError: weights of another network, space or input, or none that can be read.
         """
         resume = resume and self.checkpointer.has_checkpoint()
         path, key = self.cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
@@ -174,9 +168,8 @@ class DetectionTrainer(DefaultTrainer):
                 network = supernet.path if supernet else architecture_of(self.cfg)
             saved = self.checkpointer.has_checkpoint()
             last = self.checkpointer.get_checkpoint_file() if saved else "none"
-            raise FloatingPointError(
-                f"iteration {self.iter}, {network}: {error}; last checkpoint: {last}"
-            ) from error
+            line = f"iteration {self.iter}, {network}: {error}; last checkpoint: {last}"
+            raise FloatingPointError(line) from error
 
     def after_train(self) -> None:
         """After an error close the bar only: other hooks need processes that may be gone."""
