@@ -62,9 +62,9 @@ class StageSpace:
     depths: tuple[tuple[int, ...], ...]  # in blocks, ascending
 
     def __contains__(self, architecture: Architecture) -> bool:
-        return architecture.family == self.family and all(
-            depth in allowed for depth, allowed in zip(architecture.stage_code, self.depths)
-        )
+        depths = zip(architecture.stage_code, self.depths)
+        is_undilated = architecture.family == self.family and not any(architecture.dilation_code)
+        return is_undilated and all(depth in allowed for depth, allowed in depths)
 
     def codes(self) -> Iterator[Architecture]:
         """Every stage code of the space, in lexicographic order."""

@@ -34,11 +34,7 @@ class UnbiasedSyncBatchNorm(NaiveSyncBatchNorm):
 
 
 def resolve_norm(name: str, device: str) -> Norm:
-    """The norm of a model on ``device`` for MODEL.CRNAS.NORM, as detectron2's ``get_norm`` takes it.
-
-    Raises:
-        InputError: neither ``auto`` nor a name that ``get_norm`` knows.
-    """
+    """What ``get_norm`` takes for MODEL.CRNAS.NORM; an InputError if that is neither auto nor known."""
     if name != "auto":
         try:
             get_norm(name, 32)
@@ -52,6 +48,6 @@ def resolve_norm(name: str, device: str) -> Norm:
     norm: Norm = "BN"
     if world > 1:
         norm = "SyncBN" if torch.device(device).type == "cuda" else UnbiasedSyncBatchNorm
-    shown = norm if isinstance(norm, str) else norm.__name__
+    shown = getattr(norm, "__name__", norm)
     logging.getLogger(__name__).info("backbone norm: %s (%d processes on %s)", shown, world, device)
     return norm
