@@ -1,8 +1,7 @@
 """The two search spaces and how a path is drawn from them (paper, Sec. 3.2).
 
-A draw is a pure function of (seed, iteration), never of a global random state, so that all ranks draw
-the same. Evolutionary and random search see either space as ``alternatives``, the values that each
-position of a code may take, and convert by ``code_of`` and ``with_code``.
+A draw is a pure function of (seed, iteration), never of a global random state. Evolutionary and random
+search see a space as ``alternatives``, the values that each position of a code may take.
 """
 
 from __future__ import annotations
@@ -84,10 +83,9 @@ class StageSpace:
         return Architecture.undilated(self.family, code)
 
     def eligible(self, budget: BudgetSpec, costs: Costs | None = None) -> list[Architecture]:
-        """The codes that meet the budget (paper, Eq. 1); without ``costs`` it may limit blocks alone.
+        """The codes that meet the budget (paper, Eq. 1), or an InputError with the nearest costs.
 
-        Raises:
-            InputError: no code meets it; the line gives the costs that come nearest.
+        Without ``costs`` the budget may limit blocks alone.
         """
         budget = Budget.parse(budget)
         if costs is None and not budget.limits_only("blocks"):
@@ -162,8 +160,7 @@ class DilationSpace:
     def complete(self, partial: Architecture, seed: int, batch: int) -> Architecture:
         """Draw the blocks that ``partial`` leaves open, uniformly (paper, Sec. 3.3.2).
 
-        A function of (seed, block, mini-batch) alone: the candidates of one greedy step, which have
-        equally many digits, meet the same draws.
+        The candidates of one greedy step have equally many digits and meet the same draws.
         """
         rng = random.Random(derive_seed(seed, "completion", len(partial.dilation_code), batch))
         return self._filled(partial, lambda _: rng.choice(DIGITS))

@@ -62,7 +62,7 @@ def architecture_of(cfg: CfgNode) -> Architecture:
 
 
 def input_convention(cfg: CfgNode) -> dict[str, Any]:
-    """The input that weights of this config are made for; see modeling/checkpoint/weights.py."""
+    """The input that weights of this config are made for (modeling/checkpoint/weights.py)."""
     return {
         "format": cfg.INPUT.FORMAT,
         "pixel_mean": [float(value) for value in cfg.MODEL.PIXEL_MEAN],

@@ -42,10 +42,7 @@ class ConvBlock(CNNBlockBase):
 
 
 class InvertedResidual(CNNBlockBase):
-    """(N, in_channels, H, W) to (N, width, H/stride, W/stride).
-
-    1x1 to ``expansion * in_channels`` (none for expansion 1), depthwise 3x3, linear 1x1.
-    """
+    """(N, in_channels, H, W) to (N, width, H/stride, W/stride); no first 1x1 for expansion 1."""
 
     def __init__(
         self, in_channels: int, width: int, stride: int, norm: Norm, *, expansion: int

@@ -1,7 +1,6 @@
 """Which BatchNorm a backbone has: SyncBN whenever more than one process trains, BN otherwise.
 
-The paper trains everything with SyncBN (Sec. 4.1, A.1). torch's SyncBatchNorm refuses CPU tensors, so
-detectron2's NaiveSyncBatchNorm takes its place there.
+The paper trains everything with SyncBN (Sec. 4.1, A.1); torch's refuses CPU tensors.
 """
 
 from __future__ import annotations
@@ -17,10 +16,7 @@ from detectron2.utils import comm
 
 
 class UnbiasedSyncBatchNorm(NaiveSyncBatchNorm):
-    """detectron2's NaiveSyncBatchNorm, with the unbiased running variance that torch keeps.
-
-    The statistics are those of the joined batch if the images of all processes have one size.
-    """
+    """NaiveSyncBatchNorm with torch's unbiased running variance, for images of one size."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if comm.get_world_size() == 1 or not self.training:

@@ -22,11 +22,8 @@ def bottleneck(
 ) -> BottleneckBlock:
     """(N, in_channels, H, W) to (N, 4 * width, H/stride, W/stride).
 
-    Args:
-        num_groups: groups of the 3x3 convolution (Xie et al. 2017: the cardinality).
-        width_per_group: channels of a group at width 64, and in proportion at others; a ValueError
-            where that leaves a group without a channel.
-        others: ``stride``, ``norm`` and ``stride_in_1x1`` (not in the 3x3), as detectron2 takes them.
+    Groups of the 3x3 convolution (Xie et al. 2017) have ``width_per_group`` channels at width 64, in
+    proportion at others, and a ValueError where that leaves none.
     """
     channels = width * width_per_group // WIDTHS[0] * num_groups
     if channels < 1:

@@ -120,7 +120,7 @@ class Supernet(Backbone):
         self._path = architecture
 
     def check_path(self, architecture: Architecture) -> None:
-        """Raise a ValueError if the architecture is partial or not in the space."""
+        """A ValueError if the architecture is partial or not in the space."""
         if architecture not in self.space or not architecture.is_complete:
             raise ValueError(f"path {architecture}: not a whole path of {self.space}")
 

@@ -71,9 +71,6 @@ def _with_tensors(value: Any) -> Any:
 
 
 def load_arrays(path: str) -> Any:
-    """The content of a pickle from Python 2 or 3, with tensors (CPU) for its arrays.
-
-    Raises an UnpicklingError if it names anything but arrays of numbers; a broken file may raise any.
-    """
+    """A pickle's content, with CPU tensors for arrays; an UnpicklingError for anything but numbers."""
     with open(path, "rb") as file:
         return _with_tensors(_Unpickler(file, encoding="latin1").load())

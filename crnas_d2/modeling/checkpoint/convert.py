@@ -1,15 +1,13 @@
 """Weights from one network into another of its family, block by block, matched by position.
 
-In each chain of equal blocks the first gets the weights of the source's first, and the later ones those
-of the source's later blocks in turn: from 3 blocks a chain of 6 gets 0, 1, 2, 1, 2, 1. So does every
-branch of a supernet, and the three rates of a choice block get the same 3x3 weights. Shapes do not
-change, so a supernet needs its full width.
+In each chain (each branch of a supernet) the first block gets the weights of the source's first, later
+ones those of its later blocks in turn: from 3 blocks a chain of 6 gets 0, 1, 2, 1, 2, 1. All rates of a
+choice block get the same 3x3 weights.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 
 import torch
 from torch import nn
@@ -28,11 +26,8 @@ def convert(source: Source, backbone: nn.Module, family: Family) -> tuple[Weight
     """The state dict of a backbone, and the name of the source's block for each of its blocks.
 
     Args:
+        source: an InputError if it lacks a block, differs in a shape, or has its BatchNorm fused.
         backbone: without a neck; on any device, even ``meta``.
-
-    Raises:
-        InputError: the source is of another family, lacks a block, differs in a shape, or has its
-            BatchNorm fused while the backbone would train its own.
     """
     if source.is_fused and any(isinstance(m, _BatchNorm) for m in backbone.modules()):
         raise InputError(
@@ -40,7 +35,7 @@ def convert(source: Source, backbone: nn.Module, family: Family) -> tuple[Weight
             "and bias; allowed is FrozenBN"
         )
     blocks = {name: m for name, m in backbone.named_modules() if isinstance(m, CNNBlockBase)}
-    origins = _origins(source, blocks, family.name)
+    origins = _origins(source, blocks, family)
     state: Weights = {}
     for name, origin in origins.items():
         weights = source.stem if name == "stem" else source.blocks[origin]
@@ -50,7 +45,7 @@ def convert(source: Source, backbone: nn.Module, family: Family) -> tuple[Weight
     return state, origins
 
 
-def _origins(source: Source, blocks: dict[str, CNNBlockBase], family: str) -> dict[str, str]:
+def _origins(source: Source, blocks: dict[str, CNNBlockBase], family: Family) -> dict[str, str]:
     """The source's block for each block of the backbone; each chain has another width."""
 
     def width(name: str) -> int:
@@ -58,25 +53,23 @@ def _origins(source: Source, blocks: dict[str, CNNBlockBase], family: str) -> di
         return next((len(weight) for weight in ends if weight is not None), 0)
 
     chains = [list(names) for _, names in itertools.groupby(source.blocks, key=width)]
-    widths = list(dict.fromkeys(b.out_channels for name, b in blocks.items() if name != "stem"))
-    if len(chains) != len(widths):
+    channels = {name: block.out_channels for name, block in blocks.items() if name != "stem"}
+    own_chains = [list(names) for _, names in itertools.groupby(channels, key=channels.__getitem__)]
+    if not len(chains) == len(own_chains) == len(family.widths):
         raise InputError(
             f"--weights: {source.path}: has blocks of {len(chains)} widths; MODEL.CRNAS.FAMILY "
-            f"{family} takes a network with {len(widths)}"
+            f"{family.name} takes a network with {len(family.widths)}"
         )
     origins = {"stem": "stem"}
-    done: Counter[tuple[str, int]] = Counter()  # by chain: the blocks below one module of one width
-    for name in [name for name in blocks if name != "stem"]:
-        chain = name.rpartition(".")[0], blocks[name].out_channels
-        first, *later = chains[widths.index(chain[1])]
-        number = done[chain]
-        done[chain] += 1
-        if number and not later:
-            raise InputError(
-                f"--weights: {source.path}: has no block after {first}, and {name} is a later one; "
-                "allowed is a source with two or more blocks there"
-            )
-        origins[name] = later[(number - 1) % len(later)] if number else first
+    for (first, *later), own_chain in zip(chains, own_chains):
+        for _, branch in itertools.groupby(own_chain, key=lambda name: name.rpartition(".")[0]):
+            names = list(branch)
+            if len(names) > 1 and not later:
+                raise InputError(
+                    f"--weights: {source.path}: has no block after {first}, and {names[1]} is a later "
+                    "one; allowed is a source with two or more blocks there"
+                )
+            origins.update(zip(names, itertools.chain([first], itertools.cycle(later))))
     return origins
 
 

@@ -49,12 +49,7 @@ class Source:
 
 
 def read_source(path: str, convention: str | None = None) -> Source:
-    """The network in a file; an InputError if it holds none that is known.
-
-    Args:
-        path: as ``read_file`` takes it.
-        convention: a key of ``CONVENTIONS``, in place of the file's own.
-    """
+    """The network in a file, or an InputError; ``convention`` names one in place of the file's own."""
     content = read_file(path, "--weights")
     state, name, is_fused = _unwrapped(content), "", False
     if "conv1_w" in state:

@@ -36,11 +36,8 @@ def read_file(path: str, key: str) -> dict[str, Any]:
     """The content of a .pkl, a .safetensors or what torch.save wrote; nothing in it is run.
 
     For the last, that is torch's promise, which hostile files could break before torch 2.10
-    (CVE-2025-32434, CVE-2026-24747).
-
-    Args:
-        path: of a file, or a URL that detectron2 can fetch.
-        key: the config key or option that named it, for the InputError if no dict can be read.
+    (CVE-2025-32434, CVE-2026-24747). The path may be a URL that detectron2 can fetch; ``key`` is the
+    config key or option that named it, for the InputError if no dict can be read.
     """
     try:
         file = PathManager.get_local_path(path)
@@ -77,12 +74,7 @@ def read_checkpoint(path: str, key: str) -> dict[str, Any]:
 def check_backbone_weights(
     backbone: nn.Module, path: str, key: str, convention: Mapping[str, Any]
 ) -> None:
-    """Check that a checkpoint holds all of a backbone's weights at their shapes, and no others.
-
-    Args:
-        backbone: bare or with a neck, which is not checked; on any device.
-        convention: the config's; an InputError if the checkpoint has another.
-    """
+    """Raise an InputError unless a file has a backbone's weights (no neck), shapes and convention."""
     checkpoint = read_checkpoint(path, key)
     state = checkpoint.get("model", checkpoint)
     below = getattr(backbone, "bottom_up", backbone)

@@ -17,16 +17,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 
-# Of the linear layer's weights (Goyal et al. 2017, "Accurate, Large Minibatch SGD", Sec. 5.1).
-FC_STD = 0.01
+FC_STD = 0.01  # of the linear layer's weights (Goyal et al. 2017, Sec. 5.1)
 
 
 @META_ARCH_REGISTRY.register()
 class ImageClassifier(nn.Module):
-    """Class scores of images; in training their cross entropy, without label smoothing.
-
-    The backbone is a fixed network or supernet that returns ``in_feature``, the stage that is pooled.
-    """
+    """Class scores of images, from the pooled stage ``in_feature`` of a fixed network or supernet."""
 
     @configurable
     def __init__(

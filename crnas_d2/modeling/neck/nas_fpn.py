@@ -2,8 +2,7 @@
 
 Its paper (arXiv 1904.07392, Figures 6 and 7) draws the cell that is stacked; its authors' code
 (github.com/tensorflow/tpu, models/official/detection/modeling/architecture/nasfpn.py) settles the rest.
-mmdetection's NASFPN averages the finer input for attention, where the authors take the maximum of the
-coarser one, and has 1x1 convolutions before P6 and P7. CR-NAS (A.4) does not say which it used.
+mmdetection's differs in attention, P6 and P7; CR-NAS (A.4) does not say which it used.
 """
 
 from __future__ import annotations
@@ -57,8 +56,8 @@ def _resampled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: Norm) -> Conv2d:
-    options = {"kernel_size": kernel_size, "padding": kernel_size // 2, "bias": norm == ""}
-    conv = Conv2d(in_channels, out_channels, norm=get_norm(norm, out_channels), **options)
+    options = {"padding": kernel_size // 2, "bias": norm == "", "norm": get_norm(norm, out_channels)}
+    conv = Conv2d(in_channels, out_channels, kernel_size, **options)
     weight_init.c2_xavier_fill(conv)  # as in detectron2's FPN
     return conv
 
@@ -82,13 +81,11 @@ class Cell(nn.Module):
 
 
 class NASFPN(Backbone):
-    """A backbone with the pyramid above it.
+    """A backbone with the pyramid above it; "7 @ 384" is seven cells of 384 channels.
 
     Args:
         in_features: names of bottom_up's features of strides 8, 16 and 32, or a ValueError.
-        out_channels, num_cells: of the pyramid; "7 @ 384" is seven cells of 384 channels.
-        norm: after every convolution of the pyramid, as detectron2's ``get_norm`` takes it; with ``""``
-            the convolutions have a bias instead.
+        norm: after each convolution, as ``get_norm`` takes it; with ``""`` they have a bias instead.
     """
 
     def __init__(
