@@ -85,11 +85,6 @@ def test_eligible_codes(family: str, budget: int, count: int) -> None:
     assert all(code.is_complete and not any(code.dilation_code) for code in codes)
 
 
-def test_codes_are_the_whole_space() -> None:
-    codes = list(stage_space().codes())
-    assert [code.stage_code for code in codes] == list(itertools.product(*RESNET_DEPTHS))
-
-
 def test_eligible_codes_with_weighted_blocks() -> None:
     """MobileNetV2, paper A.2: 1.5 m1 + m2 + m3 + 0.75 m4 + 1.25 m5 = 16, in quarters."""
     space = StageSpace("mobilenetv2", FAMILY_DEPTHS["mobilenetv2"])
@@ -130,12 +125,14 @@ def test_a_budget_that_no_code_meets(budget: float, nearest: str) -> None:
         assert "\n" not in message
 
 
-def test_contains() -> None:
+def test_the_whole_space() -> None:
     space = stage_space()
+    assert [code.stage_code for code in space.codes()] == list(itertools.product(*RESNET_DEPTHS))
     assert Architecture.undilated("resnet", (1, 1, 2, 2)) in space
     assert Architecture.undilated("resnet", (1, 1, 4, 2)) not in space
     assert Architecture.undilated("resnet", (11, 1, 2, 2)) not in space
     assert Architecture.undilated("resnet_basic", (1, 1, 2, 2)) not in space
+    assert Architecture.parse("resnet/1-1-2-2/0-0-01-00") not in space
 
 
 # ---- sampling ----------------------------------------------------------------------------------

@@ -75,8 +75,6 @@ def read_source(path: str, convention: str | None = None) -> Source:
     return Source(path, stem, blocks, others, dict(known), is_fused)
 
 
-# ---- names ---------------------------------------------------------------------------------------
-
 WRAPPERS = ("model", "state_dict", "blobs")  # keys under which a file has the state dict
 # A stem's first weight, after the prefixes of data parallelism, Lightning, MoCo, mmcls and detectors.
 STEM = re.compile(
