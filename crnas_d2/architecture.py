@@ -3,9 +3,8 @@
 Stage code: blocks in each stage; [3, 4, 6, 3] is ResNet50 (paper, Table 5).
 Dilation code: one digit a block; 0, 1, 2 are dilation rates 1, 2, 3 (paper, Table 6).
 Text form, in logs, journals and file names: ``resnet/1-3-5-7/0-010-00120-0102112`` (CR-ResNet50; one
-group of digits a stage). In a partial code, which the greedy search extends, ``_`` is a block without a
-digit yet. MobileNetV2's codes have ten entries (paper, A.2); stem, 1x1 tail and pooling are among them,
-one "block" each, with nothing to choose.
+group of digits a stage); ``_`` is a block without a digit yet, in a partial code. MobileNetV2's codes
+have ten entries (paper, A.2); stem, 1x1 tail and pooling are among them, one "block" each.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ class Architecture:
     Attributes:
         family: a key of ``FAMILY_STAGES``.
         stage_code: blocks in each stage, every entry at least 1.
-        dilation_code: digits of the first blocks, each in ``DIGITS``. With fewer digits than blocks
-            the architecture is partial.
+        dilation_code: digits of the first blocks, each in ``DIGITS``; with fewer digits than blocks the
+            architecture is partial.
 
     Raises:
         ValueError: an invalid code; the message shows it.
@@ -43,34 +42,23 @@ class Architecture:
     def __post_init__(self) -> None:
         if self.family not in FAMILY_STAGES:
             raise ValueError(f"family {self.family!r}: allowed are {', '.join(FAMILY_STAGES)}")
+        code, digits = self.stage_code, self.dilation_code
         stages = FAMILY_STAGES[self.family]
-        if len(self.stage_code) != stages or not all(
-            type(n) is int and n >= 1 for n in self.stage_code
-        ):
+        if len(code) != stages or not all(type(n) is int and n >= 1 for n in code):
             raise ValueError(
-                f"stage code {list(self.stage_code)}: "
-                f"{self.family} takes {stages} integers of at least 1"
+                f"stage code {list(code)}: {self.family} takes {stages} integers of at least 1"
             )
-        fixed = FIXED_ENTRIES.get(self.family, ())
-        numbers = ", ".join(str(entry + 1) for entry in fixed)
-        for entry in fixed:
-            if self.stage_code[entry] != 1:
-                raise ValueError(
-                    f"stage code {list(self.stage_code)}: {self.family} takes 1 in entry {entry + 1}: "
-                    f"entries {numbers} are stem, 1x1 tail and pooling"
-                )
-        if len(self.dilation_code) > self.blocks or not all(
-            type(d) is int and d in DIGITS for d in self.dilation_code
-        ):
+        if len(digits) > self.blocks or not all(type(d) is int and d in DIGITS for d in digits):
             raise ValueError(
-                f"dilation code {list(self.dilation_code)}: stage code {list(self.stage_code)} "
-                f"takes {self.blocks} digits, each 0, 1 or 2 (rates 1, 2, 3)"
+                f"dilation code {list(digits)}: stage code {list(code)} takes {self.blocks} digits, "
+                "each 0, 1 or 2 (rates 1, 2, 3)"
             )
-        for block, digit in enumerate(self.dilation_code):
-            if digit and not self.has_choice(block):
+        groups = self.digits_by_stage()
+        for entry in FIXED_ENTRIES.get(self.family, ()):
+            if code[entry] != 1 or any(groups[entry]):
                 raise ValueError(
-                    f"dilation code {list(self.dilation_code)}: digit {block + 1} has to be 0: entries "
-                    f"{numbers} of {self.family} have no convolution to dilate"
+                    f"stage code {list(code)}, dilation code {list(digits)}: entry {entry + 1} of "
+                    f"{self.family} has no chain of blocks: allowed is 1, with digit 0"
                 )
 
     @classmethod
@@ -82,16 +70,11 @@ class Architecture:
 
     @classmethod
     def parse(cls, text: str) -> Architecture:
-        """Read the text form; ``parse(str(a)) == a``.
-
-        Raises:
-            ValueError: the text is not the text form of an architecture.
-        """
+        """Read the text form; ``parse(str(a)) == a``. Raises a ValueError for any other text."""
         try:
             family, stages, groups = text.split("/")
-            stage_code = tuple(int(n) for n in stages.split("-"))
             digits = groups.replace("-", "").rstrip("_")
-            found = cls(family, stage_code, tuple(int(d) for d in digits))
+            found = cls(family, tuple(map(int, stages.split("-"))), tuple(map(int, digits)))
         except ValueError as error:
             raise ValueError(f"architecture {text!r}: {error}") from error
         if str(found) != text:
@@ -123,12 +106,9 @@ class Architecture:
 
     def digits_by_stage(self) -> list[tuple[int, ...]]:
         """The dilation code cut into stages; groups of a partial code are shorter than the stage."""
-        groups, start = [], 0
-        for depth in self.stage_code:
-            groups.append(self.dilation_code[start : start + depth])
-            start += depth
-        return groups
+        digits = iter(self.dilation_code)
+        return [tuple(itertools.islice(digits, depth)) for depth in self.stage_code]
 
     def extended(self, digits: Iterable[int]) -> Architecture:
-        """This architecture with ``digits`` appended to its dilation code."""
+        """With ``digits`` appended to the dilation code."""
         return Architecture(self.family, self.stage_code, (*self.dilation_code, *digits))

@@ -1,11 +1,7 @@
 """The two search spaces and how a path is drawn from them (paper, Sec. 3.2).
 
-StageSpace: the depths that each stage may have, and the codes that meet a budget. DilationSpace: the
-dilation codes of one stage code. A draw is a pure function of (seed, iteration), never of a global
-random state, so that all ranks draw the same.
-
-Evolutionary and random search see either space as ``alternatives``, the values that each position of a
-code may take, and convert by ``code_of`` and ``with_code``.
+A draw is a pure function of (seed, iteration), never of a global random state. Evolutionary and random
+search see a space as ``alternatives``, the values that each position of a code may take.
 """
 
 from __future__ import annotations
@@ -28,32 +24,19 @@ RESNET_DEPTHS = (
     (2, 3, 5, 6, 9, 11, 14, 17, 20, 23),
     (2, 3, 4, 6, 7, 9, 11, 13, 15, 17),
 )
-# The ten entries of MobileNetV2's code; stem, first block and the tail are fixed (paper, A.2).
-MOBILENETV2_DEPTHS = (
-    (1,),
-    (1,),
-    (1, 2, 3, 4, 5),
-    (1, 2, 3, 4, 5),
-    (3, 4, 5, 6, 7),
-    (2, 3, 4, 5, 6),
-    (2, 3, 4, 5, 6),
-    (1,),
-    (1,),
-    (1,),
-)
-# The paper's spaces. ResNeXt's is the ResNet series' own (A.2).
-FAMILY_DEPTHS = {
-    "resnet_basic": RESNET_DEPTHS,
-    "resnet": RESNET_DEPTHS,
-    "resnext": RESNET_DEPTHS,
-    "mobilenetv2": MOBILENETV2_DEPTHS,
+_RESNETS = ("resnet_basic", "resnet", "resnext")  # ResNeXt has the ResNet series' space (A.2)
+FAMILY_DEPTHS: dict[str, tuple[tuple[int, ...], ...]] = {
+    **dict.fromkeys(_RESNETS, RESNET_DEPTHS),
+    "mobilenetv2": (  # stem, first block and the tail are fixed (A.2)
+        *((1,), (1,)),
+        *((1, 2, 3, 4, 5), (1, 2, 3, 4, 5), (3, 4, 5, 6, 7), (2, 3, 4, 5, 6), (2, 3, 4, 5, 6)),
+        *((1,), (1,), (1,)),
+    ),
 }
 # What one block of each entry costs, in blocks. It is the same in all ResNet stages: half the
 # resolution, twice the width (Sec. 3.2.1). MobileNetV2: the weights of A.2; fixed entries cost 0.
 BLOCK_COSTS: dict[str, tuple[float, ...]] = {
-    "resnet_basic": (1, 1, 1, 1),
-    "resnet": (1, 1, 1, 1),
-    "resnext": (1, 1, 1, 1),
+    **dict.fromkeys(_RESNETS, (1, 1, 1, 1)),
     "mobilenetv2": (0, 0, 1.5, 1, 1, 0.75, 1.25, 0, 0, 0),
 }
 
@@ -71,30 +54,24 @@ def block_costs(architecture: Architecture) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class StageSpace:
-    """All stage codes with one depth from each stage's list.
-
-    Attributes:
-        family: the family of the codes.
-        depths: allowed depths (blocks), a tuple for each entry of the code.
-    """
+    """All stage codes with one depth from each entry's tuple, undilated."""
 
     phase: ClassVar[str] = "stage"  # of the search over it, in journals
     family: str
-    depths: tuple[tuple[int, ...], ...]
+    depths: tuple[tuple[int, ...], ...]  # in blocks, ascending
 
     def __contains__(self, architecture: Architecture) -> bool:
-        return architecture.family == self.family and all(
-            depth in allowed for depth, allowed in zip(architecture.stage_code, self.depths)
-        )
+        depths = zip(architecture.stage_code, self.depths)
+        is_undilated = architecture.family == self.family and not any(architecture.dilation_code)
+        return is_undilated and all(depth in allowed for depth, allowed in depths)
 
     def codes(self) -> Iterator[Architecture]:
-        """Every stage code of the space, undilated, in lexicographic order."""
-        for code in itertools.product(*map(sorted, self.depths)):
-            yield Architecture.undilated(self.family, code)
+        """Every stage code of the space, in lexicographic order."""
+        return map(self.with_code, itertools.product(*self.depths))
 
     @property
     def alternatives(self) -> tuple[tuple[int, ...], ...]:
-        """Depths of each stage."""
+        """Depths of each entry."""
         return self.depths
 
     def code_of(self, architecture: Architecture) -> tuple[int, ...]:
@@ -106,13 +83,9 @@ class StageSpace:
         return Architecture.undilated(self.family, code)
 
     def eligible(self, budget: BudgetSpec, costs: Costs | None = None) -> list[Architecture]:
-        """The codes that meet the budget (paper, Eq. 1).
+        """The codes that meet the budget (paper, Eq. 1), or an InputError with the nearest costs.
 
-        Args:
-            costs: what the budget limits; without them it may limit blocks alone.
-
-        Raises:
-            InputError: no code meets it; the line gives the costs that come nearest.
+        Without ``costs`` the budget may limit blocks alone.
         """
         budget = Budget.parse(budget)
         if costs is None and not budget.limits_only("blocks"):
@@ -123,33 +96,21 @@ class StageSpace:
         return budget.within(self.codes(), costs or block_costs)
 
     def only_eligible(self, budgets: Sequence[BudgetSpec]) -> StageSpace:
-        """The space without the depths that no eligible code of any of the budgets uses.
-
-        Raises:
-            InputError: no code meets a budget, or one limits more than blocks.
-        """
+        """The space without the depths that no ``eligible`` code of any of the budgets uses."""
         codes = [code.stage_code for budget in budgets for code in self.eligible(budget)]
-        return StageSpace(
-            self.family,
-            tuple(tuple(sorted({code[i] for code in codes})) for i in range(len(self.depths))),
-        )
+        return StageSpace(self.family, tuple(tuple(sorted(set(used))) for used in zip(*codes)))
 
     def sample(self, seed: int, iteration: int, among: Sequence[Architecture] = ()) -> Architecture:
         """Uniform and independent in each stage (paper, Sec. 3.3.1), or uniform over ``among``."""
         rng = random.Random(derive_seed(seed, "path", iteration))
         if among:
             return rng.choice(among)
-        return Architecture.undilated(self.family, [rng.choice(d) for d in self.depths])
+        return self.with_code([rng.choice(depths) for depths in self.depths])
 
 
 @dataclass(frozen=True)
 class DilationSpace:
-    """All dilation codes of one stage code.
-
-    Attributes:
-        family: the family of the codes.
-        stage_code: blocks in each stage; fixed.
-    """
+    """All dilation codes of one stage code."""
 
     phase: ClassVar[str] = "dilation"
     family: str
@@ -160,13 +121,13 @@ class DilationSpace:
 
     @property
     def root(self) -> Architecture:
-        """The partial architecture with nothing chosen, from which the greedy search starts."""
+        """The partial architecture with nothing chosen; the greedy search starts from it."""
         return self._past_fixed(Architecture(self.family, self.stage_code, ()))
 
     @property
     def choices(self) -> int:
         """Number of choice blocks."""
-        return sum(self.root.has_choice(block) for block in range(self.root.blocks))
+        return self.alternatives.count(DIGITS)
 
     @property
     def alternatives(self) -> tuple[tuple[int, ...], ...]:
@@ -182,13 +143,13 @@ class DilationSpace:
         return Architecture(self.family, self.stage_code, tuple(code))
 
     def _past_fixed(self, partial: Architecture) -> Architecture:
-        """Append the zeros of the blocks that come next and have no choice."""
+        """``partial`` with the zeros of the blocks that come next and have no choice."""
         while not partial.is_complete and not partial.has_choice(len(partial.dilation_code)):
             partial = partial.extended([0])
         return partial
 
     def extensions(self, partial: Architecture) -> list[Architecture]:
-        """``partial`` with each digit of its next choice block."""
+        """``partial`` with each digit of its next choice block, and the zeros that follow."""
         return [self._past_fixed(partial.extended([digit])) for digit in DIGITS]
 
     def _filled(self, partial: Architecture, digit: Callable[[int], int]) -> Architecture:
@@ -199,17 +160,13 @@ class DilationSpace:
     def complete(self, partial: Architecture, seed: int, batch: int) -> Architecture:
         """Draw the blocks that ``partial`` leaves open, uniformly (paper, Sec. 3.3.2).
 
-        A function of (seed, block, mini-batch) alone: the candidates of one greedy step, which have
-        equally many digits, meet the same draws.
+        The candidates of one greedy step have equally many digits and meet the same draws.
         """
         rng = random.Random(derive_seed(seed, "completion", len(partial.dilation_code), batch))
         return self._filled(partial, lambda _: rng.choice(DIGITS))
 
     def complete_evenly(self, partial: Architecture, seed: int, batch: int) -> Architecture:
-        """As ``complete``, but three batches in a row, 3k to 3k + 2, draw each digit of a block once.
-
-        So every alternative of an open block is reached whenever there are three batches.
-        """
+        """As ``complete``, but batches 3k to 3k + 2 draw each digit of an open block once."""
         block = len(partial.dilation_code)
 
         def digit(of: int) -> int:

@@ -72,13 +72,9 @@ def test_pyramids_have_their_levels() -> None:
 
 
 def test_the_bare_backbone() -> None:
-    options = [
-        "MODEL.BACKBONE.NAME",
-        "build_crnas_backbone",
-        "MODEL.CRNAS.OUT_FEATURES",
-        ["res3", "res5"],
-    ]
-    shapes = build_backbone(config(*options)).output_shape()
+    options = ["MODEL.BACKBONE.NAME", "build_crnas_backbone"]
+    cfg = config(*options, "MODEL.CRNAS.OUT_FEATURES", ["res3", "res5"])
+    shapes = build_backbone(cfg).output_shape()
     assert {n: (s.channels, s.stride) for n, s in shapes.items()} == {"res3": (24, 8), "res5": (48, 32)}
 
 

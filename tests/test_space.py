@@ -85,11 +85,6 @@ def test_eligible_codes(family: str, budget: int, count: int) -> None:
     assert all(code.is_complete and not any(code.dilation_code) for code in codes)
 
 
-def test_codes_are_the_whole_space() -> None:
-    codes = list(stage_space().codes())
-    assert [code.stage_code for code in codes] == list(itertools.product(*RESNET_DEPTHS))
-
-
 def test_eligible_codes_with_weighted_blocks() -> None:
     """MobileNetV2, paper A.2: 1.5 m1 + m2 + m3 + 0.75 m4 + 1.25 m5 = 16, in quarters."""
     space = StageSpace("mobilenetv2", FAMILY_DEPTHS["mobilenetv2"])
@@ -130,12 +125,14 @@ def test_a_budget_that_no_code_meets(budget: float, nearest: str) -> None:
         assert "\n" not in message
 
 
-def test_contains() -> None:
+def test_the_whole_space() -> None:
     space = stage_space()
+    assert [code.stage_code for code in space.codes()] == list(itertools.product(*RESNET_DEPTHS))
     assert Architecture.undilated("resnet", (1, 1, 2, 2)) in space
     assert Architecture.undilated("resnet", (1, 1, 4, 2)) not in space
     assert Architecture.undilated("resnet", (11, 1, 2, 2)) not in space
     assert Architecture.undilated("resnet_basic", (1, 1, 2, 2)) not in space
+    assert Architecture.parse("resnet/1-1-2-2/0-0-01-00") not in space
 
 
 # ---- sampling ----------------------------------------------------------------------------------
@@ -219,10 +216,10 @@ def test_stem_tail_and_pooling_of_mobilenet_have_nothing_to_choose() -> None:
     for position in range(20):
         seen = {path.dilation_code[position] for path in draws}
         assert seen == ({0} if position in (0, 18, 19) else {0, 1, 2})
-    for digits in ((1,), (0,) * 18 + (1, 0), (0,) * 19 + (2,)):
-        with pytest.raises(ValueError, match="has to be 0"):
+    for entry, digits in ((1, (1,)), (9, (0,) * 18 + (1, 0)), (10, (0,) * 19 + (2,))):
+        with pytest.raises(ValueError, match=f": entry {entry} of .*allowed is 1, with digit 0"):
             Architecture("mobilenetv2", MOBILENET.stage_code, digits)
-    with pytest.raises(ValueError, match="takes 1 in entry 9"):
+    with pytest.raises(ValueError, match=": entry 9 of "):
         Architecture.undilated("mobilenetv2", (1, 1, 2, 2, 3, 4, 4, 1, 2, 1))
 
 
@@ -270,14 +267,10 @@ def test_draws_are_uniform() -> None:
         assert_uniform(((code[i], code[j]) for code in whole), 9)
 
 
-def test_a_whole_code_has_nothing_left_to_draw() -> None:
-    whole = DILATION.sample(0, 0)
-    assert DILATION.complete(whole, 5, "archval 0") == whole
-
-
 def test_dilation_space_contains() -> None:
-    assert DILATION.root in DILATION
-    assert DILATION.sample(0, 0) in DILATION
+    whole = DILATION.sample(0, 0)
+    assert DILATION.complete(whole, 5, "archval 0") == whole  # nothing is left to draw
+    assert DILATION.root in DILATION and whole in DILATION
     assert Architecture("resnet", (1, 3, 2, 3), ()) not in DILATION
     assert Architecture("resnet_basic", (1, 3, 2, 2), ()) not in DILATION
 

@@ -28,7 +28,7 @@ from crnas_d2.config import read_config
 from crnas_d2.engine.setup import check_network
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_atomically
-from crnas_d2.modeling.build import architecture_of, family_of, input_convention
+from crnas_d2.modeling.build import family_of, input_convention
 from crnas_d2.modeling.checkpoint.convert import convert
 from crnas_d2.modeling.checkpoint.published import CONVENTIONS, read_source
 from crnas_d2.modeling.checkpoint.weights import BARE, check_convention
@@ -63,7 +63,7 @@ def convert_file(cfg: CfgNode, weights: str, output: Path, convention: str | Non
     with torch.device("meta"):
         backbone = build_backbone(cfg)
     below = getattr(backbone, "bottom_up", backbone)
-    state, origins = convert(source, below, family_of(cfg), architecture_of(cfg).stage_code)
+    state, origins = convert(source, below, family_of(cfg))
 
     for block, origin in origins.items():
         logger.info("%s <- %s of the source", block, origin)

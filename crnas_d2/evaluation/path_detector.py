@@ -102,7 +102,7 @@ class PathDetector:
                 segments = [self._supernet.segments(path) for path in paths]
                 for member, features in walk(segments, x, run):
                     self._norms.use(self._norms.above, statistics[member])
-                    with self._supernet.replaying(paths[member], features):
+                    with self._supernet.using_path(paths[member], features):
                         found[member] = [out["instances"] for out in self._detector(inputs)]
         finally:
             self._norms.put_back()

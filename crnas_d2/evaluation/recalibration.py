@@ -129,7 +129,7 @@ def statistics_of(
             for member, features in walk(segments, x, recorded):
                 if norms.above:
                     seen.clear()
-                    with supernet.replaying(taken[member], features):
+                    with supernet.using_path(taken[member], features):
                         detector.backbone(x)
                     shares.append(((member,), dict(seen)))
             # One array for all: a GPU is waited for, and a message made, once a batch.

@@ -1,24 +1,18 @@
 """The builders in detectron2's BACKBONE_REGISTRY; they and the classifier alone read cfg here.
 
-    build_crnas_backbone                the bare backbone
-    build_crnas_fpn_backbone            with FPN and P6 by pooling (Faster, Mask, Cascade R-CNN)
-    build_crnas_retinanet_fpn_backbone  with FPN and P6, P7 by convolution (RetinaNet)
-    build_crnas_nas_fpn_backbone        with NAS-FPN, P3 to P7 (paper, Table 9)
-
 Each builds the fixed network of MODEL.CRNAS.STAGE_CODE and DILATION_CODE, or the supernet that
 MODEL.CRNAS.SUPERNET names. crnas_d2/config.py explains the keys.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
 from crnas_d2.errors import InputError
-from crnas_d2.modeling.backbone.family import Family, Norm, build_network
+from crnas_d2.modeling.backbone.family import Family, build_network
 from crnas_d2.modeling.backbone.mobilenetv2 import MOBILENETV2
 from crnas_d2.modeling.backbone.norm import resolve_norm
 from crnas_d2.modeling.backbone.resnet import RESNET_BASIC, resnet, resnext
@@ -42,11 +36,7 @@ SUPERNETS = ("", "stage", "dilation")
 
 
 def family_of(cfg: CfgNode) -> Family:
-    """The family that MODEL.CRNAS.FAMILY names.
-
-    Raises:
-        InputError: no such family.
-    """
+    """The family that MODEL.CRNAS.FAMILY names; an InputError if there is none."""
     name = cfg.MODEL.CRNAS.FAMILY
     if name not in FAMILIES:
         raise InputError(f"MODEL.CRNAS.FAMILY: {name!r}: allowed are {', '.join(FAMILIES)}")
@@ -54,32 +44,25 @@ def family_of(cfg: CfgNode) -> Family:
 
 
 def architecture_of(cfg: CfgNode) -> Architecture:
-    """The architecture of the fixed network; no dilation code means rate 1 in every block.
-
-    Raises:
-        InputError: not a code of the family; the message names the key.
-    """
-    family = family_of(cfg).name
-    node = cfg.MODEL.CRNAS
+    """The fixed network's architecture, without a dilation code of rate 1; an InputError if invalid."""
+    family, node = family_of(cfg).name, cfg.MODEL.CRNAS
     key = "STAGE_CODE"
     try:
-        found = Architecture.undilated(family, node.STAGE_CODE)
-        if node.DILATION_CODE:
-            key = "DILATION_CODE"
-            found = Architecture(family, found.stage_code, tuple(node.DILATION_CODE))
+        undilated = Architecture.undilated(family, node.STAGE_CODE)
+        key = "DILATION_CODE"
+        if len(node.DILATION_CODE) not in (0, undilated.blocks):
+            raise ValueError(
+                f"{list(node.DILATION_CODE)} has {len(node.DILATION_CODE)} digits; stage code "
+                f"{list(undilated.stage_code)} takes {undilated.blocks}, or none at all"
+            )
+        digits = tuple(node.DILATION_CODE) or undilated.dilation_code
+        return Architecture(family, undilated.stage_code, digits)
     except ValueError as error:
         raise InputError(f"MODEL.CRNAS.{key}: {error}") from error
-    if not found.is_complete:
-        raise InputError(
-            f"MODEL.CRNAS.DILATION_CODE: {list(node.DILATION_CODE)} has "
-            f"{len(found.dilation_code)} digits; stage code {list(found.stage_code)} "
-            f"takes {found.blocks}, or none at all"
-        )
-    return found
 
 
 def input_convention(cfg: CfgNode) -> dict[str, Any]:
-    """The input that weights of this config are made for; see modeling/checkpoint/weights.py."""
+    """The input that weights of this config are made for (modeling/checkpoint/weights.py)."""
     return {
         "format": cfg.INPUT.FORMAT,
         "pixel_mean": [float(value) for value in cfg.MODEL.PIXEL_MEAN],
@@ -88,49 +71,34 @@ def input_convention(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _are_depths(depths: object) -> bool:
-    return (
-        isinstance(depths, (list, tuple))
-        and len(depths) > 0
-        and all(type(n) is int and n > 0 for n in depths)
-        and len(set(depths)) == len(depths)
-    )
-
-
 def stage_space_of(cfg: CfgNode) -> StageSpace:
-    """The stage space of MODEL.CRNAS.STAGE_SPACE, by default the paper's.
-
-    Raises:
-        InputError: it is not a list of positive depths for each stage.
-    """
+    """The space of MODEL.CRNAS.STAGE_SPACE, by default the paper's; an InputError if it is none."""
     family = family_of(cfg).name
     lists = cfg.MODEL.CRNAS.STAGE_SPACE or FAMILY_DEPTHS[family]
-    if len(lists) != FAMILY_STAGES[family] or not all(map(_are_depths, lists)):
+    fixed = FIXED_ENTRIES.get(family, ())
+
+    def is_sound(entry: int, depths: object) -> bool:
+        if not isinstance(depths, (list, tuple)) or not all(type(n) is int and n > 0 for n in depths):
+            return False
+        return 0 < len(set(depths)) == len(depths) and (entry not in fixed or max(depths) == 1)
+
+    if len(lists) != FAMILY_STAGES[family] or not all(map(is_sound, itertools.count(), lists)):
+        fixed_too = "".join(f", [1] in entry {entry + 1}" for entry in fixed)
         raise InputError(
-            f"MODEL.CRNAS.STAGE_SPACE: {list(lists)}: {family} takes {FAMILY_STAGES[family]} "
-            "lists of different positive depths"
+            f"MODEL.CRNAS.STAGE_SPACE: {list(lists)}: {family} takes {FAMILY_STAGES[family]} lists of "
+            f"different positive depths{fixed_too}"
         )
-    for entry in FIXED_ENTRIES.get(family, ()):
-        if list(lists[entry]) != [1]:
-            raise InputError(
-                f"MODEL.CRNAS.STAGE_SPACE: {list(lists)}: entry {entry + 1} of {family} is fixed; "
-                "allowed there is [1]"
-            )
     return StageSpace(family, tuple(tuple(sorted(depths)) for depths in lists))
 
 
 def _scaled_widths(node: CfgNode, family: Family) -> list[int]:
     """Channels after the stem, then the width of each chain."""
     widths = node.WIDTHS or family.widths
-    if len(widths) != len(family.widths) or min(widths) < 1:
+    equal = family.projects_by_width and any(a == b for a, b in zip(widths, widths[1:]))
+    if len(widths) != len(family.widths) or min(widths) < 1 or equal:
         raise InputError(
             f"MODEL.CRNAS.WIDTHS: {list(widths)}: {family.name} takes {len(family.widths)} positive "
-            "widths, or none at all"
-        )
-    if family.projects_by_width and any(a == b for a, b in zip(widths, widths[1:])):
-        raise InputError(
-            f"MODEL.CRNAS.WIDTHS: {list(widths)}: neighbouring stages need different widths, "
-            "since a ResNet block projects its shortcut only where the width changes"
+            "widths, or none at all; neighbouring stages of a ResNet need different ones"
         )
     full = [node.STEM_CHANNELS or family.stem_channels, *widths]
     scaled = [width * node.WIDTH_MULTIPLIER for width in full]
@@ -145,13 +113,8 @@ def _scaled_widths(node: CfgNode, family: Family) -> list[int]:
 def build_crnas_bottom_up(
     cfg: CfgNode, input_shape: ShapeSpec, out_features: tuple[str, ...]
 ) -> Backbone:
-    """The fixed network or supernet of MODEL.CRNAS, without a neck.
-
-    Raises:
-        InputError: a value that cannot be built.
-    """
-    node = cfg.MODEL.CRNAS
-    family = family_of(cfg)
+    """The fixed network or supernet of MODEL.CRNAS, without a neck; an InputError if it has none."""
+    node, family = cfg.MODEL.CRNAS, family_of(cfg)
     if node.SUPERNET not in SUPERNETS:
         raise InputError(f"MODEL.CRNAS.SUPERNET: {node.SUPERNET!r}: allowed are {SUPERNETS}")
     stem_channels, *widths = _scaled_widths(node, family)
@@ -169,9 +132,8 @@ def build_crnas_bottom_up(
         raise InputError(f"MODEL.BACKBONE.FREEZE_AT: {freeze_at}: a supernet takes 0 only")
     if node.SUPERNET == "stage":
         return StageSupernet(family, stage_space_of(cfg), nested=node.NESTED_DEPTHS, **shape)
-    return DilationSupernet(
-        family, DilationSpace(family.name, architecture_of(cfg).stage_code), **shape
-    )
+    space = DilationSpace(family.name, architecture_of(cfg).stage_code)
+    return DilationSupernet(family, space, **shape)
 
 
 @BACKBONE_REGISTRY.register()
@@ -180,48 +142,36 @@ def build_crnas_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     return build_crnas_bottom_up(cfg, input_shape, tuple(cfg.MODEL.CRNAS.OUT_FEATURES))
 
 
-def _neck_norm(cfg: CfgNode) -> Norm:
-    norm = cfg.MODEL.FPN.NORM
-    return resolve_norm(norm, cfg.MODEL.DEVICE) if norm == "auto" else norm
-
-
-def _fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
-    fpn = FPN(
-        bottom_up=bottom_up,
-        in_features=list(cfg.MODEL.FPN.IN_FEATURES),
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=_neck_norm(cfg),
-        top_block=top_block,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
-    load_below_neck(fpn)
-    return fpn
+def _neck_options(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+    """What FPN and NASFPN have in common."""
+    norm, in_features = cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.IN_FEATURES
+    return {
+        "bottom_up": build_crnas_bottom_up(cfg, input_shape, tuple(in_features)),
+        "in_features": list(in_features),
+        "out_channels": cfg.MODEL.FPN.OUT_CHANNELS,
+        "norm": resolve_norm(norm, cfg.MODEL.DEVICE) if norm == "auto" else norm,
+    }
 
 
 @BACKBONE_REGISTRY.register()
 def build_crnas_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """P2 .. P6 from res2 .. res5; P6 by pooling."""
-    bottom_up = build_crnas_bottom_up(cfg, input_shape, tuple(cfg.MODEL.FPN.IN_FEATURES))
-    return _fpn(cfg, bottom_up, LastLevelMaxPool())
+    """With FPN for Faster, Mask and Cascade R-CNN: P2 .. P6 from res2 .. res5; P6 by pooling."""
+    options = _neck_options(cfg, input_shape)
+    top_block, fuse_type = LastLevelMaxPool(), cfg.MODEL.FPN.FUSE_TYPE
+    return load_below_neck(FPN(**options, top_block=top_block, fuse_type=fuse_type))
 
 
 @BACKBONE_REGISTRY.register()
 def build_crnas_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """P3 .. P7 from res3 .. res5; P6 and P7 by convolutions over res5."""
-    bottom_up = build_crnas_bottom_up(cfg, input_shape, tuple(cfg.MODEL.FPN.IN_FEATURES))
-    channels = bottom_up.output_shape()["res5"].channels
-    return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+    """With FPN for RetinaNet: P3 .. P7 from res3 .. res5; P6 and P7 by convolutions over res5."""
+    options = _neck_options(cfg, input_shape)
+    channels = options["bottom_up"].output_shape()["res5"].channels
+    top_block, fuse_type = LastLevelP6P7(channels, options["out_channels"]), cfg.MODEL.FPN.FUSE_TYPE
+    return load_below_neck(FPN(**options, top_block=top_block, fuse_type=fuse_type))
 
 
 @BACKBONE_REGISTRY.register()
 def build_crnas_nas_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> NASFPN:
-    """P3 .. P7 from res3 .. res5 through MODEL.NAS_FPN.NUM_CELLS cells."""
-    nas_fpn = NASFPN(
-        bottom_up=build_crnas_bottom_up(cfg, input_shape, tuple(cfg.MODEL.FPN.IN_FEATURES)),
-        in_features=list(cfg.MODEL.FPN.IN_FEATURES),
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        num_cells=cfg.MODEL.NAS_FPN.NUM_CELLS,
-        norm=_neck_norm(cfg),
-    )
-    load_below_neck(nas_fpn)
-    return nas_fpn
+    """With NAS-FPN (paper, Table 9): P3 .. P7 from res3 .. res5."""
+    options = _neck_options(cfg, input_shape)
+    return load_below_neck(NASFPN(**options, num_cells=cfg.MODEL.NAS_FPN.NUM_CELLS))

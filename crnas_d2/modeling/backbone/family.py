@@ -1,13 +1,13 @@
 """Family: what the networks of a series have in common, and the fixed network built from it.
 
-A family is a stem, a table of stages, and the name of the convolution in a block that takes a dilation
-rate, the choice block (paper, Sec. 3.2.2). A stage is one or more chains of equal blocks; each entry of
-the stage code is the length of one chain. A new family is one file that makes one Family.
+A stage is one or more chains of equal blocks; each entry of the stage code is the length of one chain.
+In each block one 3x3 convolution takes a dilation rate, the choice block (paper, Sec. 3.2.2).
 Shapes: the stem takes images (N, 3, H, W); stage i = 2..5 gives resi, (N, out_i, H/2**i, W/2**i).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
@@ -18,47 +18,31 @@ from crnas_d2.architecture import Architecture
 from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone.resnet import ResNet
 
+# Makes one block with rate 1, called as block(in_channels, width, stride=..., norm=...).
+Block = Callable[..., CNNBlockBase]
 Norm = Union[str, Callable[[int], nn.Module]]  # as detectron2.layers.get_norm takes it
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Equal blocks in a row.
+    """Equal blocks in a row."""
 
-    Attributes:
-        position: of the entry of the stage code that says how many.
-        block: ``block(in_channels, width, stride, norm)`` makes one block with rate 1.
-        stride: of the first block; the others have 1.
-    """
-
-    position: int
-    block: Callable[[int, int, int, Norm], CNNBlockBase]
-    stride: int
+    position: int  # of the entry of the stage code that says how many
+    block: Block
+    stride: int  # of the first block; the others have 1
 
 
 @dataclass(frozen=True)
 class Family:
-    """A series of networks.
-
-    Attributes:
-        name: as in ``Architecture.family``.
-        stem: ``stem(in_channels, out_channels, norm)``.
-        stages: the chains of res2 .. res5.
-        choice: the attribute of a block that holds its 3x3 convolution with alternatives; blocks
-            without it have no choice.
-        stem_channels: channels after the stem, at full width.
-        widths: what the blocks of each chain take as ``width``, at full width.
-        projects_by_width: a block projects its shortcut only where the width changes, so a stage with
-            a stride needs another width than the one before.
-    """
+    """A series of networks; ``name`` is as in ``Architecture.family``."""
 
     name: str
-    stem: Callable[[int, int, Norm], CNNBlockBase]
-    stages: Mapping[str, tuple[Chain, ...]]
-    choice: str
-    stem_channels: int
-    widths: tuple[int, ...]
-    projects_by_width: bool
+    stem: Callable[[int, int, Norm], CNNBlockBase]  # of in_channels, out_channels, norm
+    stages: Mapping[str, tuple[Chain, ...]]  # res2 .. res5
+    choice: str  # a block's attribute with the 3x3 convolution; blocks without it have no choice
+    stem_channels: int  # at full width
+    widths: tuple[int, ...]  # what the blocks of each chain take as ``width``, at full width
+    projects_by_width: bool  # a block projects its shortcut only where the width changes
 
     def chains(self) -> Iterator[tuple[str, Chain]]:
         """(stage name, chain) in the order of ``widths``."""
@@ -72,6 +56,10 @@ class Family:
             for name, chains in self.stages.items()
         }
 
+    def without_digit(self, key: str) -> str:
+        """The name of a block's weight without the digit of its rate, which supernets alone have."""
+        return re.sub(rf"^({self.choice})\.\d\.", r"\1.", key)
+
 
 def make_chain(
     family: Family, chain: Chain, in_channels: int, width: int, norm: Norm, digits: Sequence[int]
@@ -79,11 +67,10 @@ def make_chain(
     """The blocks of a chain, one for each dilation digit (0, 1, 2: rates 1, 2, 3)."""
     blocks: list[CNNBlockBase] = []
     for digit in digits:
-        block = chain.block(in_channels, width, 1 if blocks else chain.stride, norm)
+        block = chain.block(in_channels, width, stride=1 if blocks else chain.stride, norm=norm)
         if hasattr(block, family.choice):
             conv = getattr(block, family.choice)
-            # With padding equal to the rate the output keeps its size.
-            conv.dilation = conv.padding = (digit + 1, digit + 1)
+            conv.dilation = conv.padding = (digit + 1, digit + 1)  # so the output keeps its size
         blocks.append(block)
         in_channels = block.out_channels
     return blocks
@@ -103,15 +90,10 @@ def build_network(
     """A fixed network: detectron2's own ResNet class over the family's blocks, no supernet code.
 
     Args:
-        architecture: complete; any positive stage code.
-        in_channels: channels of the image.
-        stem_channels: channels after the stem.
+        architecture: complete, or a ValueError.
+        in_channels, stem_channels: of the image, and after the stem.
         widths: width of each chain, as many as ``family.widths``.
-        out_features: names of stages to return, of ``stem`` and ``res2`` .. ``res5``.
-        freeze_at: as detectron2's ``MODEL.BACKBONE.FREEZE_AT``.
-
-    Raises:
-        ValueError: the architecture is partial.
+        out_features, freeze_at: as detectron2's ResNet takes them.
     """
     if not architecture.is_complete:
         raise ValueError(f"architecture {architecture}: every block needs its digit")

@@ -27,22 +27,22 @@ def _conv(in_channels: int, out_channels: int, size: int, norm: Norm, **kwargs: 
     return conv
 
 
-class Stem(CNNBlockBase):
-    """Images (N, C, H, W) to (N, out_channels, H/2, W/2)."""
+class ConvBlock(CNNBlockBase):
+    """One convolution, of stem or tail: (N, in_channels, H, W) to (N, width, H/stride, W/stride)."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
-        super().__init__(in_channels, out_channels, stride=2)
-        self.conv1 = _conv(in_channels, out_channels, 3, norm, stride=2)
+    def __init__(
+        self, in_channels: int, width: int, norm: Norm, *, stride: int, size: int, name: str
+    ) -> None:
+        super().__init__(in_channels, width, stride)
+        self.add_module(name, _conv(in_channels, width, size, norm, stride=stride))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv1(x)
+        (conv,) = self.children()
+        return conv(x)
 
 
 class InvertedResidual(CNNBlockBase):
-    """(N, in_channels, H, W) to (N, width, H/stride, W/stride).
-
-    1x1 to ``expansion * in_channels`` (none for expansion 1), depthwise 3x3, linear 1x1.
-    """
+    """(N, in_channels, H, W) to (N, width, H/stride, W/stride); no first 1x1 for expansion 1."""
 
     def __init__(
         self, in_channels: int, width: int, stride: int, norm: Norm, *, expansion: int
@@ -59,28 +59,19 @@ class InvertedResidual(CNNBlockBase):
         return x + out if self.stride == 1 and self.in_channels == self.out_channels else out
 
 
-class Tail(CNNBlockBase):
-    """The last 1x1 convolution: (N, in_channels, H, W) to (N, width, H, W)."""
-
-    def __init__(self, in_channels: int, width: int, stride: int, norm: Norm) -> None:
-        super().__init__(in_channels, width, stride)
-        self.conv = _conv(in_channels, width, 1, norm, stride=stride)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x)
-
-
+_stem = functools.partial(ConvBlock, stride=2, size=3, name="conv1")
 _first = functools.partial(InvertedResidual, expansion=1)
 _later = functools.partial(InvertedResidual, expansion=EXPANSION)
+_tail = functools.partial(ConvBlock, size=1, name="conv")
 
 MOBILENETV2 = Family(
     "mobilenetv2",
-    Stem,
+    _stem,
     {
         "res2": (Chain(1, _first, 1), Chain(2, _later, 2)),
         "res3": (Chain(3, _later, 2),),
         "res4": (Chain(4, _later, 2), Chain(5, _later, 1)),
-        "res5": (Chain(6, _later, 2), Chain(7, _later, 1), Chain(8, Tail, 1)),
+        "res5": (Chain(6, _later, 2), Chain(7, _later, 1), Chain(8, _tail, 1)),
     },
     choice="depthwise",
     stem_channels=32,

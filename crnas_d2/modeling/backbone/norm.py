@@ -1,7 +1,6 @@
 """Which BatchNorm a backbone has: SyncBN whenever more than one process trains, BN otherwise.
 
-The paper trains everything with SyncBN (Sec. 4.1, A.1). torch's SyncBatchNorm refuses CPU tensors, so
-detectron2's NaiveSyncBatchNorm takes its place there.
+The paper trains everything with SyncBN (Sec. 4.1, A.1); torch's refuses CPU tensors.
 """
 
 from __future__ import annotations
@@ -17,10 +16,7 @@ from detectron2.utils import comm
 
 
 class UnbiasedSyncBatchNorm(NaiveSyncBatchNorm):
-    """detectron2's NaiveSyncBatchNorm, with the unbiased running variance that torch keeps.
-
-    The statistics are those of the joined batch if the images of all processes have one size.
-    """
+    """NaiveSyncBatchNorm with torch's unbiased running variance, for images of one size."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if comm.get_world_size() == 1 or not self.training:
@@ -34,11 +30,7 @@ class UnbiasedSyncBatchNorm(NaiveSyncBatchNorm):
 
 
 def resolve_norm(name: str, device: str) -> Norm:
-    """The norm of a model on ``device`` for MODEL.CRNAS.NORM, as detectron2's ``get_norm`` takes it.
-
-    Raises:
-        InputError: neither ``auto`` nor a name that ``get_norm`` knows.
-    """
+    """What ``get_norm`` takes for MODEL.CRNAS.NORM; an InputError if that is neither auto nor known."""
     if name != "auto":
         try:
             get_norm(name, 32)
@@ -52,6 +44,6 @@ def resolve_norm(name: str, device: str) -> Norm:
     norm: Norm = "BN"
     if world > 1:
         norm = "SyncBN" if torch.device(device).type == "cuda" else UnbiasedSyncBatchNorm
-    shown = norm if isinstance(norm, str) else norm.__name__
+    shown = getattr(norm, "__name__", norm)
     logging.getLogger(__name__).info("backbone norm: %s (%d processes on %s)", shown, world, device)
     return norm

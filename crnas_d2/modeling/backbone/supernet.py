@@ -1,22 +1,19 @@
 """The two supernets (paper, Sec. 3.2 and Figure 2).
 
-StageSupernet: each chain of a stage has a separate branch for every depth of its space. A stage of a
-    ResNet is one chain, number 0; MobileNetV2 has up to three in one stage.
-    parameters: stem.*, res{i}.{chain}.{depth}.{block}.*
-    with nested depths one branch of the largest depth, depth n being its first n blocks:
-    parameters: stem.*, res{i}.{chain}.{block}.*
-DilationSupernet: the stage code is fixed, every choice block has three 3x3 convolutions of rates 1,
-    2, 3 with weights and norm of their own; all else is shared.
-    parameters: stem.*, res{i}.{block}.conv2.{digit}.*, and the rest as in the fixed network
+StageSupernet: each chain of a stage has a separate branch for every depth of its space. Parameters:
+    stem.*, res{i}.{chain}.{depth}.{block}.*; with nested depths stem.*, res{i}.{chain}.{block}.*
+DilationSupernet: the stage code is fixed; each choice block has 3x3 convolutions of rates 1, 2, 3, each
+    with its norm. Parameters: stem.*, res{i}.{block}.conv2.{digit}.*, the rest as in the fixed network.
 Both return what the fixed network of the same path returns: {"res2": (N, C, H/4, W/4), ...}.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,17 +22,14 @@ from torch import nn
 from crnas_d2.architecture import DIGITS, Architecture
 from crnas_d2.modeling.backbone.family import Family, Norm, make_chain
 from crnas_d2.space import DilationSpace, Space, StageSpace
-from detectron2.layers import CNNBlockBase, ShapeSpec
+from detectron2.layers import CNNBlockBase
 from detectron2.modeling import Backbone
 
 MakeChain = Callable[[Sequence[int]], list[CNNBlockBase]]  # make_chain, given the digits
 
 
 class ChoiceBlock(nn.ModuleList):
-    """3x3 convolutions of rates 1, 2, 3, each with its norm; ``digit`` says which one runs.
-
-    (N, C, H, W) to (N, C', H/stride, W/stride), the same for every digit.
-    """
+    """3x3 convolutions of rates 1, 2, 3, each with its norm; ``digit`` says which one runs."""
 
     digit = 0  # set by Segment alone
 
@@ -45,25 +39,18 @@ class ChoiceBlock(nn.ModuleList):
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a path that is computed as a whole: the stem, a branch, or a block.
+    """A piece of a path that is computed as a whole: the stem, a branch, or a block."""
 
-    Paths whose first segments have equal names compute the same up to there.
+    prefix: str  # the module's dotted name in the supernet
+    module: nn.Module  # (N, C, H, W) to (N, C', H', W')
+    choice: ChoiceBlock | None = None  # the module's choice block, if it has one
+    digit: int = 0  # which alternative of the choice block runs
+    output: str | None = None  # the stage that this segment completes, if any
 
-    Attributes:
-        name: differs between segments that compute differently.
-        prefix: the module's dotted name in the supernet.
-        module: (N, C, H, W) to (N, C', H', W').
-        output: the stage that this segment completes, if any.
-        choice: the module's choice block, if it has one.
-        digit: which alternative of ``choice`` runs.
-    """
-
-    name: str
-    prefix: str
-    module: nn.Module
-    output: str | None = None
-    choice: ChoiceBlock | None = None
-    digit: int = 0
+    @property
+    def name(self) -> str:
+        """Paths whose first segments have equal names compute the same up to there."""
+        return f"{self.prefix}: {self.digit} > {self.output}"
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.choice is not None:
@@ -82,10 +69,7 @@ class Segment:
 class Supernet(Backbone):
     """A backbone that forwards along its current path, the one piece of mutable search state.
 
-    Args:
-        space: of the paths.
-        widths: the paper halves those of ResNets, [32, 64, 128, 256] (A.1).
-        others: as ``build_network`` takes them.
+    It takes what ``build_network`` takes; the paper halves ResNets' widths, [32, 64, 128, 256] (A.1).
     """
 
     def __init__(
@@ -103,18 +87,20 @@ class Supernet(Backbone):
         self.space = space
         self._family = family
         self._out_features = list(out_features)
+        self._out_feature_channels: dict[str, int] = {}
+        self._out_feature_strides: dict[str, int] = {}
         self._path: Architecture | None = None
-        self._replayed: Mapping[str, torch.Tensor] | None = None
+        self._known: Mapping[str, torch.Tensor] | None = None
         self.stem = family.stem(in_channels, stem_channels, norm)
         for stage in family.stages:
             self.add_module(stage, nn.ModuleList())
-        self._shapes: dict[str, ShapeSpec] = {}
         channels, scale = self.stem.out_channels, self.stem.stride
         for (stage, chain), width in zip(family.chains(), widths):
             make = functools.partial(make_chain, family, chain, channels, width, norm)
             channels = self._add_chain(getattr(self, stage), chain.position, make)
             scale *= chain.stride
-            self._shapes[stage] = ShapeSpec(channels=channels, stride=scale)
+            self._out_feature_channels[stage] = channels
+            self._out_feature_strides[stage] = scale
 
     def _add_chain(self, stage: nn.ModuleList, position: int, make: MakeChain) -> int:
         """Append a chain and its alternatives to a stage; returns the channels of its output."""
@@ -124,9 +110,7 @@ class Supernet(Backbone):
     def path(self) -> Architecture:
         """The current path; a RuntimeError if none is set."""
         if self._path is None:
-            raise RuntimeError(
-                f"{type(self).__name__}: no path is set; call set_path or enter using_path first"
-            )
+            raise RuntimeError("no path is set: call the supernet's set_path or enter using_path first")
         return self._path
 
     def set_path(self, architecture: Architecture | None) -> None:
@@ -136,49 +120,60 @@ class Supernet(Backbone):
         self._path = architecture
 
     def check_path(self, architecture: Architecture) -> None:
-        """Raise a ValueError if the architecture is partial or not in the space."""
+        """A ValueError if the architecture is partial or not in the space."""
         if architecture not in self.space or not architecture.is_complete:
             raise ValueError(f"path {architecture}: not a whole path of {self.space}")
 
     @contextmanager
-    def using_path(self, architecture: Architecture) -> Iterator[None]:
-        """Take this path inside the ``with`` block, and the previous one after it."""
-        before = self._path
+    def using_path(
+        self, architecture: Architecture, features: Mapping[str, torch.Tensor] | None = None
+    ) -> Iterator[None]:
+        """Take this path in the ``with`` block; ``features`` are what forward returns, if known."""
+        before = self._path, self._known
         self.set_path(architecture)
+        self._known = features
         try:
             yield
         finally:
-            self.set_path(before)
-
-    @contextmanager
-    def replaying(
-        self, architecture: Architecture, features: Mapping[str, torch.Tensor]
-    ) -> Iterator[None]:
-        """Inside the ``with`` block forward returns these features, computed before for this path."""
-        self._replayed = {name: features[name] for name in self._out_features}
-        try:
-            with self.using_path(architecture):
-                yield
-        finally:
-            self._replayed = None
+            self._path, self._known = before
 
     def segments(self, architecture: Architecture) -> list[Segment]:
-        """The path from the images to the last stage, in pieces."""
+        """The path from the images to the last stage."""
+        found = [Segment("stem", self.stem)]
+        for stage in self._family.stages:
+            found += self._stage_segments(stage, architecture)
+            found[-1] = replace(found[-1], output=stage)
+        return found
+
+    def _stage_segments(self, stage: str, architecture: Architecture) -> list[Segment]:
         raise NotImplementedError
 
-    def subnet_key(self, key: str, architecture: Architecture) -> str | None:
-        """The subnet's name for a key of the supernet's state dict; None: off the path."""
-        raise NotImplementedError
+    def subnet_keys(self, architecture: Architecture) -> dict[str, str]:
+        """The keys of the path's weights and buffers here, and in the fixed network of that path."""
+        keys = {}
+        numbers: Counter[str] = Counter()  # blocks of each stage so far
+        for segment in self.segments(architecture):
+            for name, block in segment.module.named_modules(prefix=segment.prefix):
+                if not isinstance(block, CNNBlockBase):
+                    continue
+                stage = name.partition(".")[0]
+                there = stage if name == stage else f"{stage}.{numbers[stage]}"
+                numbers[stage] += 1
+                for key in block.state_dict():
+                    alone = self._family.without_digit(key)
+                    if alone == key or key.startswith(f"{self._family.choice}.{segment.digit}."):
+                        keys[f"{name}.{key}"] = f"{there}.{alone}"
+        return keys
 
     def subnet_state_dict(self, architecture: Architecture) -> dict[str, torch.Tensor]:
         """The path's weights and buffers under the names of the fixed network of that path."""
-        named = {self.subnet_key(key, architecture): v for key, v in self.state_dict().items()}
-        return {key: value for key, value in named.items() if key is not None}
+        state = self.state_dict()
+        return {there: state[here] for here, there in self.subnet_keys(architecture).items()}
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images (N, C, H, W) to features by stage name, along the path."""
-        if self._replayed is not None:
-            return dict(self._replayed)
+        if self._known is not None:
+            return {name: self._known[name] for name in self._out_features}
         outputs = {}
         for segment in self.segments(self.path):
             x = segment(x)
@@ -186,26 +181,15 @@ class Supernet(Backbone):
                 outputs[segment.output] = x
         return outputs
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and strides of the returned stages; the same for every path."""
-        return {name: self._shapes[name] for name in self._out_features}
-
 
 class StageSupernet(Supernet):
-    """Separate branches for the depths of each chain.
-
-    Args:
-        nested: depth n is the first n blocks of one branch, so that depths share their weights.
-        others: as ``Supernet`` takes them.
-    """
+    """Separate branches for the depths of each chain; nested, depth n is the first n blocks of one."""
 
     space: StageSpace
 
-    def __init__(
-        self, family: Family, space: StageSpace, *, nested: bool = False, **others: Any
-    ) -> None:
+    def __init__(self, *arguments: Any, nested: bool = False, **options: Any) -> None:
         self.nested = nested  # before the branches are made
-        super().__init__(family, space, **others)
+        super().__init__(*arguments, **options)
 
     def _add_chain(self, stage: nn.ModuleList, position: int, make: MakeChain) -> int:
         depths = self.space.depths[position]
@@ -215,42 +199,17 @@ class StageSupernet(Supernet):
         stage.append(branch if self.nested else nn.ModuleDict(branches))
         return branch[-1].out_channels
 
-    def check_path(self, architecture: Architecture) -> None:
-        super().check_path(architecture)
-        if any(architecture.dilation_code):
-            raise ValueError(f"path {architecture}: a stage supernet has rate 1 only")
-
-    def _depths(self, stage: str, architecture: Architecture) -> list[int]:
-        return [architecture.stage_code[chain.position] for chain in self._family.stages[stage]]
-
-    def segments(self, architecture: Architecture) -> list[Segment]:
-        found = [Segment("stem", "stem", self.stem)]
-        for stage in self._family.stages:
-            names = []
-            for number, depth in enumerate(self._depths(stage, architecture)):
-                parts = range(depth) if self.nested else [depth]
-                names += [f"{stage}.{number}.{part}" for part in parts]
-            found += [Segment(name, name, self.get_submodule(name)) for name in names[:-1]]
-            last = names[-1]
-            found.append(Segment(f"{last} > {stage}", last, self.get_submodule(last), stage))
-        return found
-
-    def subnet_key(self, key: str, architecture: Architecture) -> str | None:
-        stage, *rest = key.split(".")
-        if stage not in self._family.stages:
-            return key
-        depths = self._depths(stage, architecture)
-        number = int(rest.pop(0))
-        if not self.nested and int(rest.pop(0)) != depths[number]:
-            return None
-        block = int(rest.pop(0))
-        if block >= depths[number]:
-            return None
-        return ".".join([stage, str(sum(depths[:number]) + block), *rest])
+    def _stage_segments(self, stage: str, architecture: Architecture) -> list[Segment]:
+        names: list[str] = []
+        for number, chain in enumerate(self._family.stages[stage]):
+            depth = architecture.stage_code[chain.position]
+            branches = range(depth) if self.nested else [depth]
+            names += [f"{stage}.{number}.{branch}" for branch in branches]
+        return [Segment(name, self.get_submodule(name)) for name in names]
 
 
 class DilationSupernet(Supernet):
-    """One stage code, three rates in every choice block; takes the arguments of ``Supernet``."""
+    """One stage code, three rates in every choice block."""
 
     space: DilationSpace
 
@@ -266,23 +225,13 @@ class DilationSupernet(Supernet):
             stage.append(block)
         return stage[-1].out_channels
 
-    def segments(self, architecture: Architecture) -> list[Segment]:
-        found = [Segment("stem", "stem", self.stem)]
-        for stage, digits in self._family.digits(architecture).items():
-            for number, (block, digit) in enumerate(zip(getattr(self, stage), digits)):
-                name = f"{stage}.{number}"
-                output = stage if number == len(digits) - 1 else None
-                choice = getattr(block, self._family.choice, None)
-                found.append(Segment(f"{name}: {digit}", name, block, output, choice, digit))
+    def _stage_segments(self, stage: str, architecture: Architecture) -> list[Segment]:
+        digits = self._family.digits(architecture)[stage]
+        found = []
+        for number, (block, digit) in enumerate(zip(getattr(self, stage), digits)):
+            choice = getattr(block, self._family.choice, None)
+            found.append(Segment(f"{stage}.{number}", block, choice, digit))
         return found
-
-    def subnet_key(self, key: str, architecture: Architecture) -> str | None:
-        parts = key.split(".")
-        if parts[0] not in self._family.stages or parts[2] != self._family.choice:
-            return key
-        stage, block, choice, digit, *rest = parts
-        chosen = self._family.digits(architecture)[stage][int(block)]
-        return ".".join([stage, block, choice, *rest]) if int(digit) == chosen else None
 
 
 def find_supernet(model: nn.Module) -> Supernet | None:

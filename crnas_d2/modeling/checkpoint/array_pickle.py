@@ -32,8 +32,7 @@ class _Array:
 
     tensor = torch.empty(0)
 
-    def __init__(self, *_: object) -> None:
-        pass
+    def __init__(self, *_: object) -> None: ...
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         *_, shape, dtype, is_fortran, raw = state
@@ -72,11 +71,6 @@ def _with_tensors(value: Any) -> Any:
 
 
 def load_arrays(path: str) -> Any:
-    """The content of a pickle from Python 2 or 3, with tensors (CPU) for its arrays.
-
-    Raises:
-        pickle.UnpicklingError: it names anything but arrays of numbers.
-        Exception: any other, for a broken file.
-    """
+    """A pickle's content, with CPU tensors for arrays; an UnpicklingError for anything but numbers."""
     with open(path, "rb") as file:
         return _with_tensors(_Unpickler(file, encoding="latin1").load())

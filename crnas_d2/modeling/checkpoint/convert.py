@@ -1,17 +1,13 @@
 """Weights from one network into another of its family, block by block, matched by position.
 
-In each chain of equal blocks the first gets the weights of the source's first, and the later ones those
-of the source's later blocks in turn: from 3 blocks a chain of 6 gets 0, 1, 2, 1, 2, 1. So does every
-branch of a supernet, and the three rates of a choice block get the same 3x3 weights. Shapes do not
-change, so a supernet needs its full width.
+In each chain (each branch of a supernet) the first block gets the weights of the source's first, later
+ones those of its later blocks in turn: from 3 blocks a chain of 6 gets 0, 1, 2, 1, 2, 1. All rates of a
+choice block get the same 3x3 weights.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.backbone.family import Family
-from crnas_d2.modeling.backbone.supernet import StageSupernet
 from crnas_d2.modeling.checkpoint.published import Source, Weights
 from detectron2.layers import CNNBlockBase
 
@@ -27,104 +22,69 @@ COUNTER = "num_batches_tracked"  # BatchNorm's; frozen norms and other libraries
 LAST_LAYERS = ("conv3", "conv2", "project", "conv")  # a block ends with the first of these that it has
 
 
-def convert(
-    source: Source, backbone: nn.Module, family: Family, stage_code: Sequence[int]
-) -> tuple[Weights, dict[str, str]]:
-    """The state dict of a backbone (no neck; on any device, even ``meta``) from a source's weights.
+def convert(source: Source, backbone: nn.Module, family: Family) -> tuple[Weights, dict[str, str]]:
+    """The state dict of a backbone, and the name of the source's block for each of its blocks.
 
     Args:
-        stage_code: of the backbone; a stage supernet needs none.
-
-    Returns:
-        the state dict, and for each block of the backbone the name of the source's block.
-
-    Raises:
-        InputError: the source is of another family, lacks a block, differs in a shape, or has its
-            BatchNorm fused while the backbone would train its own.
+        source: an InputError if it lacks a block, differs in a shape, or has its BatchNorm fused.
+        backbone: without a neck; on any device, even ``meta``.
     """
-    for m in backbone.modules():
-        if source.is_fused and isinstance(m, _BatchNorm):
-            raise InputError(
-                f"MODEL.CRNAS.NORM: gives {type(m).__name__}: the BatchNorm of {source.path} is fused "
-                "into scale and bias and cannot be trained; allowed is FrozenBN"
-            )
-    chains = _chains(source, family)
+    if source.is_fused and any(isinstance(m, _BatchNorm) for m in backbone.modules()):
+        raise InputError(
+            f"MODEL.CRNAS.NORM: gives BatchNorm to train, and {source.path} has it fused into scale "
+            "and bias; allowed is FrozenBN"
+        )
+    blocks = {name: m for name, m in backbone.named_modules() if isinstance(m, CNNBlockBase)}
+    origins = _origins(source, blocks, family)
     state: Weights = {}
-    origins = {}
-    for name, block in backbone.named_modules():
-        if not isinstance(block, CNNBlockBase):
-            continue
-        origin, weights = "stem", source.stem
-        if name != "stem":
-            position, number = _place(name, backbone, family, stage_code)
-            origin = _origin(name, number, chains[position], source.path)
-            weights = source.blocks[origin]
-        origins[name] = origin
+    for name, origin in origins.items():
+        weights = source.stem if name == "stem" else source.blocks[origin]
         where = f"--weights: {source.path}: {name} from the source's {origin}"
-        filled = _filled(block, weights, family.choice, where)
+        filled = _filled(blocks[name], weights, family, where)
         state.update({f"{name}.{key}": value for key, value in filled.items()})
     return state, origins
 
 
-def _chains(source: Source, family: Family) -> dict[int, list[str]]:
-    """The source's blocks by position of their chain; each chain has another width."""
+def _origins(source: Source, blocks: dict[str, CNNBlockBase], family: Family) -> dict[str, str]:
+    """The source's block for each block of the backbone; each chain has another width."""
 
     def width(name: str) -> int:
-        block = source.blocks[name]
-        return next((len(block[f"{end}.weight"]) for end in LAST_LAYERS if f"{end}.weight" in block), 0)
+        ends = (source.blocks[name].get(f"{layer}.weight") for layer in LAST_LAYERS)
+        return next((len(weight) for weight in ends if weight is not None), 0)
 
     chains = [list(names) for _, names in itertools.groupby(source.blocks, key=width)]
-    positions = [chain.position for _, chain in family.chains()]
-    if len(chains) != len(positions):
+    channels = {name: block.out_channels for name, block in blocks.items() if name != "stem"}
+    own_chains = [list(names) for _, names in itertools.groupby(channels, key=channels.__getitem__)]
+    if not len(chains) == len(own_chains) == len(family.widths):
         raise InputError(
             f"--weights: {source.path}: has blocks of {len(chains)} widths; MODEL.CRNAS.FAMILY "
-            f"{family.name} takes a network with {len(positions)}"
+            f"{family.name} takes a network with {len(family.widths)}"
         )
-    return dict(zip(positions, chains))
+    origins = {"stem": "stem"}
+    for (first, *later), own_chain in zip(chains, own_chains):
+        for _, branch in itertools.groupby(own_chain, key=lambda name: name.rpartition(".")[0]):
+            names = list(branch)
+            if len(names) > 1 and not later:
+                raise InputError(
+                    f"--weights: {source.path}: has no block after {first}, and {names[1]} is a later "
+                    "one; allowed is a source with two or more blocks there"
+                )
+            origins.update(zip(names, itertools.chain([first], itertools.cycle(later))))
+    return origins
 
 
-def _place(
-    name: str, backbone: nn.Module, family: Family, stage_code: Sequence[int]
-) -> tuple[int, int]:
-    """Position of a block's chain, and the block's number in it."""
-    stage, *numbers = name.split(".")
-    positions = [chain.position for chain in family.stages[stage]]
-    if isinstance(backbone, StageSupernet):
-        return positions[int(numbers[0])], int(numbers[-1])
-    return [(p, number) for p in positions for number in range(stage_code[p])][int(numbers[0])]
-
-
-def _origin(name: str, number: int, chain: list[str], path: str) -> str:
-    if number and len(chain) == 1:
-        raise InputError(
-            f"--weights: {path}: has no block after {chain[0]}, and {name} is a later one; "
-            "allowed is a source with two or more blocks there"
-        )
-    return chain[1 + (number - 1) % (len(chain) - 1)] if number else chain[0]
-
-
-def _filled(block: nn.Module, weights: Weights, choice: str, where: str) -> Weights:
+def _filled(block: nn.Module, weights: Weights, family: Family, where: str) -> Weights:
     """The block's state dict with the source's values, every one of which has to be used."""
-    filled = {}
-    unused = dict(weights)
-    for key, own in block.state_dict().items():
-        layer = re.sub(rf"^({choice})\.\d\.", r"\1.", key)  # without the digit of a rate
-        unused.pop(layer, None)
-        value: Any = weights.get(layer)
-        if value is None and key.endswith(COUNTER):
-            value = torch.zeros((), dtype=own.dtype)
-        _check_shapes(where, layer, own, value)
-        filled[key] = value.to(own.dtype)
-    for layer, value in unused.items():
-        if not layer.endswith(COUNTER):
-            _check_shapes(where, layer, None, value)
-    return filled
-
-
-def _check_shapes(where: str, layer: str, own: torch.Tensor | None, held: torch.Tensor | None) -> None:
-    here, there = ("none" if t is None else tuple(t.shape) for t in (own, held))
-    if here != there:
-        raise InputError(
-            f"{where}: {layer} has shape {here} in this config, {there} in the source; allowed are "
-            "equal blocks, groups and widths (a supernet's with MODEL.CRNAS.WIDTH_MULTIPLIER 1.0)"
-        )
+    own = block.state_dict()
+    layers = {key: family.without_digit(key) for key in own}
+    needed = {layers[key]: tuple(value.shape) for key, value in own.items()}
+    held = {layer: tuple(value.shape) for layer, value in weights.items()}
+    for layer in [*needed, *held]:
+        here, there = needed.get(layer, "none"), held.get(layer, "none")
+        if here != there and not layer.endswith(COUNTER):
+            raise InputError(
+                f"{where}: {layer} has shape {here} in this config, {there} in the source; allowed are "
+                "equal blocks, groups and widths (a supernet's with MODEL.CRNAS.WIDTH_MULTIPLIER 1.0)"
+            )
+    none = torch.zeros(())  # of a counter that the source lacks
+    return {key: weights.get(layers[key], none).to(value.dtype) for key, value in own.items()}

@@ -1,8 +1,7 @@
 """Published ImageNet weights: their files, their names, and the input they were made for.
 
-Read are state dicts of torchvision's ResNet, ResNeXt and MobileNetV2, bare or as training scripts wrap
-them, detectron2's copies of them, Caffe2's ResNets from MSRA and FAIR, and our own checkpoints. Each
-becomes a Source: a stem and blocks, whose layers have the names of our networks.
+Torchvision's state dicts, bare or as training scripts wrap them, detectron2's copies of them, Caffe2's
+ResNets from MSRA and FAIR, and our own checkpoints become a Source, whose layers have our names.
 """
 
 from __future__ import annotations
@@ -15,76 +14,53 @@ from typing import Any
 import torch
 
 from crnas_d2.errors import InputError
-from crnas_d2.modeling.checkpoint.weights import read_file
+from crnas_d2.modeling.checkpoint.weights import CONVENTION_KEYS, read_file
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 
 Weights = dict[str, torch.Tensor]
 
 # Of ImageNet, values 0..255 (torchvision's ResNet). With UNIT_STD the first convolution scales them.
 MEAN_RGB, STD_RGB = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-MEAN_BGR, STD_BGR = MEAN_RGB[::-1], STD_RGB[::-1]
-UNIT_STD = [1.0, 1.0, 1.0]
-
-
-def _convention(order: str, mean: list[float], std: list[float], stride_in_1x1: bool) -> dict[str, Any]:
-    return {"format": order, "pixel_mean": mean, "pixel_std": std, "stride_in_1x1": stride_in_1x1}
-
-
-# Input conventions (see weights.py) by the name that --input-convention takes. Sources in detectron2:
+MEAN_BGR, STD_BGR, UNIT_STD = MEAN_RGB[::-1], STD_RGB[::-1], [1.0, 1.0, 1.0]
+# Input conventions by the name that --input-convention takes. Sources in detectron2:
 # tools/convert-torchvision-to-d2.py, the default config (msra), checkpoint/catalog.py (detectron) and
 # configs/COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml (fair).
 CONVENTIONS = {
-    "torchvision": _convention("RGB", MEAN_RGB, STD_RGB, False),
-    "msra": _convention("BGR", MEAN_BGR, UNIT_STD, True),  # R-50.pkl, R-101.pkl
-    "fair": _convention("BGR", MEAN_BGR, STD_BGR, False),  # X-101-32x8d.pkl
-    "detectron": _convention("BGR", MEAN_BGR, UNIT_STD, False),  # X-152-32x8d-IN5k.pkl
+    name: dict(zip(CONVENTION_KEYS, values))
+    for name, *values in (
+        ("torchvision", "RGB", MEAN_RGB, STD_RGB, False),
+        ("msra", "BGR", MEAN_BGR, UNIT_STD, True),  # R-50.pkl, R-101.pkl
+        ("fair", "BGR", MEAN_BGR, STD_BGR, False),  # X-101-32x8d.pkl
+        ("detectron", "BGR", MEAN_BGR, UNIT_STD, False),  # X-152-32x8d-IN5k.pkl
+    )
 }
 
 
 @dataclass(frozen=True)
 class Source:
-    """The network in a file.
+    """The network in a file."""
 
-    Attributes:
-        path: of the file, as the user gave it.
-        stem: the stem's weights by our names, ``conv1.weight``, ``conv1.norm.bias`` ...
-        blocks: the weights of each block likewise, by the block's name, in the network's order.
-        others: names of all other weights, such as a classifier's.
-        convention: the input that the weights were made for.
-        is_fused: BatchNorm is merged into scale and bias; there are no statistics.
-    """
-
-    path: str
-    stem: Weights
-    blocks: dict[str, Weights]
-    others: list[str]
-    convention: dict[str, Any]
-    is_fused: bool
+    path: str  # as the user gave it
+    stem: Weights  # by our names, ``conv1.weight``, ``conv1.norm.bias`` ...
+    blocks: dict[str, Weights]  # likewise, by the block's name, in the network's order
+    others: list[str]  # names of all other weights, such as a classifier's
+    convention: dict[str, Any]  # the input that the weights were made for
+    is_fused: bool  # BatchNorm is merged into scale and bias; there are no statistics
 
 
 def read_source(path: str, convention: str | None = None) -> Source:
-    """The network in a file.
-
-    Args:
-        path: as ``read_file`` takes it.
-        convention: a key of ``CONVENTIONS``, in place of the file's own.
-
-    Raises:
-        InputError: not a file of weights, or one of unknown names or convention.
-    """
+    """The network in a file, or an InputError; ``convention`` names one in place of the file's own."""
     content = read_file(path, "--weights")
-    state, known, is_fused = _unwrapped(content), content.get("input_convention"), False
+    state, name, is_fused = _unwrapped(content), "", False
     if "conv1_w" in state:
         state, name, is_fused = _from_caffe2(state, path)
-        known = CONVENTIONS[name]
     elif "features.0.0.weight" in state:
-        state, known = _renamed(state, _MOBILENETV2), CONVENTIONS["torchvision"]
+        state, name = _renamed(state, _MOBILENETV2), "torchvision"
     elif "layer1.0.conv1.weight" in state:
-        state, known = _renamed(state, _RESNET), CONVENTIONS["torchvision"]
+        state, name = _renamed(state, _RESNET), "torchvision"
     elif content.get("__author__") == "torchvision":  # detectron2's converter wrote it
-        known = CONVENTIONS["torchvision"]
-    if convention:
-        known = CONVENTIONS[convention]
+        name = "torchvision"
+    known = CONVENTIONS.get(convention or name, content.get("input_convention"))
     stem, blocks, others = _split(state)
     if not stem or not blocks:
         raise InputError(
@@ -99,8 +75,6 @@ def read_source(path: str, convention: str | None = None) -> Source:
     return Source(path, stem, blocks, others, dict(known), is_fused)
 
 
-# ---- names ---------------------------------------------------------------------------------------
-
 WRAPPERS = ("model", "state_dict", "blobs")  # keys under which a file has the state dict
 # A stem's first weight, after the prefixes of data parallelism, Lightning, MoCo, mmcls and detectors.
 STEM = re.compile(
@@ -114,8 +88,8 @@ _RESNET = (
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.downsample\.1\.", ".shortcut.norm."),
 )
-# torchvision numbers the layers of MobileNetV2: in a block, pairs of convolution (0) and norm (1), and
-# after them the last convolution and norm. Block 1 has expansion 1, so it has no ``expand``.
+# torchvision's blocks of MobileNetV2 have pairs of convolution (0) and norm (1), and at the end a bare
+# convolution and norm. Block 1 has expansion 1, so it has no ``expand``.
 _MOBILENETV2 = (
     (r"^features\.0\.", "stem.conv1."),
     (r"^(features\.1)\.conv\.0\.", r"\1.depthwise."),
@@ -141,12 +115,9 @@ def _unwrapped(content: dict[str, Any]) -> Weights:
 
 
 def _renamed(state: Weights, rules: Sequence[tuple[str, Any]]) -> Weights:
-    renamed = {}
-    for name, value in state.items():
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = value
-    return renamed
+    for pattern, replacement in rules:
+        state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
+    return state
 
 
 def _from_caffe2(state: Weights, path: str) -> tuple[Weights, str, bool]:
@@ -165,10 +136,9 @@ def _from_caffe2(state: Weights, path: str) -> tuple[Weights, str, bool]:
     mean, bias = "stem.conv1.norm.running_mean", state.pop("stem.conv1.bias", None)
     if bias is not None and mean in state:
         state[mean] = state[mean] - bias
-    conv = state.get("res2.0.conv2.weight")
-    has_groups = conv is not None and conv.shape[0] != conv.shape[1]
-    name = "msra" if not has_groups else "detectron" if fused else "fair"
-    return state, name, bool(fused)
+    conv = state.get("res2.0.conv2.weight", torch.empty(0, 0))
+    has_groups = conv.shape[0] != conv.shape[1]
+    return state, "msra" if not has_groups else "detectron" if fused else "fair", bool(fused)
 
 
 def _split(state: Weights) -> tuple[Weights, dict[str, Weights], list[str]]:

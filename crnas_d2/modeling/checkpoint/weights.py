@@ -2,8 +2,7 @@
 
 A classifier's checkpoint has its backbone under ``backbone.``, a detector with FPN under
 ``backbone.bottom_up.``; a detector loads either (``load_below_neck``). Our checkpoints hold the input
-they were trained with as ``input_convention``: {"format": "RGB" or "BGR", "pixel_mean": [3 floats],
-"pixel_std": [3 floats], "stride_in_1x1": bool}.
+they were trained with as ``input_convention``, a dict with the keys of ``CONVENTION_KEYS``.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,6 +27,7 @@ CONVENTION_KEYS = {
     "pixel_std": "MODEL.PIXEL_STD",
     "stride_in_1x1": "MODEL.CRNAS.STRIDE_IN_1X1",
 }
+Neck = TypeVar("Neck", bound=nn.Module)
 TOLERANCE = 0.01  # of means and deviations, values 0..255, which projects round differently
 BARE, BELOW_NECK = "backbone.", "backbone.bottom_up."
 
@@ -35,14 +36,8 @@ def read_file(path: str, key: str) -> dict[str, Any]:
     """The content of a .pkl, a .safetensors or what torch.save wrote; nothing in it is run.
 
     For the last, that is torch's promise, which hostile files could break before torch 2.10
-    (CVE-2025-32434, CVE-2026-24747).
-
-    Args:
-        path: of the file, or a URL that detectron2 can fetch.
-        key: the config key or option that named it, for the message.
-
-    Raises:
-        InputError: it cannot be read, or holds no dict.
+    (CVE-2025-32434, CVE-2026-24747). The path may be a URL that detectron2 can fetch; ``key`` is the
+    config key or option that named it, for the InputError if no dict can be read.
     """
     try:
         file = PathManager.get_local_path(path)
@@ -67,11 +62,7 @@ def read_file(path: str, key: str) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str, key: str) -> dict[str, Any]:
-    """As ``read_file``, but of a .pth file only.
-
-    Raises:
-        InputError: another format, or not a checkpoint.
-    """
+    """As ``read_file``, but of a .pth file only; an InputError for another format."""
     if path.endswith((".pkl", ".safetensors")):
         raise InputError(
             f"{key}: {path}: a pickle or safetensors file does not say what input it was made for; "
@@ -83,16 +74,7 @@ def read_checkpoint(path: str, key: str) -> dict[str, Any]:
 def check_backbone_weights(
     backbone: nn.Module, path: str, key: str, convention: Mapping[str, Any]
 ) -> None:
-    """Check that a checkpoint holds all of a backbone's weights at their shapes, and no others.
-
-    Args:
-        backbone: bare or with a neck, which is not checked; on any device.
-        path, key: as in ``read_checkpoint``.
-        convention: the config's; compared if the checkpoint has one.
-
-    Raises:
-        InputError: not a checkpoint, or one of another network, space or input.
-    """
+    """Raise an InputError unless a file has a backbone's weights (no neck), shapes and convention."""
     checkpoint = read_checkpoint(path, key)
     state = checkpoint.get("model", checkpoint)
     below = getattr(backbone, "bottom_up", backbone)
@@ -111,7 +93,7 @@ def check_backbone_weights(
 
 
 def _shapes(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
-    """Shapes below the prefix, without BatchNorm's counters, which frozen norms do not have."""
+    """Shapes below the prefix, without BatchNorm's counters, which frozen norms lack."""
     return {
         name[len(prefix) :]: tuple(getattr(value, "shape", ()))
         for name, value in state.items()
@@ -120,32 +102,26 @@ def _shapes(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, tuple[i
 
 
 def check_convention(held: Mapping[str, Any], path: str, convention: Mapping[str, Any]) -> None:
-    """Check that the weights' convention, or what is known of it, is the config's.
-
-    Raises:
-        InputError: naming the first key that differs.
-    """
+    """Raise an InputError if a part of the weights' convention is not the config's."""
     for part, theirs in held.items():
         ours = convention[part]
-        if isinstance(theirs, list) and len(ours) == len(theirs):
-            same = all(abs(a - b) <= TOLERANCE for a, b in zip(ours, theirs))
-        else:
-            same = ours == theirs
-        if not same:
+        is_near = isinstance(theirs, list) and len(ours) == len(theirs)
+        is_near = is_near and np.allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+        if ours != theirs and not is_near:
             raise InputError(
                 f"{CONVENTION_KEYS[part]}: {ours!r}: the weights in {path} were made with {theirs!r}; "
                 "allowed is the same"
             )
 
 
-def load_below_neck(neck: nn.Module) -> None:
+def load_below_neck(neck: Neck) -> Neck:
     """Let an FPN or NASFPN load a checkpoint of its bare backbone, such as a classifier's."""
-    names = set(neck.bottom_up.state_dict())
+    names = list(neck.bottom_up.state_dict())
 
     def rename(state: dict[str, Any], prefix: str, *_: object) -> None:
         for name in names:
             if prefix + name in state:
                 state[f"{prefix}bottom_up.{name}"] = state.pop(prefix + name)
 
-    # The public form of this came with torch 2.5.
-    neck._register_load_state_dict_pre_hook(rename)
+    neck._register_load_state_dict_pre_hook(rename)  # public since torch 2.5
+    return neck

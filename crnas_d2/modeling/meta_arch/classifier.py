@@ -1,7 +1,6 @@
 """ImageClassifier: a META_ARCHITECTURE over the same backbones, for pre-training (paper, A.1).
 
-Backbone, global average pooling, one linear layer. Parameters: backbone.*, fc.*; a detector's names for
-the same backbone differ at most by its FPN's ``bottom_up``.
+Backbone, global average pooling, one linear layer. Parameters: backbone.*, fc.*.
 """
 
 from __future__ import annotations
@@ -18,20 +17,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 
-# Of the linear layer's weights (Goyal et al. 2017, "Accurate, Large Minibatch SGD", Sec. 5.1).
-FC_STD = 0.01
+FC_STD = 0.01  # of the linear layer's weights (Goyal et al. 2017, Sec. 5.1)
 
 
 @META_ARCH_REGISTRY.register()
 class ImageClassifier(nn.Module):
-    """Class scores of images; in training their cross entropy, without label smoothing.
-
-    Args:
-        backbone: fixed network or supernet that returns ``in_feature``.
-        num_classes: of the linear layer.
-        in_feature: the stage that is pooled.
-        pixel_mean: of each channel, in the order of INPUT.FORMAT; ``pixel_std`` likewise.
-    """
+    """Class scores of images, from the pooled stage ``in_feature`` of a fixed network or supernet."""
 
     @configurable
     def __init__(
@@ -55,15 +46,8 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """The arguments by MODEL.CLASSIFIER, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD.
-
-        Raises:
-            InputError: no class, or a feature that the backbone does not return.
-        """
-        node = cfg.MODEL.CLASSIFIER
-        if node.NUM_CLASSES < 1:
-            raise InputError(f"MODEL.CLASSIFIER.NUM_CLASSES: {node.NUM_CLASSES}: at least 1 is needed")
-        backbone = build_backbone(cfg)
+        """An InputError if the backbone does not return MODEL.CLASSIFIER.IN_FEATURE."""
+        node, backbone = cfg.MODEL.CLASSIFIER, build_backbone(cfg)
         if node.IN_FEATURE not in backbone.output_shape():
             raise InputError(
                 f"MODEL.CLASSIFIER.IN_FEATURE: {node.IN_FEATURE!r}: {cfg.MODEL.BACKBONE.NAME} "
@@ -83,21 +67,14 @@ class ImageClassifier(nn.Module):
 
     def preprocess_image(self, batched_inputs: Sequence[dict[str, Any]]) -> ImageList:
         """The normalised images as one batch (N, C, H, W)."""
-        images = [
-            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
-        ]
-        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+        images = (x["image"].to(self.device) for x in batched_inputs)
+        normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        return ImageList.from_tensors(normalised, self.backbone.size_divisibility)
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> Any:
-        """Losses in training, scores otherwise.
-
-        Args:
-            batched_inputs: each with ``image`` (C, H, W), values 0..255, all of one size, and in
-                training ``label``, an int.
-
-        Returns:
-            in training ``{"loss_classification": mean cross entropy}``; else for each image
-            ``{"scores": (num_classes,)}``, probabilities that add up to 1.
+        """``{"loss_classification": mean cross entropy}`` in training, else ``{"scores": probabilities
+        (num_classes,)}`` for each image. Inputs have an ``image`` (C, H, W), values 0..255, all of one
+        size, and in training a ``label``, an int.
         """
         features = self.backbone(self.preprocess_image(batched_inputs).tensor)[self.in_feature]
         logits = self.fc(features.mean(dim=(2, 3)))

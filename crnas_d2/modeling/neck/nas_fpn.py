@@ -1,11 +1,8 @@
 """NAS-FPN: the feature pyramid of Ghiasi et al. (2019), P3 .. P7 above any backbone (paper, Table 9).
 
 Its paper (arXiv 1904.07392, Figures 6 and 7) draws the cell that is stacked; its authors' code
-(github.com/tensorflow/tpu, models/official/detection/modeling/architecture/nasfpn.py) settles the rest:
-resampling, what attention pools, and P6 and P7, which are max-pooled from the reduced P5. mmdetection's
-NASFPN has the same graph but averages the finer input for attention, where the authors take the maximum
-of the coarser one, and has 1x1 convolutions before P6 and P7. CR-NAS (A.4) does not say which it used;
-here it is the authors'.
+(github.com/tensorflow/tpu, models/official/detection/modeling/architecture/nasfpn.py) settles the rest.
+mmdetection's differs in attention, P6 and P7; CR-NAS (A.4) does not say which it used.
 """
 
 from __future__ import annotations
@@ -19,11 +16,10 @@ from fvcore.nn import weight_init
 from torch import nn
 
 from crnas_d2.modeling.backbone.family import Norm
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import Backbone
 
 STRIDES = {"p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}
-IN_STRIDES = [8, 16, 32]  # of the backbone's features, which become P3, P4 and P5
 
 
 def attention(coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
@@ -32,21 +28,13 @@ def attention(coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
 
 
 class Merge(NamedTuple):
-    """A node of the graph: ReLU, 3x3 convolution and norm of two merged features.
+    """A node of the graph: ReLU, 3x3 convolution and norm of two merged features."""
 
-    Attributes:
-        name: of the feature that it makes; those called ``<level>_out`` leave the cell.
-        level: of that feature; the inputs are resampled to its size.
-        operation: ``torch.add`` or ``attention``.
-        inputs: names of two features made before; ``attention`` takes the coarser one first.
-        leftover: the cell's input of this level, added before the ReLU if no merge takes it.
-    """
-
-    name: str
-    level: str
-    operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    inputs: tuple[str, str]
-    leftover: str = ""
+    name: str  # of the feature that it makes; those called ``<level>_out`` leave the cell
+    level: str  # of that feature; the inputs are resampled to its size
+    operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # torch.add or attention
+    inputs: tuple[str, str]  # names of two features made before; attention takes the coarser one first
+    leftover: str = ""  # the cell's input of this level, added before the ReLU if no merge takes it
 
 
 CELL = (
@@ -68,20 +56,14 @@ def _resampled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: Norm) -> Conv2d:
-    conv = Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size=kernel_size,
-        padding=kernel_size // 2,
-        bias=norm == "",
-        norm=get_norm(norm, out_channels),
-    )
+    options = {"padding": kernel_size // 2, "bias": norm == "", "norm": get_norm(norm, out_channels)}
+    conv = Conv2d(in_channels, out_channels, kernel_size, **options)
     weight_init.c2_xavier_fill(conv)  # as in detectron2's FPN
     return conv
 
 
 class Cell(nn.Module):
-    """The graph of CELL once: p3 .. p7, each (N, channels, H, W), to features of the same shapes."""
+    """The graph once: p3 .. p7, each (N, channels, H, W), to features of the same shapes."""
 
     def __init__(self, *, channels: int, norm: Norm) -> None:
         super().__init__()
@@ -99,18 +81,11 @@ class Cell(nn.Module):
 
 
 class NASFPN(Backbone):
-    """A backbone with the pyramid above it.
+    """A backbone with the pyramid above it; "7 @ 384" is seven cells of 384 channels.
 
     Args:
-        bottom_up: the backbone; its features may have any number of channels.
-        in_features: names of its features of strides 8, 16 and 32, in this order.
-        out_channels: channels of every level of the pyramid; 384 in "7 @ 384".
-        num_cells: how many cells are stacked; 7 in "7 @ 384".
-        norm: after every convolution of the pyramid, as detectron2's ``get_norm`` takes it; with ``""``
-            the convolutions have a bias instead.
-
-    Raises:
-        ValueError: missing features or other strides; no cell.
+        in_features: names of bottom_up's features of strides 8, 16 and 32, or a ValueError.
+        norm: after each convolution, as ``get_norm`` takes it; with ``""`` they have a bias instead.
     """
 
     def __init__(
@@ -125,7 +100,7 @@ class NASFPN(Backbone):
         super().__init__()
         shapes = bottom_up.output_shape()
         strides = {name: shape.stride for name, shape in shapes.items()}
-        if [strides.get(name) for name in in_features] != IN_STRIDES:
+        if [strides.get(name) for name in in_features] != [8, 16, 32]:
             raise ValueError(
                 f"in_features {list(in_features)}: NAS-FPN takes three, of strides 8, 16 and 32; the"
                 f" backbone has (name: stride) {strides}"
@@ -138,30 +113,22 @@ class NASFPN(Backbone):
             _conv(shapes[name].channels, out_channels, 1, norm) for name in in_features
         )
         self.cells = nn.ModuleList(Cell(channels=out_channels, norm=norm) for _ in range(num_cells))
-        self._out_channels = out_channels
+        self._out_features = list(STRIDES)
+        self._out_feature_channels = dict.fromkeys(STRIDES, out_channels)
+        self._out_feature_strides = STRIDES
 
     @property
     def size_divisibility(self) -> int:
         return STRIDES["p7"]
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        channels = self._out_channels
-        return {level: ShapeSpec(channels=channels, stride=stride) for level, stride in STRIDES.items()}
-
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images (N, C, H, W) to ``p3`` .. ``p7``, (N, out_channels, H/8, W/8) .. (.., H/128, W/128).
-
-        Raises:
-            ValueError: H or W is no multiple of 128.
-        """
-        height, width = x.shape[-2:]
-        if height % self.size_divisibility or width % self.size_divisibility:
-            raise ValueError(f"image size {(height, width)}: not multiples of {self.size_divisibility}")
+        """Images (N, C, H, W) to p3 .. p7, (N, out_channels, H/8, W/8) .. (.., H/128, W/128)."""
+        if any(side % self.size_divisibility for side in x.shape[-2:]):
+            raise ValueError(f"image size {tuple(x.shape[-2:])}: not multiples of 128")
         below = self.bottom_up(x)
         p3, p4, p5 = (conv(below[name]) for conv, name in zip(self.laterals, self.in_features))
         p6 = F.max_pool2d(p5, kernel_size=2)
-        p7 = F.max_pool2d(p6, kernel_size=2)
-        features = {"p3": p3, "p4": p4, "p5": p5, "p6": p6, "p7": p7}
+        features = {"p3": p3, "p4": p4, "p5": p5, "p6": p6, "p7": F.max_pool2d(p6, kernel_size=2)}
         for cell in self.cells:
             features = cell(features)
         return features
