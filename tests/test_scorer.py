@@ -15,7 +15,7 @@ from fake_scorer import costs, lines, timeless
 from torch import nn
 from trained import scores_of, trained
 
-from crnas_d2.budget import Budget
+from crnas_d2.budget import Budget, Limit
 from crnas_d2.data.coco_json import read_coco_json
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.batches import FixedBatches
@@ -48,7 +48,7 @@ def searched(
         detector,
         build_scorer=build or (lambda model: build_scorer(cfg, split, model)),
         space=space,
-        budgets=[Budget.parse("blocks=6~100%")],
+        budgets=[Budget((Limit("blocks", 6, 0.5),))],
         search=stage_search
         if isinstance(space, StageSpace)
         else lambda space, _, compare, __: greedy_search(space, compare, 1),
