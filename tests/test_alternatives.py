@@ -144,7 +144,7 @@ def test_more_evaluations_of_a_random_search_are_more_of_the_same(
     calls = []
     for evaluations in (10, 30):
         scorer, journal = FakeScorer(), Journal(tmp_path / f"{evaluations}.jsonl")
-        alternative(random_search, space, "blocks=33", scorer, journal, evaluations, seed=0)
+        alternative(random_search, space, 33, scorer, journal, evaluations, seed=0)
         calls.append(set(scorer.calls))
     assert calls[0] < calls[1]
 
@@ -175,10 +175,9 @@ def test_a_budget_that_no_code_drawn_meets(
 ) -> None:
     scorer, path = FakeScorer(), tmp_path / "j.jsonl"
 
-    def call(entry: float | str) -> str:
-        with pytest.raises(InputError) as caught:
+    def call(entry: object) -> str:
+        with pytest.raises(InputError, match=r"SEARCH\.BUDGETS: (61|macs 1 .*): none of ") as caught:
             alternative(ALTERNATIVES[name], STAGES, entry, scorer, Journal(path), 10, seed=0)
-        assert str(caught.value).startswith(f"SEARCH.BUDGETS: {entry}: none of ")
         return str(caught.value)
 
     assert "of 10000 codes" in call(61) and "nearest: 58, 59, 60" in call(61)

@@ -256,7 +256,7 @@ def five_blocks(scorer: FakeScorer, journal: Journal) -> list[Candidate]:
 
 def evolved_stage_codes(scorer: FakeScorer, journal: Journal) -> list[Candidate]:
     space = StageSpace("resnet", RESNET_DEPTHS)
-    return alternative(evolution, space, "macs=40~10%", scorer, journal, evaluations=45, seed=1)
+    return alternative(evolution, space, {"macs": [40, 0.1]}, scorer, journal, evaluations=45, seed=1)
 
 
 def evolved_digits(scorer: FakeScorer, journal: Journal) -> list[Candidate]:
@@ -266,7 +266,8 @@ def evolved_digits(scorer: FakeScorer, journal: Journal) -> list[Candidate]:
 
 def drawn_stage_codes(scorer: FakeScorer, journal: Journal) -> list[Candidate]:
     space = StageSpace("resnet", RESNET_DEPTHS)
-    return alternative(random_search, space, "macs=40~10%", scorer, journal, evaluations=12, seed=1)
+    budget = {"macs": [40, 0.1]}
+    return alternative(random_search, space, budget, scorer, journal, evaluations=12, seed=1)
 
 
 SEARCHES = pytest.mark.parametrize(
