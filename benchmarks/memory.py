@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import generated_data, show
+from common import generated_data, parser_of, show
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.config import read_config
@@ -80,11 +80,8 @@ def train(cfg: CfgNode, kind: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", default="configs/BCCD/search.yaml")
-    parser.add_argument("--json", help="write the result there")
+    parser = parser_of(__doc__)
     parser.add_argument("--train", choices=("supernet", "alone"), help=argparse.SUPPRESS)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
     if args.train:
         cfg = read_config(args.config_file, args.opts)

@@ -204,6 +204,6 @@ def test_masks_that_are_none() -> None:
     with pytest.raises(InputError, match=r"SEARCH\.EVAL\.TASK: 'segm': annotations\[3\] of archval"):
         GroundTruth(broken, "segm", "AP")
     del broken["annotations"][3]["segmentation"]
-    with pytest.raises(InputError, match="archval has annotations without masks"):
+    with pytest.raises(InputError, match=r"annotations\[3\] of archval: its segmentation is neither"):
         GroundTruth(broken, "segm", "AP")
     GroundTruth(broken, "bbox", "AP")
