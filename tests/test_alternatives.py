@@ -10,14 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_scorer import (
-    SMALL_SPACE,
-    FakeScorer,
-    alternative,
-    arbitrary,
-    costs,
-    lines,
-)
+from fake_scorer import SMALL_SPACE, FakeScorer, alternative, arbitrary, costs, lines
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import BudgetSpec
@@ -26,10 +19,9 @@ from crnas_d2.search.alternatives import GENERATION, PARENTS, evolution, random_
 from crnas_d2.search.journal import Candidate, Journal, ranked
 from crnas_d2.space import FAMILY_DEPTHS, RESNET_DEPTHS, DilationSpace, Space, StageSpace
 
-ALTERNATIVES: dict[str, Callable[..., list[Candidate]]] = {
-    "evolution": evolution,
-    "random": random_search,
-}
+ALTERNATIVES: dict[str, Callable[..., list[Candidate]]] = dict(
+    evolution=evolution, random=random_search
+)
 STAGES = StageSpace("resnet", RESNET_DEPTHS)
 DIGITS = DilationSpace("resnet", (3, 4, 6, 3))
 LARGE = DilationSpace("resnet", (3, 4, 23, 3))  # 3 ** 33 codes

@@ -97,16 +97,6 @@ def test_ids_of_annotations_play_no_part(task: str, ids: str) -> None:
     np.testing.assert_allclose(scores, [expected], rtol=0, atol=1e-9)
 
 
-def test_ids_of_images_and_categories_may_be_texts() -> None:
-    content, found = random_data(2, "bbox")
-    expected = matched(content, found, "bbox", "AP").scores(ONCE)
-    for record in [*content["annotations"], *found]:
-        record["image_id"] = f"{record['image_id']:04d}.jpg"
-    for image in content["images"]:
-        image["id"] = f"{image['id']:04d}.jpg"
-    assert np.array_equal(matched(content, found, "bbox", "AP").scores(ONCE), expected)
-
-
 def boxes(objects: list[list[float]], found: list[list[float]]) -> tuple[Any, Any]:
     """Objects of one class in one picture, and detections, the surest first."""
     content: Any = {

@@ -17,7 +17,7 @@ from torch import nn
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.evaluation.batches import FixedBatches, gather_in_order
-from crnas_d2.evaluation.recalibration import BackboneNorms, Seen, Statistics
+from crnas_d2.evaluation.recalibration import BackboneNorms, Statistics
 from crnas_d2.evaluation.shared_forward import Members, walk
 from crnas_d2.modeling.backbone.supernet import Segment, find_supernet
 from crnas_d2.space import StageSpace
@@ -76,27 +76,22 @@ class PathDetector:
 
             def run(segment: Segment, members: Members, x: torch.Tensor) -> torch.Tensor:
                 y = self._run(segment, x)
-                shares.append((members, dict(seen)))
+                of_members.extend((members, *layer) for layer in seen)
                 seen.clear()
                 return y
 
             for number, inputs in self._recalibration.mine():
-                shares: list[tuple[Members, Seen]] = []
+                of_members: list[Any] = []
                 paths = [self.path(architecture, number, evenly=True) for architecture in group]
                 x = self.detector.preprocess_image(inputs).tensor
                 for member, features in walk(list(map(self.supernet.segments, paths)), x, run):
                     if self.norms.above:
                         with self.supernet.replaying(paths[member], features):
                             self.detector.backbone(x)
-                        shares.append(([member], dict(seen)))
+                        of_members.extend(([member], *layer) for layer in seen)
                         seen.clear()
-                # Only now, so that a GPU is waited for once a batch.
-                found = [
-                    (members, name, count, of.cpu().numpy())
-                    for members, layers in shares
-                    for name, (count, of) in layers.items()
-                ]
-                mine.append((number, found))
+                # To the CPU only now, so that a GPU is waited for once a batch.
+                mine.append((number, [(*others, of.cpu().numpy()) for *others, of in of_members]))
         batches: list[dict[str, list[tuple[int, np.ndarray]]]] = [{} for _ in group]
         for found in gather_in_order(mine):
             for members, name, count, of in found:

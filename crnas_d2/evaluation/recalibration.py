@@ -19,8 +19,8 @@ from crnas_d2.modeling.backbone.supernet import Segment, Supernet
 
 # Of a path, by the layer's name in the detector's backbone: mean and unbiased variance, (C,).
 Statistics = dict[str, tuple[torch.Tensor, torch.Tensor]]
-# Of a batch, by layer: number of values a channel; mean and 1 / sqrt(variance + eps), (2, C).
-Seen = dict[str, tuple[int, torch.Tensor]]
+# Of a layer in a batch: name; number of values a channel; mean and 1 / sqrt(variance + eps), (2, C).
+Seen = tuple[str, int, torch.Tensor]
 
 
 class BackboneNorms:
@@ -51,19 +51,19 @@ class BackboneNorms:
         self.use(self._every, statistics)
 
     @contextmanager
-    def recording(self) -> Iterator[Seen]:
-        """Inside, the layers normalise by their batch's own statistics and leave them in the dict.
+    def recording(self) -> Iterator[list[Seen]]:
+        """Inside, the layers normalise by their batch's own statistics and append them to the list.
 
         Nothing is synchronised between ranks, and no running statistics change.
         """
-        seen: Seen = {}
+        seen: list[Seen] = []
 
         def forward_of(name: str, norm: _BatchNorm) -> Callable[[torch.Tensor], torch.Tensor]:
             def forward(x: torch.Tensor) -> torch.Tensor:
                 output, mean, invstd = torch.native_batch_norm(
                     x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps
                 )
-                seen[name] = (x.numel() // x.shape[1], torch.stack([mean, invstd]))
+                seen.append((name, x.numel() // x.shape[1], torch.stack([mean, invstd])))
                 return output
 
             return forward
