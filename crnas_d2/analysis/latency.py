@@ -43,8 +43,8 @@ class Stopwatch:
         self._cfg = cfg.clone()
         self._cfg.defrost()
         device = torch.device(cfg.MODEL.DEVICE)
-        self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        self._synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self._on_gpu = device.type == "cuda"
+        self.device = torch.cuda.get_device_name(device) if self._on_gpu else device.type
         self._features: dict[str, torch.Tensor] = {}
 
     @functools.cached_property
@@ -71,7 +71,8 @@ class Stopwatch:
             for _ in range(WARM_UP + REPEATS):
                 start = time.perf_counter()
                 self._detector([{"image": image}])
-                self._synchronize()
+                if self._on_gpu:
+                    torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
         return statistics.median(seconds[WARM_UP:])
 

@@ -59,7 +59,7 @@ class ArchvalScorer:
         self.images = list(itertools.accumulate(len(self._rows(b)) for b in self._batches))
         self._statistics: dict[Architecture, Statistics] = {}  # a candidate comes once a portion
 
-    def missing(self, architectures: Sequence[Architecture], portion: int) -> list[Architecture]:
+    def missing(self, architectures: Group, portion: int) -> list[Architecture]:
         """Those that have no matches of the portion on disk."""
         missing: list[Architecture] = []
         if comm.is_main_process():  # on a shared disk the others might cache that a file is missing
@@ -80,7 +80,7 @@ class ArchvalScorer:
                 every = Matches.joined([matches for part in gathered for matches in part])
                 write_bytes(self._path(architecture, portion), every.to_bytes())
 
-    def scores(self, architectures: Sequence[Architecture], portion: int) -> list[list[float]]:
+    def scores(self, architectures: Group, portion: int) -> list[list[float]]:
         """Of each the metric over the images seen up to the portion, nan if they have no object.
 
         Unless they are all of archval, those over bootstraps of it follow, the same for all candidates.

@@ -68,10 +68,7 @@ def evolution(
 
 
 def eligible_draws(space: Space, budget: BudgetSpec, costs: Costs, seed: int) -> Iterator[Architecture]:
-    """Different architectures that meet the budget, uniformly, one after another; costs as they come.
-
-    All there are if the space has at most ``DRAWS`` codes; an InputError if there is none.
-    """
+    """Different architectures that meet the budget, uniformly; an InputError if there is none."""
     budget, found = Budget.parse(budget), False
     for architecture in _drawn(space, seed):
         if budget.meets(costs(architecture)):
@@ -98,10 +95,7 @@ def _drawn(space: Space, seed: int) -> Iterator[Architecture]:
 
 
 def _mutants(space: Space, parents: list[Code], rng: random.Random) -> Iterator[Architecture]:
-    """A parent with one entry changed; with more and more of them, the longer that gives nothing.
-
-    One changed depth never keeps a number of blocks.
-    """
+    """A parent with one entry changed, then with more: one depth alone changes the number of blocks."""
     alternatives = space.alternatives
     free = [i for i, values in enumerate(alternatives) if len(values) > 1]
     for number in range(TRIES if free else 0):

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -28,8 +28,8 @@ GROUP_SIZE = 32  # candidates that detect together, and are journalled together;
 Group = Sequence[Architecture]
 # (candidates, how many of them the search keeps): those that saw all of archval, best first.
 Compare = Callable[[Sequence[Architecture], int], list[Candidate]]
-# Wraps what is iterated to show a progress bar, as tqdm does.
-Progress = Callable[[Sequence[Architecture]], Iterable[Architecture]]
+# Wraps what is iterated to show a progress bar, as tqdm does; left by an error, it closes.
+Progress = Callable[[Sequence[Architecture]], AbstractContextManager[Iterable[Architecture]]]
 
 
 class Scorer(Protocol):
@@ -37,16 +37,14 @@ class Scorer(Protocol):
 
     images: list[int]  # that a candidate has seen after each portion; the last one is all of archval
 
-    def missing(self, architectures: Sequence[Architecture], portion: int) -> list[Architecture]:
+    def missing(self, architectures: Group, portion: int) -> list[Architecture]:
         """Those that have not detected on the portion yet."""
 
     def detect(self, group: Group, portion: int) -> None:
         """Let candidates that share most of their paths detect on a portion; cached on disk."""
 
-    def scores(self, architectures: Sequence[Architecture], portion: int) -> list[list[float]]:
-        """Of each: the score on the images seen, 0..100, nan if they have no object; unless they are
-        all, then the scores on bootstraps of archval, the same for all candidates.
-        """
+    def scores(self, architectures: Group, portion: int) -> list[list[float]]:
+        """Of each the score on the images seen, nan if no object, then on bootstraps of archval."""
 
 
 @dataclass(eq=False)
@@ -60,7 +58,7 @@ class Race:
     journal: Journal  # those that saw all of archval, with the seconds of the last portion
     verdicts: Journal  # those that were dropped: when, and how far behind
     confidence: float  # 0.5..1: dropped is who is not leading in this fraction of the bootstraps
-    progress: Progress = iter
+    progress: Progress = nullcontext
     group_size: int = GROUP_SIZE
 
     def __call__(self, architectures: Sequence[Architecture], keep: int) -> list[Candidate]:
@@ -74,25 +72,23 @@ class Race:
         return ranked(map(self._candidate, running))
 
     def _see(self, architectures: Sequence[Architecture], portion: int) -> None:
-        """They detect on a portion, group by group; after the last one each group is journalled."""
-        # An error closes the progress bar, or it would be printed below the error.
-        with closing(self._groups(architectures)) as groups:
-            for group in groups:
-                start = time.perf_counter()
-                missing = self.scorer.missing(group, portion)
-                if missing:
-                    self.scorer.detect(missing, portion)
-                if portion == len(self.scorer.images) - 1:
-                    self._add(group, portion, start)
-
-    def _groups(self, architectures: Sequence[Architecture]) -> Generator[Group, None, None]:
-        """Each group, when the progress bar has come to its first member."""
+        """They detect on a portion, group by group, when the bar has come to a group's first member."""
+        if not architectures:
+            return
         first = {group[0]: group for group in grouped(architectures, self.group_size)}
-        for architecture in self.progress(architectures) if first else ():
-            if architecture in first:
-                yield first[architecture]
+        with self.progress(architectures) as shown:
+            for architecture in shown:
+                if architecture in first:
+                    self._see_together(first[architecture], portion)
 
-    def _add(self, group: Group, portion: int, start: float) -> None:
+    def _see_together(self, group: Group, portion: int) -> None:
+        """A group detects; after the last portion it is journalled."""
+        start = time.perf_counter()
+        missing = self.scorer.missing(group, portion)
+        if missing:
+            self.scorer.detect(missing, portion)
+        if portion < len(self.scorer.images) - 1:
+            return
         scores = self.scorer.scores(group, portion)
         seconds = round((time.perf_counter() - start) / len(group), 3)
         for member, (score, *_) in zip(group, scores):
