@@ -18,6 +18,7 @@ from crnas_d2.evaluation.matching import Detections
 
 HEIGHT, WIDTH = 260, 300
 IMAGES = 20
+TASKS = ("bbox", "segm")
 Content, Found = dict[str, Any], list[dict[str, Any]]
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coco_data import IMAGES, Content, Found, as_arrays, random_data, reference, reference_score
+from coco_data import IMAGES, TASKS, Content, Found, as_arrays, random_data, reference, reference_score
 
-from crnas_d2.evaluation.ground_truth import METRICS, TASKS, GroundTruth
+from crnas_d2.evaluation.ground_truth import METRICS, GroundTruth
 from crnas_d2.evaluation.matches import Matches, bootstrap
 from crnas_d2.evaluation.matching import match
 

@@ -10,7 +10,6 @@ from pycocotools.cocoeval import Params
 
 from crnas_d2.errors import InputError
 
-TASKS = ("bbox", "segm")
 # Name: IoU threshold (None: the mean over all ten) and area range; in the order of COCOeval.stats.
 METRICS = {
     **{"AP": (None, "all"), "AP50": (0.5, "all"), "AP75": (0.75, "all")},
@@ -30,7 +29,7 @@ class GroundTruth:
 
     Args:
         content: a COCO JSON's content.
-        task, metric: of ``TASKS`` and ``METRICS``.
+        task, metric: "bbox" or "segm", and of ``METRICS``.
         max_detections: the best of an image and category, which alone count; COCOeval has 100.
 
     Attributes:
@@ -41,15 +40,12 @@ class GroundTruth:
         crowd, ignored: (G,); ignored are crowds and objects outside ``area_range``, square pixels.
 
     Raises:
-        InputError: an unknown task or metric, an object without a mask, or none that counts.
+        InputError: an object without a mask where masks are compared, or none that counts.
     """
 
     def __init__(
         self, content: dict[str, Any], task: str, metric: str, max_detections: int = 100
     ) -> None:
-        for key, value, allowed in (("TASK", task, TASKS), ("METRIC", metric, METRICS)):
-            if value not in allowed:
-                raise InputError(f"SEARCH.EVAL.{key}: {value!r}: allowed are {', '.join(allowed)}")
         self.task, self.metric, self.max_detections = task, metric, max_detections
         self.image_ids = sorted(image["id"] for image in content["images"])
         self.category_ids = sorted(category["id"] for category in content["categories"])

@@ -30,16 +30,12 @@ MATCHED_AT_ONCE = 512  # images of a rank; until then, the detections of a whole
 
 
 class ArchvalScorer:
-    """What a Race compares by; the same on every rank, bit-exact for any number of ranks.
+    """What a Race compares by (a Scorer); the same on every rank, bit-exact for any number of ranks.
 
     Args:
-        detector: with the trained supernet.
         folder: of the matches; rank 0 writes, every rank reads.
         portions: fractions of archval seen after each portion, ascending; the last one is 1.
         seed: of the bootstraps.
-
-    Attributes:
-        images: how many a candidate has seen after each portion; the last one is all of archval.
     """
 
     def __init__(
