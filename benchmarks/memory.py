@@ -93,10 +93,8 @@ def main() -> None:
         data = generated_data(folder, size=(240, 320))
         for kind in ("alone", "supernet"):
             command = [sys.executable, __file__, "--config-file", args.config_file, "--train", kind]
-            done = subprocess.run(
-                [*command, *args.opts, *data], stdout=subprocess.PIPE, text=True, check=True
-            )
-            found[kind] = json.loads(done.stdout.splitlines()[-1])
+            printed = subprocess.check_output([*command, *args.opts, *data], text=True)
+            found[kind] = json.loads(printed.splitlines()[-1])
         cfg = read_config(args.config_file, args.opts)
     result = {
         "ratio": found["supernet"]["peak"] / found["alone"]["peak"],
