@@ -11,7 +11,6 @@ score differs from float32's, at most, in AP; without --weights of a trained sup
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import tempfile
@@ -19,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import first_images, scores_of, show, timed
+from common import config_of, first_images, parser_of, scores_of, show, timed
 from torch import nn
 
-from crnas_d2.config import read_config
-from crnas_d2.data.datasets import use_own_data
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from detectron2.checkpoint import DetectionCheckpointer
@@ -66,21 +63,15 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", default="configs/BCCD/search.yaml")
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=16, help="of archval, and for recalibration")
     parser.add_argument("--candidates", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--weights", help="of the stage supernet; else random")
-    parser.add_argument("--json", help="write the result there")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        options = ["SEARCH.EVAL.RECALIBRATION_IMAGES", str(args.images), *args.opts]
-        options += ["OUTPUT_DIR", folder]
-        cfg = read_config(args.config_file, options)
-        use_own_data(cfg)
-        cfg.MODEL.CRNAS.SUPERNET = "stage"
+        images = ["SEARCH.EVAL.RECALIBRATION_IMAGES", str(args.images)]
+        cfg = config_of(args, images, ["OUTPUT_DIR", folder])
         if cfg.NUM_THREADS:
             torch.set_num_threads(cfg.NUM_THREADS)
         torch.manual_seed(0)

@@ -7,29 +7,26 @@ Two processes on the CPU (gloo) train the same model on the same batches and pat
 trainer, once wrapped in DistributedDataParallel with find_unused_parameters. Counted are the bytes that
 a process averages in a step; DDP's in its communication hook. ratio: ours over the path's parameters,
 which are those of the subnet as a network of its own. What SyncBN and logging exchange is the same in
-both, and is printed separately.
+both, and not counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from common import generated_data, show
+from common import config_of, generated_data, parser_of, show
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine import gradients
 from crnas_d2.engine.trainer import SupernetTrainer
@@ -40,41 +37,22 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import EventStorage
 
 
-class Counter:
-    """Bytes that this process hands over, by purpose, while inside."""
+def averaged_bytes(trainer: SupernetTrainer) -> int:
+    """What this process hands over to be averaged in a step of ours."""
+    sent: list[int] = []
+    average, all_reduce = gradients.average, dist.all_reduce
 
-    def __init__(self) -> None:
-        self.bytes: dict[str, int] = defaultdict(int)
-        self._purpose = "statistics and logging"
+    def counted(tensor: torch.Tensor) -> None:
+        sent.append(tensor.nbytes)
+        all_reduce(tensor)
 
-    @contextlib.contextmanager
-    def counting(self) -> Iterator[None]:
-        names = ("all_reduce", "all_gather", "gather", "broadcast", "all_gather_into_tensor")
-        kept = {name: getattr(dist, name) for name in names}
-        average = gradients.average
-
-        def counted(name: str) -> Any:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                tensor = args[0] if name in ("all_reduce", "broadcast", "gather") else args[1]
-                self.bytes[self._purpose] += tensor.nbytes
-                return kept[name](*args, **kwargs)
-
-            return call
-
-        def averaging(tensors: Any) -> None:
-            self._purpose = "gradients"
+    def averaging(tensors: Any) -> None:
+        with mock.patch.object(dist, "all_reduce", counted):
             average(tensors)
-            self._purpose = "statistics and logging"
 
-        for name in names:
-            setattr(dist, name, counted(name))
-        gradients.average = averaging
-        try:
-            yield
-        finally:
-            gradients.average = average
-            for name in names:
-                setattr(dist, name, kept[name])
+    with mock.patch.object(gradients, "average", averaging):
+        trainer.run_step()
+    return sum(sent)
 
 
 def path_bytes(cfg: CfgNode, stage_code: tuple[int, ...]) -> int:
@@ -117,16 +95,8 @@ def measure(rank: int, processes: list[Process], cfg: CfgNode, steps: int, out: 
     with EventStorage(0) as trainer.storage:
         for trainer.iter in range(steps):
             trainer._hooks[0].before_step()
-            counter = Counter()
-            with counter.counting():
-                trainer.run_step()
-            rows.append(
-                {
-                    "path": path_bytes(cfg, supernet.path.stage_code),
-                    "ours": counter.bytes["gradients"],
-                    "others": counter.bytes["statistics and logging"],
-                }
-            )
+            ours = averaged_bytes(trainer)
+            rows.append({"path": path_bytes(cfg, supernet.path.stage_code), "ours": ours})
     for row, sent in zip(rows, with_ddp(trainer, steps)):
         row["ddp"] = sent
     if rank == 0:
@@ -136,20 +106,12 @@ def measure(rank: int, processes: list[Process], cfg: CfgNode, steps: int, out: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", default="configs/Shapes/search.yaml")
+    parser = parser_of(__doc__, "configs/Shapes/search.yaml")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--json", help="write the result there")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        data = [
-            *generated_data(folder, size=(96, 96)),
-            *("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"),
-        ]
-        cfg = read_config(args.config_file, [*args.opts, *data])
-        use_own_data(cfg, test=False)
-        cfg.MODEL.CRNAS.SUPERNET = "stage"
+        here = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"]
+        cfg = config_of(args, [], [*generated_data(folder, size=(96, 96)), *here], test=False)
         two = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
         out = f"{folder}/rows.json"
         mp.spawn(measure, (from_options(two), cfg, args.steps, out), nprocs=2)
@@ -161,7 +123,6 @@ def main() -> None:
         "ours": total["ours"],
         "path": total["path"],
         "ratio_ddp": min(row["ddp"] / row["path"] for row in rows),
-        "others": total["others"],
         "setting": f"{args.config_file}, {args.steps} steps, 2 processes, "
         f"batch {cfg.SOLVER.IMS_PER_BATCH}, bytes a step of one process",
     }

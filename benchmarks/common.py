@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -9,11 +10,32 @@ from pathlib import Path
 from typing import Any
 
 from crnas_d2.architecture import Architecture
+from crnas_d2.config import read_config
 from crnas_d2.data.coco_json import read_coco_json
-from crnas_d2.data.datasets import register_coco
+from crnas_d2.data.datasets import register_coco, use_own_data
 from crnas_d2.data.shapes import make_shapes
 from crnas_d2.evaluation.scorer import ArchvalScorer
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+
+
+def parser_of(doc: str, config_file: str = "configs/BCCD/search.yaml") -> argparse.ArgumentParser:
+    """The options that all have: a config with KEY VALUE pairs, and where the result goes."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--config-file", default=config_file)
+    parser.add_argument("--json", help="write the result there")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
+    return parser
+
+
+def config_of(
+    args: argparse.Namespace, before: Sequence[str], after: Sequence[str] = (), test: bool = True
+) -> CfgNode:
+    """Of a stage supernet, with the KEY VALUE pairs between others; its data sets are registered."""
+    cfg = read_config(args.config_file, [*before, *args.opts, *after])
+    use_own_data(cfg, test=test)
+    cfg.MODEL.CRNAS.SUPERNET = "stage"
+    return cfg
 
 
 def generated_data(folder: str, size: tuple[int, int]) -> list[str]:

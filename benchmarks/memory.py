@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import generated_data, show
+from common import generated_data, parser_of, show
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.config import read_config
@@ -80,11 +80,8 @@ def train(cfg: CfgNode, kind: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", default="configs/BCCD/search.yaml")
-    parser.add_argument("--json", help="write the result there")
+    parser = parser_of(__doc__)
     parser.add_argument("--train", choices=("supernet", "alone"), help=argparse.SUPPRESS)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
     if args.train:
         cfg = read_config(args.config_file, args.opts)
@@ -96,10 +93,8 @@ def main() -> None:
         data = generated_data(folder, size=(240, 320))
         for kind in ("alone", "supernet"):
             command = [sys.executable, __file__, "--config-file", args.config_file, "--train", kind]
-            done = subprocess.run(
-                [*command, *args.opts, *data], stdout=subprocess.PIPE, text=True, check=True
-            )
-            found[kind] = json.loads(done.stdout.splitlines()[-1])
+            printed = subprocess.check_output([*command, *args.opts, *data], text=True)
+            found[kind] = json.loads(printed.splitlines()[-1])
         cfg = read_config(args.config_file, args.opts)
     result = {
         "ratio": found["supernet"]["peak"] / found["alone"]["peak"],

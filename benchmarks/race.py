@@ -12,19 +12,15 @@ scores there.
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from common import show
+from common import config_of, parser_of, show
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
-from crnas_d2.config import read_config
-from crnas_d2.data.datasets import use_own_data
 from crnas_d2.evaluation.matches import Matches, bootstrap
 from crnas_d2.evaluation.scorer import BOOTSTRAPS
 from crnas_d2.modeling.build import stage_space_of
@@ -38,20 +34,16 @@ class Replay:
 
     Args:
         found: matches of each candidate over the real archval.
-        drawn: the images of the drawn one in the order in which they are seen, by their places in it.
-        batch_size: images of a batch, of which portions are made.
-        seed: of the bootstraps.
+        drawn: its images in the order in which they are seen.
     """
 
     def __init__(
         self, found: dict[Architecture, Matches], drawn: np.ndarray, batch_size: int, seed: int
     ) -> None:
-        self._found = found
-        self._drawn = drawn
+        self._found, self._drawn, self._seed = found, drawn, seed
         count = -(-len(drawn) // batch_size)
         ends = sorted({max(1, round(count * fraction)) for fraction in PORTIONS})
         self.images = [min(end * batch_size, len(drawn)) for end in ends]
-        self._seed = seed
         self._seen: set[tuple[Architecture, int]] = set()
 
     def missing(self, architectures: Sequence[Architecture], portion: int) -> list[Architecture]:
@@ -99,21 +91,15 @@ def replay(found: dict[Architecture, Matches], cfg: CfgNode, number: int) -> tup
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", default="configs/BCCD/search.yaml")
+    parser = parser_of(__doc__)
     parser.add_argument("--matches", required=True, help="folder of an exhaustive search's matches")
     parser.add_argument("--replays", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="number of the first replay")
-    parser.add_argument("--json", help="write the result there")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
-    cfg = read_config(args.config_file, ["SEARCH.RACE.CONFIDENCE", "0.96", *args.opts])
-    use_own_data(cfg)
-    cfg.MODEL.CRNAS.SUPERNET = "stage"
+    cfg = config_of(args, ["SEARCH.RACE.CONFIDENCE", "0.96"])
     found = matches_of(cfg, Path(args.matches))
-    numbers = itertools.count(args.first)
-    rows = np.array([replay(found, cfg, next(numbers)) for _ in range(args.replays)])
-    evaluations, shortfall = rows.T
+    numbers = range(args.first, args.first + args.replays)
+    evaluations, shortfall = np.array([replay(found, cfg, number) for number in numbers]).T
     result = {
         "ratio": float(evaluations.mean()),
         "baseline": 1.0,

@@ -14,7 +14,6 @@ Times are wall seconds, so nothing else should run.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import logging
@@ -25,15 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import first_images, show, timed
+from common import config_of, first_images, parser_of, show, timed
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
-from crnas_d2.config import read_config
-from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine.trainer import SupernetTrainer
-from crnas_d2.evaluation.recalibration import statistics_of
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.pipeline.scorer import Split, build_scorer
@@ -51,18 +47,17 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 class AlongPaths(nn.Module):
     """A detector that takes the path of the batch that an image belongs to, as a candidate does."""
 
-    def __init__(self, scorer: ArchvalScorer, path_of: Any) -> None:
+    def __init__(self, scorer: ArchvalScorer, architecture: Architecture) -> None:
         super().__init__()
-        self._detector = scorer._detector._detector
-        self._supernet = scorer._detector._supernet
-        self._path_of = path_of
+        self._paths, self._architecture = scorer._detector, architecture
         self._number = {
             record["image_id"]: number for number, batch in scorer._archval.mine() for record in batch
         }
 
     def forward(self, inputs: list[dict[str, Any]]) -> Any:
-        with self._supernet.using_path(self._path_of(self._number[inputs[0]["image_id"]])):
-            return self._detector(inputs)
+        path = self._paths.path(self._architecture, self._number[inputs[0]["image_id"]])
+        with self._paths.supernet.using_path(path):
+            return self._paths.detector(inputs)
 
 
 class ConvolutionMacs:
@@ -83,27 +78,21 @@ def plain_loop(
 ) -> list[float]:
     scores, paths = [], scorer._detector
     for architecture in candidates:
-        of_recalibration, of_archval = paths.completions(architecture)
-        (found,) = statistics_of(
-            *(paths._detector, paths._supernet, paths._norms, paths._recalibration),
-            [of_recalibration],
-            run=lambda segment, _, x: segment(x),
-        )
-        paths._norms.use(paths._norms.every, found)
+        paths.norms.use_for_all(paths.statistics([architecture])[0])
         with contextlib.redirect_stdout(io.StringIO()):
             results = inference_on_dataset(
-                AlongPaths(scorer, of_archval).eval(),
+                AlongPaths(scorer, architecture).eval(),
                 build_detection_test_loader(cfg, name),
                 COCOEvaluator(name, output_dir=cfg.OUTPUT_DIR),
             )
-        paths._norms.put_back()
+        paths.norms.use_for_all({})
         scores.append(results["bbox"]["AP"])
     return scores
 
 
 def our_search(cfg: CfgNode, scorer: ArchvalScorer, folder: Path) -> list[tuple[Architecture, float]]:
     """Every candidate in the order in which it was scored."""
-    space, costs = scorer._detector._supernet.space, backbone_costs(cfg)
+    space, costs = scorer._detector.supernet.space, backbone_costs(cfg)
     journal, verdicts = (Journal(folder / f"{name}.jsonl") for name in ("journal", "race"))
     compare = Race(space.phase, "benchmark", scorer, costs, journal, verdicts, confidence=0)
     if isinstance(space, StageSpace):
@@ -156,21 +145,17 @@ def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", default="configs/BCCD/search.yaml")
+    parser = parser_of(__doc__)
     parser.add_argument("--step", choices=("stage", "greedy"), default="stage")
     parser.add_argument("--images", type=int, default=16, help="of archval")
     parser.add_argument("--weights", help="of the supernet; else it is trained for --train-steps")
     parser.add_argument("--train-steps", type=int, default=60)
-    parser.add_argument("--json", help="write the result there")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         options = ["SEARCH.EVAL.RECALIBRATION_IMAGES", "16", "SOLVER.STEPS", "()"]
         options += ["SOLVER.MAX_ITER", str(args.train_steps), "SOLVER.CHECKPOINT_PERIOD", "1000000"]
-        cfg = read_config(args.config_file, [*options, *args.opts, "OUTPUT_DIR", folder])
-        use_own_data(cfg)
-        cfg.MODEL.CRNAS.SUPERNET = "stage" if args.step == "stage" else "dilation"
+        cfg = config_of(args, options, ["OUTPUT_DIR", folder])
+        cfg.MODEL.CRNAS.SUPERNET = {"stage": "stage", "greedy": "dilation"}[args.step]
         trainer = SupernetTrainer(cfg)
         if args.weights:
             DetectionCheckpointer(trainer.model).load(args.weights)
@@ -178,7 +163,6 @@ def main() -> None:
             trainer.train()
         for logger in ("detectron2", "fvcore"):
             logging.getLogger(logger).setLevel(logging.WARNING)
-        assert find_supernet(trainer.model) is not None
         result = {"phase": args.step, **measure(cfg, trainer.model, Path(folder), args.images)}
     show(result, args.json)
 

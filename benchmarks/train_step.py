@@ -10,18 +10,15 @@ than wall seconds; those are printed, too.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import statistics
 import tempfile
 import time
 
 import torch
-from common import generated_data, show
+from common import config_of, generated_data, parser_of, show
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.config import read_config
-from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of
@@ -53,24 +50,17 @@ def step(trainer: DefaultTrainer, iteration: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-file", default="configs/BCCD/search.yaml")
+    parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=30, help="measured steps of each")
-    parser.add_argument("--json", help="write the result there")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        data = [
-            *generated_data(folder, size=(240, 320)),
-            *("SOLVER.MAX_ITER", str(args.steps + 4)),
-            *("SOLVER.CHECKPOINT_PERIOD", "1000000"),
-        ]
-        cfg = read_config(args.config_file, [*args.opts, *data])
-        use_own_data(cfg)
+        data = generated_data(folder, size=(240, 320))
+        steps = ["SOLVER.MAX_ITER", str(args.steps + 4), "SOLVER.CHECKPOINT_PERIOD", "1000000"]
+        cfg = config_of(args, [], [*data, *steps])
         logging.getLogger("detectron2").setLevel(logging.INFO)  # else it prints the whole model
-        alone = DefaultTrainer(cfg.clone())
-        cfg.MODEL.CRNAS.SUPERNET = "stage"
-        supernet = OnePath(cfg)
+        supernet = OnePath(cfg.clone())
+        cfg.MODEL.CRNAS.SUPERNET = ""
+        alone = DefaultTrainer(cfg)
         supernet.path = architecture_of(cfg)
         seconds: dict[str, list[tuple[float, float]]] = {"alone": [], "supernet": []}
         for trainer in (alone, supernet):

@@ -18,6 +18,7 @@ from crnas_d2.evaluation.matching import Detections
 
 HEIGHT, WIDTH = 260, 300
 IMAGES = 20
+TASKS = ("bbox", "segm")
 Content, Found = dict[str, Any], list[dict[str, Any]]
 
 
@@ -91,8 +92,8 @@ def random_data(seed: int, task: str, ties: bool = True) -> tuple[Content, Found
 
 def as_arrays(truth: GroundTruth, found: Found) -> Detections:
     shapes: Any = [d["bbox"] if truth.task == "bbox" else d["segmentation"] for d in found]
-    if truth.task == "bbox":
-        shapes = np.array(shapes, dtype=np.float32).reshape(-1, 4)
+    kind, form = (np.float32, (-1, 4)) if truth.task == "bbox" else (object, -1)
+    shapes = np.array(shapes, dtype=kind).reshape(form)
     return Detections(
         np.array([truth.row_of[d["image_id"]] for d in found], dtype=int),
         np.array([truth.column_of[d["category_id"]] for d in found], dtype=int),

@@ -10,26 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_scorer import (
-    SMALL_SPACE,
-    FakeScorer,
-    alternative,
-    arbitrary,
-    costs,
-    lines,
-)
+from fake_scorer import SMALL_SPACE, FakeScorer, alternative, arbitrary, costs, lines
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.budget import Budget, BudgetSpec
+from crnas_d2.budget import BudgetSpec
 from crnas_d2.errors import InputError
 from crnas_d2.search.alternatives import GENERATION, PARENTS, evolution, random_search
 from crnas_d2.search.journal import Candidate, Journal, ranked
 from crnas_d2.space import FAMILY_DEPTHS, RESNET_DEPTHS, DilationSpace, Space, StageSpace
 
-ALTERNATIVES: dict[str, Callable[..., list[Candidate]]] = {
-    "evolution": evolution,
-    "random": random_search,
-}
+ALTERNATIVES: dict[str, Callable[..., list[Candidate]]] = dict(
+    evolution=evolution, random=random_search
+)
 STAGES = StageSpace("resnet", RESNET_DEPTHS)
 DIGITS = DilationSpace("resnet", (3, 4, 6, 3))
 LARGE = DilationSpace("resnet", (3, 4, 23, 3))  # 3 ** 33 codes
@@ -144,7 +136,7 @@ def test_more_evaluations_of_a_random_search_are_more_of_the_same(
     calls = []
     for evaluations in (10, 30):
         scorer, journal = FakeScorer(), Journal(tmp_path / f"{evaluations}.jsonl")
-        alternative(random_search, space, {"blocks": 33}, scorer, journal, evaluations, seed=0)
+        alternative(random_search, space, 33, scorer, journal, evaluations, seed=0)
         calls.append(set(scorer.calls))
     assert calls[0] < calls[1]
 
@@ -175,10 +167,9 @@ def test_a_budget_that_no_code_drawn_meets(
 ) -> None:
     scorer, path = FakeScorer(), tmp_path / "j.jsonl"
 
-    def call(entry: BudgetSpec) -> str:
-        with pytest.raises(InputError) as caught:
+    def call(entry: object) -> str:
+        with pytest.raises(InputError, match=r"SEARCH\.BUDGETS: (61|macs 1 .*): none of ") as caught:
             alternative(ALTERNATIVES[name], STAGES, entry, scorer, Journal(path), 10, seed=0)
-        assert str(caught.value).startswith(f"SEARCH.BUDGETS: {Budget.parse(entry)}: none of ")
         return str(caught.value)
 
     assert "of 10000 codes" in call(61) and "nearest: 58, 59, 60" in call(61)

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 import torchvision
-from networks import FAMILIES, PAPERS, SMALL_CODES, SMALL_WIDTHS, by_hooks, random_architecture
+from networks import FAMILIES, SMALL_CODES, SMALL_WIDTHS, by_hooks, random_architecture
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs, input_size
@@ -90,12 +90,6 @@ def test_baselines_against_torchvision(name: str) -> None:
     }
 
 
-def test_known_numbers() -> None:
-    """ResNet50 has 25.557 M parameters, 2.049 M of them in fc (torchvision's documentation)."""
-    costs = costs_at("resnet", 800, *FULL["resnet"])(Architecture.undilated("resnet", (3, 4, 6, 3)))
-    assert costs["params"] == 25_557_032 - 2_049_000
-
-
 @pytest.mark.parametrize(("short", "multiplier"), [(800, 1), (64, 0.25), (240, 0.5)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_codes_against_hooks(family: str, short: int, multiplier: float) -> None:
@@ -110,14 +104,6 @@ def test_random_codes_against_hooks(family: str, short: int, multiplier: float) 
             "macs": count_macs(network, input_size(config(family, short))),
             "params": sum(p.numel() for p in network.parameters()),
         }
-
-
-@pytest.mark.parametrize("architecture", PAPERS, ids=str)
-def test_the_papers_codes_against_hooks(architecture: Architecture) -> None:
-    network = ours(architecture, *FULL[architecture.family])
-    costs = costs_at(architecture.family, 800, *FULL[architecture.family])(architecture)
-    assert costs["macs"] == count_macs(network, (800, 1088))
-    assert costs["params"] == sum(p.numel() for p in network.parameters())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -217,68 +217,37 @@ def test_all_processes_hold_the_same_after_a_resume(tmp_path: Path) -> None:
     assert mine.calls == writers.calls and len(mine.calls) == 5
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "stage").write_text("a file")
-    journal = Journal(tmp_path / "stage" / "journal.jsonl")
-    with pytest.raises(OSError) as caught:
-        journal.add(record())
-    assert str(tmp_path / "stage") in str(caught.value)
-    assert journal.records == []
-    assert (tmp_path / "stage").read_text() == "a file"
-
-
-def test_a_folder_that_goes_away_leaves_the_journal_whole(tmp_path: Path) -> None:
-    path = tmp_path / "stage" / "journal.jsonl"
-    journal = filled(path)
-    before = path.read_bytes()
-    path.parent.rename(tmp_path / "elsewhere")
+@pytest.mark.parametrize("count", [0, 3], ids=["cannot be made", "goes away"])
+def test_a_folder_that_is_a_file(tmp_path: Path, count: int) -> None:
+    """The error names it, and the lines from before stay."""
+    path, moved = tmp_path / "stage" / "journal.jsonl", tmp_path / "moved"
+    journal = filled(path, count)
+    if count:
+        path.parent.rename(moved)
     path.parent.write_text("a file")
     with pytest.raises(OSError) as caught:
         journal.add(record("resnet/2-1-2-2/00-0-00-00"))
     assert str(path.parent) in str(caught.value)
-    assert len(journal.records) == 3
-    assert (tmp_path / "elsewhere" / "journal.jsonl").read_bytes() == before
+    assert len(journal.records) == count and path.parent.read_text() == "a file"
+    assert not count or lines(moved / "journal.jsonl") == journal.records
 
 
 # ---- killed and resumed ----------------------------------------------------------------------------
 
 
 Search = Callable[[FakeScorer, Journal], list[Candidate]]
-
-
-def nine_stage_codes(scorer: FakeScorer, journal: Journal) -> list[Candidate]:
-    return stages(SMALL_SPACE, 8, scorer, journal)
-
-
-def five_blocks(scorer: FakeScorer, journal: Journal) -> list[Candidate]:
-    return greedy(DilationSpace("resnet", (1, 1, 2, 1)), scorer, journal)
-
-
-def evolved_stage_codes(scorer: FakeScorer, journal: Journal) -> list[Candidate]:
-    space = StageSpace("resnet", RESNET_DEPTHS)
-    return alternative(evolution, space, {"macs": [40, 0.1]}, scorer, journal, evaluations=45, seed=1)
-
-
-def evolved_digits(scorer: FakeScorer, journal: Journal) -> list[Candidate]:
-    space = DilationSpace("resnet", (1, 3, 2, 2))
-    return alternative(evolution, space, 8, scorer, journal, evaluations=45, seed=1)
-
-
-def drawn_stage_codes(scorer: FakeScorer, journal: Journal) -> list[Candidate]:
-    space = StageSpace("resnet", RESNET_DEPTHS)
-    budget = {"macs": [40, 0.1]}
-    return alternative(random_search, space, budget, scorer, journal, evaluations=12, seed=1)
-
-
+STAGES, DIGITS = StageSpace("resnet", RESNET_DEPTHS), DilationSpace("resnet", (1, 3, 2, 2))
+LIMITS = {"macs": [40, 0.1]}
 SEARCHES = pytest.mark.parametrize(
     ("search", "evaluations"),
     [
-        (nine_stage_codes, 9),
-        (five_blocks, 3 + 9 * 4),
-        (evolved_stage_codes, 45),
-        (evolved_digits, 45),
-        (drawn_stage_codes, 12),
+        (lambda *of: stages(SMALL_SPACE, 8, *of), 9),
+        (lambda *of: greedy(DilationSpace("resnet", (1, 1, 2, 1)), *of), 3 + 9 * 4),
+        (lambda *of: alternative(evolution, STAGES, LIMITS, *of, evaluations=45, seed=1), 45),
+        (lambda *of: alternative(evolution, DIGITS, 8, *of, evaluations=45, seed=1), 45),
+        (lambda *of: alternative(random_search, STAGES, LIMITS, *of, evaluations=12, seed=1), 12),
     ],
+    ids=["stages", "blocks", "evolved stages", "evolved digits", "drawn stages"],
 )
 
 

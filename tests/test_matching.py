@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coco_data import IMAGES, as_arrays, random_data, reference, reference_score
+from coco_data import IMAGES, TASKS, as_arrays, random_data, reference, reference_score
 
 from crnas_d2.errors import InputError
-from crnas_d2.evaluation.ground_truth import METRICS, PARAMS, TASKS, GroundTruth
+from crnas_d2.evaluation.ground_truth import METRICS, PARAMS, GroundTruth
 from crnas_d2.evaluation.matches import Matches
 from crnas_d2.evaluation.matching import match
 
@@ -97,16 +97,6 @@ def test_ids_of_annotations_play_no_part(task: str, ids: str) -> None:
     np.testing.assert_allclose(scores, [expected], rtol=0, atol=1e-9)
 
 
-def test_ids_of_images_and_categories_may_be_texts() -> None:
-    content, found = random_data(2, "bbox")
-    expected = matched(content, found, "bbox", "AP").scores(ONCE)
-    for record in [*content["annotations"], *found]:
-        record["image_id"] = f"{record['image_id']:04d}.jpg"
-    for image in content["images"]:
-        image["id"] = f"{image['id']:04d}.jpg"
-    assert np.array_equal(matched(content, found, "bbox", "AP").scores(ONCE), expected)
-
-
 def boxes(objects: list[list[float]], found: list[list[float]]) -> tuple[Any, Any]:
     """Objects of one class in one picture, and detections, the surest first."""
     content: Any = {
@@ -177,13 +167,6 @@ def test_a_class_that_archval_does_not_have_is_an_error() -> None:
 # ---- the ground truth ----------------------------------------------------------------------------
 
 
-def test_unknown_task_and_metric() -> None:
-    with pytest.raises(InputError, match=r"SEARCH\.EVAL\.TASK: 'mask': allowed are bbox, segm"):
-        GroundTruth({}, "mask", "AP")
-    with pytest.raises(InputError, match=r"SEARCH\.EVAL\.METRIC: 'mAP': allowed are AP, AP50"):
-        GroundTruth({}, "bbox", "mAP")
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_a_metric_without_an_object_is_refused(task: str) -> None:
     content, _ = random_data(0, task)
@@ -204,6 +187,6 @@ def test_masks_that_are_none() -> None:
     with pytest.raises(InputError, match=r"SEARCH\.EVAL\.TASK: 'segm': annotations\[3\] of archval"):
         GroundTruth(broken, "segm", "AP")
     del broken["annotations"][3]["segmentation"]
-    with pytest.raises(InputError, match="archval has annotations without masks"):
+    with pytest.raises(InputError, match=r"annotations\[3\] of archval: its segmentation is neither"):
         GroundTruth(broken, "segm", "AP")
     GroundTruth(broken, "bbox", "AP")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_scorer import (
@@ -229,9 +231,9 @@ def test_greedy_search_with_equal_scores_has_one_answer(tmp_path: Path) -> None:
 def test_progress_sees_every_candidate(tmp_path: Path) -> None:
     seen: list[list[Architecture]] = []
 
-    def progress(architectures: Sequence[Architecture]) -> Sequence[Architecture]:
+    def progress(architectures: Sequence[Architecture]) -> Any:
         seen.append(list(architectures))
-        return architectures
+        return nullcontext(architectures)
 
     space, scorer = DilationSpace("resnet", (1, 1, 2, 1)), FakeScorer()
     greedy(space, scorer, Journal(tmp_path / "j.jsonl"), progress=progress)

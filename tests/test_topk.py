@@ -86,7 +86,7 @@ def test_top_k_of_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     gathered: list[Any] = []
     assert share(1, 2, gathered) == {}
     assert share(0, 2, gathered) == alone
-    assert [count for count, _ in gathered] == [6, 7]
+    assert list(map(len, gathered)) == [6, 7]
 
 
 @pytest.mark.parametrize(

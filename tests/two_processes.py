@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torchvision.ops import boxes as box_ops
 from trained import scores_of
 
@@ -94,6 +95,8 @@ def main(config: str, out: str, mode: str) -> None:
     if comm.is_main_process():
         torch.save({**found, "ranks": of_ranks}, out)
     comm.synchronize()
+    if process is not None:
+        dist.destroy_process_group()  # else gloo's threads may outlive what they need, and abort
 
 
 if __name__ == "__main__":

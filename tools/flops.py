@@ -63,11 +63,7 @@ PAPER_GFLOPS = {
 
 
 def outline(cfg: CfgNode) -> torch.nn.Module:
-    """The whole network, with shapes and no values.
-
-    Raises:
-        InputError: a supernet, or a kind of detector that cannot be counted.
-    """
+    """The whole network, with shapes and no values; InputError if it cannot be counted."""
     supernet = cfg.MODEL.CRNAS.SUPERNET
     if supernet:
         raise InputError(f"MODEL.CRNAS.SUPERNET: {supernet!r}: allowed is a fixed network, ''")
@@ -102,11 +98,7 @@ def numbers(costs: Mapping[str, Cost]) -> dict[str, dict[str, float]]:
 
 
 def report(config_file: str) -> dict[str, Any]:
-    """What --json prints of one config.
-
-    Raises:
-        InputError: no config, or one of a network that cannot be counted.
-    """
+    """What --json prints of one config; InputError if its network cannot be counted."""
     cfg = read_config(config_file, [])
     model = outline(cfg)
     classifies = cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"

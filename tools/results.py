@@ -30,11 +30,7 @@ COLUMNS = (*KEY, "architecture", "backbone_gmacs", "backbone_mparams", "iteratio
 
 
 def row_of(name: str, folder: Path) -> dict[str, Any]:
-    """What a finished run of train_net.py found.
-
-    Raises:
-        InputError: the folder holds no finished run.
-    """
+    """What a run of train_net.py found; InputError if the folder holds no finished one."""
     cfg = read_config(str(folder / "config.yaml"), [])
     metrics = folder / "metrics.json"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []

@@ -6,6 +6,7 @@ the second one does, whatever its dilation.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -28,8 +29,7 @@ STRIDE = 32  # of the backbone's last stage
 def input_size(cfg: CfgNode) -> tuple[int, int]:
     """(height, width) in pixels, multiples of 32, at which costs are counted.
 
-    An image of the paper's proportions, resized as INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST say:
-    800 x 1088 for 800 and 1333, as in the paper.
+    An image of the paper's proportions, resized as INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST say.
     """
     short = cfg.INPUT.MIN_SIZE_TEST or 800  # 0: images are not resized
     shrink = min(1.0, cfg.INPUT.MAX_SIZE_TEST / (short * ASPECT))
@@ -38,10 +38,9 @@ def input_size(cfg: CfgNode) -> tuple[int, int]:
 
 
 def backbone_costs(cfg: CfgNode) -> Costs:
-    """A function from an architecture of the config's family and widths to its costs.
+    """A function from an architecture of the config's family and widths to its costs:
 
-    It gives ``blocks`` (weighted, as in a budget), ``macs`` (multiply-accumulates at ``input_size``)
-    and ``params``.
+    ``blocks`` (weighted, as in a budget), ``macs`` (at ``input_size``) and ``params``.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -50,8 +49,7 @@ def backbone_costs(cfg: CfgNode) -> Costs:
     node.SUPERNET, node.DILATION_CODE = "", []
     node.STAGE_CODE = [1 if i in fixed else 2 for i in range(FAMILY_STAGES[node.FAMILY])]
     cfg.MODEL.BACKBONE.FREEZE_AT = 0  # detectron2 turns weights of frozen norms into buffers
-    channels = len(cfg.MODEL.PIXEL_MEAN)
-    family = family_of(cfg)
+    channels, family = len(cfg.MODEL.PIXEL_MEAN), family_of(cfg)
     with torch.device("meta"):
         backbone = build_crnas_bottom_up(cfg, ShapeSpec(channels=channels), tuple(family.stages))
     backbone = backbone.to_empty(device="cpu").eval()
@@ -59,10 +57,8 @@ def backbone_costs(cfg: CfgNode) -> Costs:
     counts = count_modules(backbone, lambda network, images: network(images).values(), shape)
     last = {}  # the last block of each chain, by the chain's position in the stage code
     for stage, entries in family.stages.items():
-        number = 0
-        for entry in entries:
-            number += node.STAGE_CODE[entry.position]
-            last[entry.position] = f"{stage}.{number - 1}"
+        ends = itertools.accumulate(node.STAGE_CODE[entry.position] for entry in entries)
+        last.update({entry.position: f"{stage}.{end - 1}" for entry, end in zip(entries, ends)})
 
     def costs(architecture: Architecture) -> Mapping[str, float]:
         found = Counter(counts[""])

@@ -3,12 +3,10 @@
     macs    one for each product in a convolution or linear layer
     flops   macs, and for each output element 1 where a layer has a bias and 4 of a BatchNorm
 
-The second is what the paper counts, as far as its figures tell: it gives all 14 rows of Tables 1 and 3
-within 0.3 %, where macs are 0.1 to 0.7 % below. In both a transposed convolution counts as a dense
-convolution over its output pixels, and ROIAlign is left out, as in Table 1.
-
-fvcore traces a network that runs. Here it runs on a batch of no images: tensors have their full height
-and width, and nothing is computed. (torch cannot trace convolutions on the meta device.)
+The second is what the paper counts, as far as its figures tell (all 14 rows of Tables 1 and 3 within
+0.3 %). In both a transposed convolution counts as a dense convolution over its output pixels, and
+ROIAlign is left out, as in Table 1. fvcore traces a network that runs: here on a batch of no images, so
+that tensors have their full height and width, and nothing is computed.
 """
 
 from __future__ import annotations
@@ -69,8 +67,7 @@ def count_modules(network: nn.Module, run: Run, shape: tuple[int, int, int]) -> 
 
     Args:
         network: on the CPU, in eval mode; its weights do not matter.
-        run: what is counted: (network, images) to output tensors.
-        shape: (C, H, W) of the image.
+        run: what is counted: (network, images (0, C, H, W)) to output tensors.
     """
     counter = FlopCountAnalysis(_Traced(network, run), torch.zeros(0, *shape))
     counter.clear_op_handles().set_op_handle(**HANDLES)
@@ -82,11 +79,11 @@ def count_modules(network: nn.Module, run: Run, shape: tuple[int, int, int]) -> 
 
 
 def count(model: Any, size: tuple[int, int]) -> dict[str, Cost]:
-    """The cost of every module of a detector or classifier, in box and mask heads for one region.
+    """The cost of every module, in box and mask heads for one region.
 
     Args:
-        model: as in ``count_modules``, over a fixed network: detectron2's GeneralizedRCNN with
-            StandardROIHeads or CascadeROIHeads, its RetinaNet, or our ImageClassifier.
+        model: on the CPU, in eval mode: GeneralizedRCNN with StandardROIHeads or CascadeROIHeads,
+            RetinaNet, or ImageClassifier, over a fixed network.
         size: (height, width) of the image in pixels; padded as the network pads it.
     """
     divisor = max(model.backbone.size_divisibility, 1)

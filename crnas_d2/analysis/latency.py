@@ -1,10 +1,8 @@
 """Latency: seconds that the whole detector takes for one image on the present device.
 
 The detector that will be trained is measured with random weights, from an image in memory to instances.
-How long the heads take depends on the numbers of proposals and detections, and so on the weights. So
-they get the same random features whichever network is measured. From those, a proposal network proposes
-as many boxes as it may, as a trained one does; detections are more or fewer than later, with 80 classes
-none: then no mask head runs.
+The heads get the same random features whichever network is measured, since how long they take depends
+on what they find: as many proposals as a trained network, but more or fewer detections.
 
 A stage space is too large to measure. Latency is fitted as a constant and an amount for each block of
 each stage; undilated codes are measured where the fit is near a budget, dilated ones always.
@@ -14,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -44,8 +43,8 @@ class Stopwatch:
         self._cfg = cfg.clone()
         self._cfg.defrost()
         device = torch.device(cfg.MODEL.DEVICE)
-        self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        self._synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self._on_gpu = device.type == "cuda"
+        self.device = torch.cuda.get_device_name(device) if self._on_gpu else device.type
         self._features: dict[str, torch.Tensor] = {}
 
     @functools.cached_property
@@ -72,7 +71,8 @@ class Stopwatch:
             for _ in range(WARM_UP + REPEATS):
                 start = time.perf_counter()
                 self._detector([{"image": image}])
-                self._synchronize()
+                if self._on_gpu:
+                    torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
         return statistics.median(seconds[WARM_UP:])
 
@@ -97,18 +97,18 @@ class LatencyCosts:
     costs: Costs  # the other ones
     space: StageSpace
     limits: Sequence[Limit]  # of latency, of all budgets
-    measure: Callable[[Architecture], float]  # seconds of an architecture
-    device: str  # the name of the device that it measures on; rank 0's counts
+    measure: Callable[[Architecture], float]  # seconds
+    device: str  # that it measures on; rank 0's counts
     journal: Journal  # what was measured, as ``score``: a resumed search sees the same seconds
 
     def __post_init__(self) -> None:
         self.device = comm.all_gather(self.device)[0]
-        others = {str(record.get("device")) for record in self.journal.records} - {self.device}
-        if others:
-            raise InputError(
-                f"MODEL.DEVICE: {self.device}: latency was measured on {', '.join(others)} before; "
-                "--resume continues on the same device only"
-            )
+        for record in self.journal.records:
+            if record.get("device") != self.device:
+                raise InputError(
+                    f"MODEL.DEVICE: {self.device}: latency was measured on {record.get('device')} "
+                    "before; --resume continues on the same device only"
+                )
 
     def __call__(self, architecture: Architecture) -> dict[str, float]:
         """The costs; ``latency`` can be looked up, and is among the keys once it is measured."""
@@ -119,12 +119,12 @@ class LatencyCosts:
         return found
 
     def _latency(self, architecture: Architecture) -> float:
-        if any(architecture.dilation_code):
-            return self._measured(architecture)
-        constant, of_a_block = self._fit
-        fitted = constant + sum(n * seconds for n, seconds in zip(architecture.stage_code, of_a_block))
-        near = any(limit.allows(fitted, times=NEAR) for limit in self.limits)
-        return self._measured(architecture) if near else fitted
+        if not any(architecture.dilation_code):
+            constant, of_a_block = self._fit
+            fitted = constant + sum(map(operator.mul, architecture.stage_code, of_a_block))
+            if not any(limit.allows(fitted, times=NEAR) for limit in self.limits):
+                return fitted
+        return self._measured(architecture)
 
     @functools.cached_property
     def _fit(self) -> tuple[float, list[float]]:
@@ -135,13 +135,13 @@ class LatencyCosts:
             deep = [*smallest[:i], max(depths), *smallest[i + 1 :]]
             longer = self._measured(self.space.with_code(deep)) - least
             of_a_block.append(longer / max(1, max(depths) - smallest[i]))
-        return least - sum(n * seconds for n, seconds in zip(smallest, of_a_block)), of_a_block
+        return least - sum(map(operator.mul, smallest, of_a_block)), of_a_block
 
     def _measured(self, architecture: Architecture) -> float:
         if (known := self.journal.score(PHASE, str(architecture))) is not None:
             return known
         seconds = comm.all_gather(self.measure(architecture) if comm.is_main_process() else 0.0)[0]
         logging.getLogger(__name__).info("%s: %.4g s an image", architecture, seconds)
-        record = {"architecture": str(architecture), "score": seconds, "device": self.device}
-        self.journal.add({"phase": PHASE, **record})
+        record = {"phase": PHASE, "architecture": str(architecture), "score": seconds}
+        self.journal.add({**record, "device": self.device})
         return seconds

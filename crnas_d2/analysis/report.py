@@ -1,10 +1,8 @@
 """report.html: what a search found, every candidate it scored, and which ones its races dropped.
 
-It reads the files of the run's folder alone:
+One page without scripts or other files. It reads the files of the run's folder alone:
 
     OUTPUT_DIR/found*.yaml  stage/ and dilation*/journal.jsonl, race.jsonl  retrain/table.csv
-
-One page without scripts or other files.
 """
 
 from __future__ import annotations
@@ -30,32 +28,28 @@ STYLE = (
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.html over an earlier one.
-
-    Args:
-        folder: OUTPUT_DIR of a search.
-
-    Returns:
-        its path.
+    """Write report.html of OUTPUT_DIR over an earlier one; its path.
 
     Raises:
         InputError: a damaged journal.
     """
-    parts = [f"<h1>{escape(folder.resolve().name)}</h1>", *_found(folder)]
+    name = escape(folder.resolve().name)
+    head = f'<meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
+    parts = ["<!doctype html>", head, f"<h1>{name}</h1>"]
+    for found in sorted(folder.glob("found*.yaml")):
+        comment = found.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        parts.append(f"<p><b>{escape(found.name)}</b>: {escape(comment)}</p>")
     for pattern in ("stage", "dilation*"):
         for journal in sorted(folder.glob(f"{pattern}/journal.jsonl")):
             parts += _search(journal.parent)
-    parts += _retrained(folder / "retrain" / "table.csv")
+    table = folder / "retrain" / "table.csv"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            parts.append("<h2>retrained, on the test set</h2>")
+            parts.append(_table(list(csv.DictReader(file)), table.name))
     path = folder / "report.html"
-    head = f'<meta charset="utf-8"><title>{escape(folder.resolve().name)}</title><style>{STYLE}</style>'
-    write_text(path, "\n".join(["<!doctype html>", head, *parts, ""]))
+    write_text(path, "\n".join([*parts, ""]))
     return path
-
-
-def _found(folder: Path) -> Iterable[str]:
-    for path in sorted(folder.glob("found*.yaml")):
-        comment = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        yield f"<p><b>{escape(path.name)}</b>: {escape(comment)}</p>"
 
 
 def _search(folder: Path) -> Iterable[str]:
@@ -70,13 +64,10 @@ def _search(folder: Path) -> Iterable[str]:
     ranked = sorted(records, key=lambda r: (open_digits(r), -r["score"], r["macs"], r["architecture"]))
     for number, alike in groupby(ranked, key=open_digits):
         kind = f"codes with {number} digits left open" if number else "whole codes"
-        yield _table([_without_phase(record) for record in alike], f"{kind}, best first")
-    yield from _dropped(Journal(folder / "race.jsonl", writes=False).records)
-
-
-def _dropped(records: Sequence[Row]) -> Iterable[str]:
-    for phase, of_race in groupby(sorted(records, key=lambda r: r["phase"]), key=lambda r: r["phase"]):
-        rows = [_without_phase(record) for record in of_race]
+        yield _table(list(alike), f"{kind}, best first")
+    dropped = Journal(folder / "race.jsonl", writes=False).records
+    for phase in sorted({record["phase"] for record in dropped}):
+        rows = [record for record in dropped if record["phase"] == phase]
         why = (
             f"{phase}: {len(rows)} dropped. images: seen by then; score: on them; behind: in what part "
             "of the bootstraps it was not among the leading quarter"
@@ -84,21 +75,8 @@ def _dropped(records: Sequence[Row]) -> Iterable[str]:
         yield _table(rows, why)
 
 
-def _retrained(path: Path) -> Iterable[str]:
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            yield "<h2>retrained, on the test set</h2>"
-            yield _table(list(csv.DictReader(file)), str(path.name))
-
-
-def _without_phase(record: Row) -> Row:
-    """What a line of a journal says of its candidate, that first."""
-    rest = {key: value for key, value in record.items() if key != "phase"}
-    return {"architecture": rest.pop("architecture"), **rest}
-
-
 def _table(rows: Sequence[Row], caption: str) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "phase"]
     lines = [f"<table><caption>{escape(caption)}</caption>", _line("th", columns)]
     lines += [_line("td", [_shown(row.get(column, "")) for column in columns]) for row in rows]
     return "\n".join([*lines, "</table>"])

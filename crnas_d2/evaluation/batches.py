@@ -21,19 +21,18 @@ Inputs = list[dict[str, Any]]  # what a detectron2 detector takes
 
 
 class FixedBatches:
-    """Batches of images of similar shape.
+    """Batches of images of similar shape; the last one may have fewer.
 
     Args:
         dicts: detectron2 data set dicts.
         mapper: from such a dict to a detector's input, with the ``image`` as a tensor.
-        batch_size: images in a batch; the last one may have fewer.
-        cache_bytes: of this process for images; none is cached from the first batch that does not fit.
+        cache_bytes: of this process; no image is cached from the first batch on that does not fit.
         seed: of ``order``.
 
     Attributes:
         image_ids: of each batch, those of other ranks, too.
-        order: batch numbers in random order; the i-th belongs to rank i % world, so that a portion of
-            archval is a random one, of which every rank has its share.
+        order: batch numbers in random order; the i-th belongs to rank i % world, so that every rank
+            has its share of any portion.
     """
 
     def __init__(
@@ -64,30 +63,21 @@ class FixedBatches:
         return [self._mapper(record) for record in chunk]
 
     def mine(self, numbers: Container[int] | None = None) -> Iterator[tuple[int, Inputs]]:
-        """(batch number, inputs) of this rank's share, ascending.
-
-        Args:
-            numbers: of the batches that are wanted; by default all.
-        """
+        """(batch number, inputs) of this rank's share, ascending; of all batches or of some."""
         wanted = [number for number in self._chunks if numbers is None or number in numbers]
         to_read = (self._chunks[number] for number in wanted if number not in self._cached)
         with ThreadPoolExecutor(max_workers=1) as reader:
             reading = (reader.submit(self._read, chunk) for chunk in to_read)  # begins when asked for
             ahead = next(reading, None)
             for number in wanted:
-                if number in self._cached:
-                    yield number, self._cached[number]
-                else:
+                inputs = self._cached.get(number)
+                if inputs is None:
                     assert ahead is not None
                     inputs, ahead = ahead.result(), next(reading, None)
-                    yield number, inputs
+                yield number, inputs
 
 
 def gather_in_order(mine: Sequence[tuple[int, T]]) -> list[T]:
-    """What all ranks computed per batch, in batch order.
-
-    Args:
-        mine: (batch number, result) of this rank's share.
-    """
+    """What all ranks computed per batch, in batch order; ``mine``: (batch number, result)."""
     every = [pair for part in comm.all_gather(list(mine)) for pair in part]
     return [result for _, result in sorted(every, key=lambda pair: pair[0])]

@@ -5,20 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import Params
 
 from crnas_d2.errors import InputError
 
-TASKS = ("bbox", "segm")
 # Name: IoU threshold (None: the mean over all ten) and area range; in the order of COCOeval.stats.
 METRICS = {
-    "AP": (None, "all"),
-    "AP50": (0.5, "all"),
-    "AP75": (0.75, "all"),
-    "APs": (None, "small"),
-    "APm": (None, "medium"),
-    "APl": (None, "large"),
+    **{"AP": (None, "all"), "AP50": (0.5, "all"), "AP75": (0.75, "all")},
+    **{"APs": (None, "small"), "APm": (None, "medium"), "APl": (None, "large")},
 }
 PARAMS = Params("bbox")  # COCOeval's: ten IoU thresholds, 101 recalls, area ranges in square pixels
 
@@ -34,7 +29,7 @@ class GroundTruth:
 
     Args:
         content: a COCO JSON's content.
-        task, metric: of ``TASKS`` and ``METRICS``.
+        task, metric: "bbox" or "segm", and of ``METRICS``.
         max_detections: the best of an image and category, which alone count; COCOeval has 100.
 
     Attributes:
@@ -42,20 +37,15 @@ class GroundTruth:
         group: (G,), row * C + column of an object's image and category; ascending, equal ones in the
             order of the JSON.
         shapes: boxes (G, 4), XYWH in pixels, or a list of G masks as pycocotools' RLE.
-        crowd, ignored: (G,); ignored are crowds and objects outside ``area_range``.
-        area_range: least and largest area that counts, in square pixels.
+        crowd, ignored: (G,); ignored are crowds and objects outside ``area_range``, square pixels.
 
     Raises:
-        InputError: an unknown task or metric, an object without a mask where masks are compared, or
-            no object that counts.
+        InputError: an object without a mask where masks are compared, or none that counts.
     """
 
     def __init__(
         self, content: dict[str, Any], task: str, metric: str, max_detections: int = 100
     ) -> None:
-        for key, value, allowed in (("TASK", task, TASKS), ("METRIC", metric, METRICS)):
-            if value not in allowed:
-                raise InputError(f"SEARCH.EVAL.{key}: {value!r}: allowed are {', '.join(allowed)}")
         self.task, self.metric, self.max_detections = task, metric, max_detections
         self.image_ids = sorted(image["id"] for image in content["images"])
         self.category_ids = sorted(category["id"] for category in content["categories"])
@@ -71,8 +61,9 @@ class GroundTruth:
             boxes = [a["bbox"] for a in annotations]
             self.shapes: Any = np.array(boxes, dtype=float).reshape(-1, 4)[order]
         else:
-            self.shapes = _masks(content, order)
-        self.crowd = np.array([bool(a["iscrowd"]) for a in annotations], dtype=bool)[order]
+            masks = _masks(content)
+            self.shapes = [masks[number] for number in order]
+        self.crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)[order]
         self.area_range = PARAMS.areaRng[PARAMS.areaRngLbl.index(METRICS[metric][1])]
         areas = np.array([a["area"] for a in annotations], dtype=float)[order]
         self.ignored = self.crowd | self.outside(areas)
@@ -92,26 +83,17 @@ class GroundTruth:
         return np.bincount(self.group[~self.ignored], minlength=np.prod(cells)).reshape(cells)
 
 
-def _masks(content: dict[str, Any], order: np.ndarray) -> list[dict[str, Any]]:
-    images = {image["id"]: image for image in content["images"]}
+def _masks(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """RLEs of all annotations."""
+    coco = COCO()
+    coco.imgs = {image["id"]: image for image in content["images"]}
     masks = []
-    for number in order:
-        annotation = content["annotations"][number]
-        image = images[annotation["image_id"]]
-        if "segmentation" not in annotation:
-            raise InputError("SEARCH.EVAL.TASK: 'segm': archval has annotations without masks")
+    for number, annotation in enumerate(content["annotations"]):
         try:
-            masks.append(_rle(annotation["segmentation"], image["height"], image["width"]))
+            masks.append(coco.annToRLE(annotation))
         except Exception as error:  # pycocotools raises whatever comes
             raise InputError(
                 f"SEARCH.EVAL.TASK: 'segm': annotations[{number}] of archval: its segmentation is "
-                f"neither polygons nor RLE ({error})"
+                f"neither polygons nor RLE ({error!r})"
             ) from error
     return masks
-
-
-def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    if not isinstance(segmentation, list) and not isinstance(segmentation["counts"], list):
-        return segmentation
-    found = coco_mask.frPyObjects(segmentation, height, width)
-    return coco_mask.merge(found) if isinstance(segmentation, list) else found

@@ -1,7 +1,6 @@
 """Which detections of a candidate hit, image by image: its AP under any weighting of the images.
 
-A score is the AP with every image counted once. Resampled images only count another number of times,
-so that intervals and comparisons need no second look at an image.
+Resampled images only count another number of times, so comparisons need no second look at an image.
 """
 
 from __future__ import annotations
@@ -22,51 +21,37 @@ class Matches:
     """A candidate's matches on I images of C categories.
 
     N detections that count at one IoU threshold at least: by category, best score first, equal scores
-    in the order of the images.
-
-    Attributes:
-        task, metric: what they are matches for, such as "bbox" and "AP".
-        image_ids, category_ids: (I,) and (C,), ascending.
-        objects: (I, C), the objects that count.
-        image, category: (N,), indices into the two.
-        score: (N,), float32.
-        hit, counted: (N,), uint16; bit t is of IoU threshold number t: whether the detection is matched
-            to an object that counts, and whether it is not ignored.
+    in the order of the images. Bit t of ``hit`` and ``counted`` is of IoU threshold number t.
     """
 
     task: str
     metric: str
-    image_ids: np.ndarray
-    category_ids: np.ndarray
-    objects: np.ndarray
-    image: np.ndarray
-    category: np.ndarray
-    score: np.ndarray
-    hit: np.ndarray
-    counted: np.ndarray
+    image_ids: np.ndarray  # (I,), ascending
+    category_ids: np.ndarray  # (C,), ascending
+    objects: np.ndarray  # (I, C), those that count
+    image: np.ndarray  # (N,), index
+    category: np.ndarray  # (N,), index
+    score: np.ndarray  # (N,), float32
+    hit: np.ndarray  # (N,), uint16: whether it is matched to an object that counts
+    counted: np.ndarray  # (N,), uint16: whether it is not ignored
 
     def scores(self, weights: np.ndarray) -> np.ndarray:
         """The metric, (B,) in 0..100; nan where no object counts.
 
         Args:
-            weights: (B, I), finite and not negative: how many times each image counts. Integers give
+            weights: (B, I), how many times each image counts, else a ValueError. Integers give
                 COCOeval's number on a data set that holds each image so many times, but for the order
                 of equal scores.
-
-        Raises:
-            ValueError: weights of another shape or below 0.
         """
         weights = np.asarray(weights, dtype=np.float64)
-        if weights.ndim != 2 or weights.shape[1] != len(self.image_ids):
-            raise ValueError(f"weights of {weights.shape}; (B, {len(self.image_ids)}) are needed")
-        if not (np.isfinite(weights) & (weights >= 0)).all():
-            raise ValueError("weights are finite and not negative")
+        fit = weights.ndim == 2 and weights.shape[1] == len(self.image_ids)
+        if not fit or not (np.isfinite(weights) & (weights >= 0)).all():
+            raise ValueError(
+                f"weights: (B, {len(self.image_ids)}), finite and not negative, are needed"
+            )
         there = weights.any(0)[self.image]  # the others would only add zeros
-        found = np.empty(len(weights))
-        rows = max(1, AT_ONCE // max(1, len(self.image)))
-        for first in range(0, len(weights), rows):
-            found[first : first + rows] = self._scores(weights[first : first + rows], there)
-        return found
+        pieces = np.array_split(weights, 1 + len(weights) * len(self.image) // AT_ONCE)
+        return np.concatenate([self._scores(some, there) for some in pieces])
 
     def _scores(self, weights: np.ndarray, there: np.ndarray) -> np.ndarray:
         totals = weights @ self.objects  # (B, C)
@@ -95,7 +80,7 @@ class Matches:
         Raises:
             ValueError: of different metrics or categories, or an image is in two parts.
         """
-        if len({(part.task, part.metric, part.category_ids.tobytes()) for part in parts}) > 1:
+        if len({(part.task, part.metric, *part.category_ids.tolist()) for part in parts}) > 1:
             raise ValueError("matches for different metrics or of different categories")
         whole = {
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
@@ -128,11 +113,7 @@ class Matches:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Matches:
-        """What ``to_bytes`` wrote.
-
-        Raises:
-            ValueError: it is something else, or cut off.
-        """
+        """What ``to_bytes`` wrote; a ValueError if it is something else, or cut off."""
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays = {field.name: file[field.name] for field in fields(cls)}
@@ -150,8 +131,7 @@ def average_precision(
     between them recall stands still and precision falls.
 
     Args:
-        weights: (B, N), of the detections, best score first.
-        hit: (N,), other than 0 where it is one.
+        weights, hit: (B, N) and (N,), of the detections, best score first.
         detected: (B, N), the weight of the detections that count, up to each.
         total: (B,), the weight of all objects, above 0.
     """
@@ -164,15 +144,11 @@ def average_precision(
 
 
 def bootstrap(seen: int, images: int, times: int, seed: int) -> np.ndarray:
-    """Weights (times, seen) for ``Matches.scores``: each row completes a data set seen in part.
+    """Weights (times, seen): each row completes a data set of ``images``, at least 1 of them seen.
 
     Every image seen counts once, and the others are drawn from an urn that holds those seen and is
     given a second copy of whatever is drawn (Lo, A Bayesian bootstrap for a finite population, Annals
     of Statistics 16(4), 1988): the more is seen, the less is left to chance.
-
-    Args:
-        seen: of ``images``, at least 1.
-        images: of the whole data set.
     """
     rng = np.random.default_rng(seed)
     draws = [rng.multinomial(images - seen, share) for share in rng.dirichlet(np.ones(seen), times)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,30 +17,20 @@ from detectron2.structures import Instances
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """N detections.
+    """N detections."""
 
-    Attributes:
-        row, column: (N,), the ground truth's numbers of their images and categories.
-        score: (N,), float32.
-        shapes: boxes (N, 4), XYWH in pixels, float32; or a list of N masks as pycocotools' RLE.
-    """
-
-    row: np.ndarray
-    column: np.ndarray
-    score: np.ndarray
-    shapes: Any
+    row: np.ndarray  # (N,), the ground truth's number of the image
+    column: np.ndarray  # (N,), and of the category
+    score: np.ndarray  # (N,), float32
+    shapes: np.ndarray  # boxes (N, 4), XYWH in pixels, float32; or masks (N,) as pycocotools' RLE
 
     @classmethod
     def of(cls, instances: Sequence[Instances], rows: Sequence[int], task: str) -> Detections:
-        """Of images whose rows these are; the classes are taken for columns.
-
-        Args:
-            task: "bbox" or "segm".
-        """
+        """Of images whose rows these are; the classes are taken for columns."""
         found = [of_image.to("cpu") for of_image in instances]
         if task == "segm":
             masks = [np.asfortranarray(i.pred_masks.permute(1, 2, 0).byte().numpy()) for i in found]
-            shapes: Any = [rle for of_image in masks for rle in coco_mask.encode(of_image)]
+            shapes = np.array([rle for m in masks for rle in coco_mask.encode(m)], dtype=object)
         else:
             boxes = torch.cat([i.pred_boxes.tensor for i in found]).float().numpy()
             shapes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
@@ -54,22 +44,12 @@ class Detections:
     @classmethod
     def joined(cls, parts: Sequence[Detections]) -> Detections:
         """One after another; at least one part."""
-        shapes: Any = [part.shapes for part in parts]
-        masks = isinstance(shapes[0], list)
-        return cls(
-            np.concatenate([part.row for part in parts]),
-            np.concatenate([part.column for part in parts]),
-            np.concatenate([part.score for part in parts]),
-            [rle for part in shapes for rle in part] if masks else np.concatenate(shapes),
-        )
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def match(truth: GroundTruth, detections: Detections, rows: Sequence[int]) -> Matches:
-    """What was hit on some images; everything but the ids as COCOeval.evaluateImg.
-
-    Args:
-        detections: on these images only.
-        rows: of the images that were detected on, ascending.
+    """What was hit on the images of these rows, ascending; all but the ids as COCOeval.evaluateImg.
 
     Raises:
         FloatingPointError: a score is NaN.
@@ -92,9 +72,9 @@ def match(truth: GroundTruth, detections: Detections, rows: Sequence[int]) -> Ma
         areas = boxes[:, 2] * boxes[:, 3]
         iou = box_ious(boxes[detection], truth.shapes[obj], truth.crowd[obj])
     else:
-        masks = [detections.shapes[number] for number in order]
+        masks = detections.shapes[order].tolist()
         areas = np.asarray(coco_mask.area(masks) if masks else [], dtype=float)
-        iou = _mask_ious(masks, detection, obj, group, truth)
+        iou = _mask_ious(masks, detection, obj, truth)
     least = np.minimum(thresholds_of(truth.metric), 1 - 1e-10)
     near = iou >= least[0]
     hit, ignored = _matched(detection[near], obj[near], iou[near], rank, truth, least)
@@ -126,12 +106,7 @@ def _pairs(group: np.ndarray, of_objects: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def box_ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """IoU of P pairs of boxes, (P,); on a crowd, intersection over the detection's area.
-
-    Args:
-        boxes, objects: (P, 4), XYWH.
-        crowd: (P,).
-    """
+    """IoU of P pairs of boxes (P, 4), XYWH; on a crowd (P,), intersection over the detection's area."""
     low = np.maximum(boxes[:, :2], objects[:, :2])
     high = np.minimum(boxes[:, :2] + boxes[:, 2:], objects[:, :2] + objects[:, 2:])
     width, height = np.maximum(high - low, 0).T
@@ -142,16 +117,11 @@ def box_ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.nd
 
 
 def _mask_ious(
-    masks: Sequence[Any],
-    detection: np.ndarray,
-    obj: np.ndarray,
-    group: np.ndarray,
-    truth: GroundTruth,
+    masks: Sequence[Any], detection: np.ndarray, obj: np.ndarray, truth: GroundTruth
 ) -> np.ndarray:
     iou = np.zeros(len(detection))
-    of_pairs = group[detection]
-    starts = np.flatnonzero(np.diff(of_pairs, prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(of_pairs)]):
+    starts = np.flatnonzero(np.diff(truth.group[obj], prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(obj)]):
         mine = masks[detection[start] : detection[end - 1] + 1]
         objects = slice(obj[start], obj[end - 1] + 1)
         crowd = truth.crowd[objects].astype(np.uint8)

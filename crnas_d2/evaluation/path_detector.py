@@ -8,15 +8,16 @@ bit-exact those of each path alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.evaluation.batches import FixedBatches
-from crnas_d2.evaluation.recalibration import BackboneNorms, PathOf, Statistics, statistics_of
+from crnas_d2.evaluation.batches import FixedBatches, gather_in_order
+from crnas_d2.evaluation.recalibration import BackboneNorms, Statistics
 from crnas_d2.evaluation.shared_forward import Members, walk
 from crnas_d2.modeling.backbone.supernet import Segment, find_supernet
 from crnas_d2.space import StageSpace
@@ -28,14 +29,10 @@ Group = Sequence[Architecture]
 class PathDetector:
     """Detects along the paths of whole and partial architectures.
 
-    A partial dilation code draws a completion for each batch of archval (paper, Sec. 3.3.2), and evenly
-    for those of recalibration, so that every alternative gets its statistics; the candidates of one
-    greedy step meet the same draws.
-
     Args:
         detector: with a supernet; set to eval mode.
         recalibration: batches of archtrain for the BatchNorm statistics.
-        seed: of the draws.
+        seed: of the draws that complete partial codes.
         amp: precision of the forward passes; None: as the weights are.
         channels_last: torch's memory format of weights and images.
     """
@@ -52,17 +49,55 @@ class PathDetector:
         if supernet is None:
             raise ValueError("the detector has no supernet, so it has no paths to score")
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._detector, self._supernet = detector.eval().to(memory_format=self._format), supernet
+        self.detector, self.supernet = detector.eval().to(memory_format=self._format), supernet
         self._recalibration, self._seed, self._amp = recalibration, seed, amp
-        self._norms = BackboneNorms(detector.backbone, supernet)
+        self.norms = BackboneNorms(detector.backbone, supernet)
 
+    def path(self, architecture: Architecture, number: int, evenly: bool = False) -> Architecture:
+        """The path that a batch takes; partial dilation codes draw a completion (paper, Sec. 3.3.2).
+
+        Candidates of one greedy step meet the same draws.
+
+        Args:
+            number: of the batch.
+            evenly: as for recalibration, so that every alternative gets its statistics.
+        """
+        space = self.supernet.space
+        if isinstance(space, StageSpace) or architecture.is_complete:
+            return architecture
+        complete = space.complete_evenly if evenly else space.complete
+        return complete(architecture, self._seed, number)
+
+    @torch.no_grad()
     def statistics(self, group: Group) -> list[Statistics]:
         """BatchNorm statistics of each architecture, on every rank."""
-        paths = [self.completions(architecture)[0] for architecture in group]
-        with self._precision():
-            return statistics_of(
-                self._detector, self._supernet, self._norms, self._recalibration, paths, self._run
-            )
+        mine = []
+        with self._precision(), self.norms.recording() as seen:
+
+            def run(segment: Segment, members: Members, x: torch.Tensor) -> torch.Tensor:
+                y = self._run(segment, x)
+                of_members.extend((members, *layer) for layer in seen)
+                seen.clear()
+                return y
+
+            for number, inputs in self._recalibration.mine():
+                of_members: list[Any] = []
+                paths = [self.path(architecture, number, evenly=True) for architecture in group]
+                x = self.detector.preprocess_image(inputs).tensor
+                for member, features in walk(list(map(self.supernet.segments, paths)), x, run):
+                    if self.norms.above:
+                        with self.supernet.using_path(paths[member], features):
+                            self.detector.backbone(x)
+                        of_members.extend(([member], *layer) for layer in seen)
+                        seen.clear()
+                # To the CPU only now, so that a GPU is waited for once a batch.
+                mine.append((number, [(*others, of.cpu().numpy()) for *others, of in of_members]))
+        batches: list[dict[str, list[tuple[int, np.ndarray]]]] = [{} for _ in group]
+        for found in gather_in_order(mine):
+            for members, name, count, of in found:
+                for member in members:
+                    batches[member].setdefault(name, []).append((count, of))
+        return [{n: self.norms.pooled(n, found) for n, found in path.items()} for path in batches]
 
     @torch.no_grad()
     def detect(
@@ -72,12 +107,7 @@ class PathDetector:
         number: int,
         inputs: Sequence[dict[str, Any]],
     ) -> list[list[Instances]]:
-        """What each architecture detects on each image of a batch.
-
-        Args:
-            statistics: of each.
-            number: of the batch, which decides what partial codes draw.
-            inputs: as for the detector.
+        """What each architecture detects on each image of batch ``number``.
 
         Raises:
             ValueError: partial codes of different lengths.
@@ -87,39 +117,27 @@ class PathDetector:
             # Their draws could meet where their statistics are not the same.
             raise ValueError("partial dilation codes of one group need to have the same length")
         # Members preprocess the batch anew: the images are on the device before that.
-        inputs = [{**r, "image": r["image"].to(self._detector.device)} for r in inputs]
-        paths = [self.completions(architecture)[1](number) for architecture in group]
+        inputs = [{**r, "image": r["image"].to(self.detector.device)} for r in inputs]
+        paths = [self.path(architecture, number) for architecture in group]
         found: list[list[Instances]] = [[] for _ in group]
 
         def run(segment: Segment, members: Members, x: torch.Tensor) -> torch.Tensor:
             # What members share has the same statistics for all of them.
-            self._norms.use(self._norms.of(segment), statistics[members[0]])
-            return self._run(segment, members, x)
+            self.norms.use(self.norms.of(segment), statistics[members[0]])
+            return self._run(segment, x)
 
         try:
             with self._precision():
-                x = self._detector.preprocess_image(inputs).tensor
-                segments = [self._supernet.segments(path) for path in paths]
-                for member, features in walk(segments, x, run):
-                    self._norms.use(self._norms.above, statistics[member])
-                    with self._supernet.using_path(paths[member], features):
-                        found[member] = [out["instances"] for out in self._detector(inputs)]
+                x = self.detector.preprocess_image(inputs).tensor
+                for member, features in walk(list(map(self.supernet.segments, paths)), x, run):
+                    self.norms.use(self.norms.above, statistics[member])
+                    with self.supernet.using_path(paths[member], features):
+                        found[member] = [out["instances"] for out in self.detector(inputs)]
         finally:
-            self._norms.put_back()
+            self.norms.use_for_all({})
         return found
 
-    def completions(self, architecture: Architecture) -> tuple[PathOf, PathOf]:
-        """Paths by batch number: of recalibration batches, and of batches of archval."""
-        space = self._supernet.space
-        if isinstance(space, StageSpace) or architecture.is_complete:
-            self._supernet.check_path(architecture)
-            return lambda _: architecture, lambda _: architecture
-        return (
-            lambda number: space.complete_evenly(architecture, self._seed, number),
-            lambda number: space.complete(architecture, self._seed, number),
-        )
-
-    def _run(self, segment: Segment, _: Members, x: torch.Tensor) -> torch.Tensor:
+    def _run(self, segment: Segment, x: torch.Tensor) -> torch.Tensor:
         return segment(x.contiguous(memory_format=self._format))
 
     @contextmanager
@@ -128,18 +146,14 @@ class PathDetector:
 
         detectron2 gives coordinates the precision of what they point into: in bf16, 1100 is 1104.
         """
-        if self._amp is None:
+        with ExitStack() as stack:
+            if self._amp is not None:
+                stack.enter_context(torch.autocast(self.detector.device.type, dtype=self._amp))
+                backbone, heads = self.detector.backbone, getattr(self.detector, "roi_heads", None)
+                stack.enter_context(backbone.register_forward_hook(_features_in_float))
+                if heads is not None:
+                    stack.enter_context(heads.register_forward_hook(_masks_in_float))
             yield
-            return
-        handles = [self._detector.backbone.register_forward_hook(_features_in_float)]
-        if hasattr(self._detector, "roi_heads"):
-            handles.append(self._detector.roi_heads.register_forward_hook(_masks_in_float))
-        try:
-            with torch.autocast(self._detector.device.type, dtype=self._amp):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _features_in_float(_: nn.Module, __: Any, features: dict[str, torch.Tensor]) -> Any:

@@ -1,9 +1,8 @@
 """Scores of candidates on archval, by way of their matches on disk.
 
 One file a portion of archval and candidate: matches/0/resnet_3-4-6-3_000-0000-000000-000.npz. At COCO
-size (5,000 images, 100 detections each) it has about 2.9 MB: 0.4 GB for the 153 stage codes of N = 16,
-1.1 GB for the 374 of N = 33, and 2.9 MB for each candidate of the dilation search (at most 9 a block).
-After a search the journal has all scores, and the folder may be deleted.
+size (5,000 images, 100 detections each) it has about 2.9 MB. After a search the journal has all scores,
+and the folder may be deleted.
 """
 
 from __future__ import annotations
@@ -27,23 +26,16 @@ from crnas_d2.seeding import derive_seed
 from detectron2.utils import comm
 
 BOOTSTRAPS = 200
-MATCHED_AT_ONCE = 512  # images; until then, the detections of a whole group are in memory
+MATCHED_AT_ONCE = 512  # images of a rank; until then, the detections of a whole group are in memory
 
 
 class ArchvalScorer:
-    """What a Race compares by; the same on every rank, bit-exact for any number of ranks.
+    """What a Race compares by (a Scorer); the same on every rank, bit-exact for any number of ranks.
 
     Args:
-        detector: with the trained supernet.
-        archval: batches to detect on.
-        truth: of all images of archval.
         folder: of the matches; rank 0 writes, every rank reads.
-        portions: fractions of archval seen after each portion, ascending; the last one is 1. Few
-            batches make fewer portions.
+        portions: fractions of archval seen after each portion, ascending; the last one is 1.
         seed: of the bootstraps.
-
-    Attributes:
-        images: how many a candidate has seen after each portion; the last one is all of archval.
     """
 
     def __init__(
@@ -63,7 +55,7 @@ class ArchvalScorer:
         self.images = list(itertools.accumulate(len(self._rows(b)) for b in self._batches))
         self._statistics: dict[Architecture, Statistics] = {}  # a candidate comes once a portion
 
-    def missing(self, architectures: Sequence[Architecture], portion: int) -> list[Architecture]:
+    def missing(self, architectures: Group, portion: int) -> list[Architecture]:
         """Those that have no matches of the portion on disk."""
         missing: list[Architecture] = []
         if comm.is_main_process():  # on a shared disk the others might cache that a file is missing
@@ -75,18 +67,19 @@ class ArchvalScorer:
         new = [architecture for architecture in group if architecture not in self._statistics]
         if new:
             self._statistics.update(zip(new, self._detector.statistics(new)))
-        parts = [self._detect(group, some) for some in self._at_once(portion)]
+        batches, largest = self._batches[portion], max(map(len, self._archval.image_ids))
+        size = comm.get_world_size() * max(1, MATCHED_AT_ONCE // largest)
+        parts = [self._detect(group, batches[i : i + size]) for i in range(0, len(batches), size)]
         for architecture, mine in zip(group, zip(*parts)):
             gathered = comm.gather([matches for matches in mine if matches is not None])
             if comm.is_main_process():
                 every = Matches.joined([matches for part in gathered for matches in part])
                 write_bytes(self._path(architecture, portion), every.to_bytes())
 
-    def scores(self, architectures: Sequence[Architecture], portion: int) -> list[list[float]]:
+    def scores(self, architectures: Group, portion: int) -> list[list[float]]:
         """Of each the metric over the images seen up to the portion, nan if they have no object.
 
-        Unless they are all of archval, the metrics over bootstraps of archval follow, the same
-        bootstraps for all candidates.
+        Unless they are all of archval, those over bootstraps of it follow, the same for all candidates.
 
         Raises:
             InputError: a file of matches is damaged, or of other images.
@@ -96,24 +89,16 @@ class ArchvalScorer:
         weights = np.ones((1, images))
         if images < self.images[-1]:
             seed = derive_seed(self._seed, "bootstrap", portion)
-            draws = bootstrap(images, self.images[-1], BOOTSTRAPS, seed)
-            weights = np.concatenate([weights, draws])
-        rank, world = comm.get_rank(), comm.get_world_size()
-        mine = [
-            (number, self.matches(architectures[number], portion).scores(weights).tolist())
-            for number in range(rank, len(architectures), world)
-        ]
+            weights = np.append(weights, bootstrap(images, self.images[-1], BOOTSTRAPS, seed), axis=0)
+        mine = []
+        for number in range(comm.get_rank(), len(architectures), comm.get_world_size()):
+            matches = self.matches(architectures[number], portion)
+            mine.append((number, matches.scores(weights).tolist()))
         return gather_in_order(mine)
 
     def matches(self, architecture: Architecture, portion: int) -> Matches:
         """On all images up to the portion, from disk."""
         return Matches.joined([self._read(architecture, part) for part in range(portion + 1)])
-
-    def _at_once(self, portion: int) -> list[list[int]]:
-        """The portion's batches in parts, of which each rank has about ``MATCHED_AT_ONCE`` images."""
-        batches, largest = self._batches[portion], max(map(len, self._archval.image_ids))
-        size = comm.get_world_size() * max(1, MATCHED_AT_ONCE // largest)
-        return [batches[start : start + size] for start in range(0, len(batches), size)]
 
     def _detect(self, group: Group, batches: Sequence[int]) -> list[Matches | None]:
         """Matches of each architecture on this rank's share of the batches; None if it has none."""
@@ -126,10 +111,8 @@ class ArchvalScorer:
             outputs = self._detector.detect(group, statistics, number, inputs)
             for member, instances in enumerate(outputs):
                 found[member].append(Detections.of(instances, rows, self._truth.task))
-        if not mine:
-            return [None for _ in group]
         rows = self._rows(mine)
-        return [match(self._truth, Detections.joined(parts), rows) for parts in found]
+        return [match(self._truth, Detections.joined(of), rows) if of else None for of in found]
 
     def _rows(self, batches: Sequence[int]) -> list[int]:
         ids = self._archval.image_ids

@@ -20,28 +20,21 @@ class TopKEvaluator(DatasetEvaluator):
     """
 
     def reset(self) -> None:
-        self._images = 0
-        self._hits = dict.fromkeys(TOP, 0)
+        self._ranks: list[int] = []  # of the label among the scores, 0 the highest; of each image
 
     def process(
         self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, torch.Tensor]]
     ) -> None:
         """Count a batch: ``label`` of each input, ``scores`` (num_classes,) of each output."""
         for record, output in zip(inputs, outputs):
-            scores = output["scores"]
-            ranked = scores.topk(min(max(TOP), len(scores))).indices.tolist()
-            self._images += 1
-            for k in TOP:
-                self._hits[k] += record["label"] in ranked[:k]
+            ranked = output["scores"].argsort(descending=True).tolist()
+            self._ranks.append(ranked.index(record["label"]))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """``{"classification": {"top1": 0..100, "top5": 0..100}}``; empty but on rank 0."""
-        everyone = comm.gather((self._images, self._hits), dst=0)
+        every = comm.gather(self._ranks, dst=0)
         if not comm.is_main_process():
             return {}
-        images = sum(count for count, _ in everyone)
-        return {
-            "classification": {
-                f"top{k}": 100.0 * sum(hits[k] for _, hits in everyone) / images for k in TOP
-            }
-        }
+        ranks = [rank for of_process in every for rank in of_process]
+        found = {f"top{k}": 100.0 * sum(rank < k for rank in ranks) / len(ranks) for k in TOP}
+        return {"classification": found}

@@ -21,7 +21,7 @@ from crnas_d2.space import Space
 DRAWS = 100_000  # codes that are tried, at most; a space that is no larger is enumerated
 GENERATION = 10  # candidates scored before the next parents are chosen
 PARENTS = 5  # the best so far
-TRIES = 200  # for one child that is new and meets the budget; then a random candidate takes its place
+TRIES = 200  # for a child that is new and meets the budget; then a random candidate takes its place
 
 Code = tuple[int, ...]
 
@@ -29,11 +29,9 @@ Code = tuple[int, ...]
 def random_search(
     space: Space, budget: BudgetSpec, compare: Compare, costs: Costs, evaluations: int, seed: int
 ) -> list[Candidate]:
-    """The drawn candidates, best first.
+    """The drawn candidates, best first: ``evaluations`` (at least 1), or fewer if no more are eligible.
 
-    Args:
-        evaluations: candidates to score, at least 1; fewer if no more meet the budget.
-        seed: of the draws; more evaluations with the same seed score the same candidates and others.
+    More evaluations with the same seed score the same candidates and others.
 
     Raises:
         InputError: no code meets the budget.
@@ -54,31 +52,23 @@ def evolution(
     newcomers = eligible_draws(space, budget, costs, seed)
     generation = list(itertools.islice(newcomers, min(GENERATION, evaluations)))
     found: list[Candidate] = []
-    seen: set[Architecture] = set()
+    seen = set(generation)
     while generation:
         found += compare(sorted(generation, key=space.code_of), PARENTS)
         best = [space.code_of(candidate.architecture) for candidate in ranked(found)[:PARENTS]]
-        seen.update(generation)
         generation = []
         for number in range(min(GENERATION, evaluations - len(seen))):
             bred = _mutants(space, best, rng) if number % 2 else _crossings(space, best, rng)
             within = (a for a in bred if a not in seen and budget.meets(costs(a)))
             new = (a for a in newcomers if a not in seen)
-            child = next(itertools.chain(within, new), None)
-            if child is not None:
+            for child in itertools.islice(itertools.chain(within, new), 1):
                 seen.add(child)
                 generation.append(child)
     return ranked(found)
 
 
 def eligible_draws(space: Space, budget: BudgetSpec, costs: Costs, seed: int) -> Iterator[Architecture]:
-    """Different architectures of the space that meet the budget, uniformly, one after another.
-
-    All of them if the space has at most ``DRAWS`` codes. Costs are asked for as they are drawn.
-
-    Raises:
-        InputError: there was none.
-    """
+    """Different architectures that meet the budget, uniformly; an InputError if there is none."""
     budget, found = Budget.parse(budget), False
     for architecture in _drawn(space, seed):
         if budget.meets(costs(architecture)):
@@ -89,7 +79,7 @@ def eligible_draws(space: Space, budget: BudgetSpec, costs: Costs, seed: int) ->
 
 
 def _drawn(space: Space, seed: int) -> Iterator[Architecture]:
-    """Different architectures in random order: all there are, or of ``DRAWS`` those that differ."""
+    """Different architectures in random order: all there are, or those of ``DRAWS`` draws."""
     rng, alternatives = random.Random(derive_seed(seed, "random search")), space.alternatives
     if math.prod(map(len, alternatives)) <= DRAWS:
         codes = list(itertools.product(*alternatives))
@@ -105,10 +95,7 @@ def _drawn(space: Space, seed: int) -> Iterator[Architecture]:
 
 
 def _mutants(space: Space, parents: list[Code], rng: random.Random) -> Iterator[Architecture]:
-    """A parent with one entry changed; with more and more of them, the longer that gives nothing.
-
-    One changed depth never keeps a number of blocks.
-    """
+    """A parent with one entry changed, then with more: one depth alone changes the number of blocks."""
     alternatives = space.alternatives
     free = [i for i, values in enumerate(alternatives) if len(values) > 1]
     for number in range(TRIES if free else 0):

@@ -10,18 +10,12 @@ TOP_K = 3  # partial codes kept after each block (paper, Sec. 3.3.2)
 
 
 def greedy_search(space: DilationSpace, compare: Compare, top_k: int = TOP_K) -> list[Candidate]:
-    """The candidates of the last block, whole codes, best first.
+    """The candidates of the last block, whole codes, best first; ``top_k`` is at least 1.
 
-    Every step extends each kept partial code by each rate: 3 evaluations in the first choice block
-    and at most ``3 * top_k`` in each later one. Scoring draws what a partial code leaves open.
-
-    Args:
-        top_k: partial codes kept after each block, at least 1.
+    Every step extends each kept partial code by each rate. Scoring draws what a code leaves open.
     """
-    kept = [space.root]
-    best: list[Candidate] = []
+    kept, best = [space.root], []
     for _ in range(space.choices):
-        extended = [longer for partial in kept for longer in space.extensions(partial)]
-        best = compare(extended, top_k)
+        best = compare([longer for code in kept for longer in space.extensions(code)], top_k)
         kept = [candidate.architecture for candidate in best[:top_k]]
     return best

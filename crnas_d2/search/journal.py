@@ -35,22 +35,15 @@ def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
 class Journal:
     """Scores by (phase, architecture in text form), in a file of JSON lines, ``records``.
 
-    Args:
-        path: the file; created, with its folder, by the first ``add``.
-        writes: whether this process is the one that writes. The others read and remember.
-
-    Raises:
-        InputError: a line that is not a scored candidate.
+    The first ``add`` creates the file and its folder; InputError if a line is not a scored candidate.
+    ``writes``: whether this process is the one that writes. The others read and remember.
     """
 
     def __init__(self, path: str | Path, writes: bool = True) -> None:
-        self._path = Path(path)
-        self._writes = writes
+        self._path, self._writes = Path(path), writes
         self.records: list[dict[str, Any]] = []
         self._scores: dict[tuple[str, str], float] = {}
-        if not self._path.exists():
-            return
-        data = self._path.read_bytes()
+        data = self._path.read_bytes() if self._path.exists() else b""
         whole = data.rfind(b"\n") + 1  # a line is whole when its newline is on disk
         for number, line in enumerate(data[:whole].splitlines(), start=1):
             try:
@@ -81,10 +74,7 @@ class Journal:
         return self._scores.get((phase, str(architecture)))
 
     def add(self, record: dict[str, Any]) -> None:
-        """Write one scored candidate through to disk, then remember it.
-
-        Args:
-            record: at least ``phase``, ``architecture`` and ``score``.
+        """Write a record of ``phase``, ``architecture``, ``score`` ... to disk, then remember it.
 
         Raises:
             ValueError: a score that is not finite, or a second one; nothing is written.

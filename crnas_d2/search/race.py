@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 from crnas_d2.architecture import Architecture
@@ -24,162 +26,125 @@ LEADING = 0.25  # of those in the race
 GROUP_SIZE = 32  # candidates that detect together, and are journalled together; no score depends on it
 
 Group = Sequence[Architecture]
-# Finds the best of the candidates, of which a search keeps so many: those that saw all of archval, best
-# first. A search calls it once, or for one generation or block after another.
+# (candidates, how many of them the search keeps): those that saw all of archval, best first.
 Compare = Callable[[Sequence[Architecture], int], list[Candidate]]
-# Wraps what is iterated to show a progress bar, as tqdm does.
-Progress = Callable[[Sequence[Architecture]], Iterable[Architecture]]
+# Wraps what is iterated to show a progress bar, as tqdm does; left by an error, it closes.
+Progress = Callable[[Sequence[Architecture]], AbstractContextManager[Iterable[Architecture]]]
 
 
 class Scorer(Protocol):
-    """Scores on portions of archval, the same on every rank (crnas_d2/evaluation/scorer.py).
+    """Scores on portions of archval, the same on every rank (crnas_d2/evaluation/scorer.py)."""
 
-    Attributes:
-        images: how many a candidate has seen after each portion; the last one is all of archval.
-    """
+    images: list[int]  # that a candidate has seen after each portion; the last one is all of archval
 
-    images: list[int]
-
-    def missing(self, architectures: Sequence[Architecture], portion: int) -> list[Architecture]:
+    def missing(self, architectures: Group, portion: int) -> list[Architecture]:
         """Those that have not detected on the portion yet."""
 
     def detect(self, group: Group, portion: int) -> None:
         """Let candidates that share most of their paths detect on a portion; cached on disk."""
 
-    def scores(self, architectures: Sequence[Architecture], portion: int) -> list[list[float]]:
-        """Of each the score on the images seen so far, 0..100, nan if they have no object.
-
-        Unless they are all, the scores on bootstraps of archval follow, the same for all candidates.
-        """
+    def scores(self, architectures: Group, portion: int) -> list[list[float]]:
+        """Of each the score on the images seen, nan if no object, then on bootstraps of archval."""
 
 
+@dataclass(eq=False)
 class Race:
-    """Compares candidates by a race.
+    """Compares candidates by a race."""
 
-    Args:
-        phase: the space's, in every line of the journals.
-        name: of this search among those of the phase, such as its budget.
-        scorer: of candidates.
-        costs: of an architecture.
-        journal: of those that saw all of archval: score, costs, and the seconds of the group's last
-            portion, divided by its size. A group is written before the next one detects.
-        verdicts: of those that were dropped: images seen, the score on them, the leader and its score,
-            how many were in the race, and in what fraction of bootstraps this one was not leading.
-        confidence: that fraction, from which on a candidate is dropped; above 0.5, below 1.
-        progress: wraps those that see a portion.
-        group_size: candidates that detect together, at most.
-    """
-
-    def __init__(
-        self,
-        phase: str,
-        name: str,
-        scorer: Scorer,
-        costs: Costs,
-        journal: Journal,
-        verdicts: Journal,
-        confidence: float,
-        progress: Progress = iter,
-        group_size: int = GROUP_SIZE,
-    ) -> None:
-        self._phase, self._name = phase, name
-        self._scorer, self._costs = scorer, costs
-        self._journal, self._verdicts = journal, verdicts
-        self._confidence = confidence
-        self._progress, self._group_size = progress, group_size
+    phase: str  # the space's, in every line of the journals
+    name: str  # of this search among those of the phase, such as its budget
+    scorer: Scorer
+    costs: Costs
+    journal: Journal  # those that saw all of archval, with the seconds of the last portion
+    verdicts: Journal  # those that were dropped: when, and how far behind
+    confidence: float  # 0.5..1: dropped is who is not leading in this fraction of the bootstraps
+    progress: Progress = nullcontext
+    group_size: int = GROUP_SIZE
 
     def __call__(self, architectures: Sequence[Architecture], keep: int) -> list[Candidate]:
         """Those that saw all of archval, best first; at least ``keep``, if there are as many."""
         running = list(architectures)
-        *portions, last = range(len(self._scorer.images))
+        *portions, last = range(len(self.scorer.images))
         for portion in portions:
             self._see(running, portion)
             running = self._without_dropped(running, portion, keep)
-        self._see([a for a in running if self._journal.score(self._phase, a) is None], last)
+        self._see([a for a in running if self.journal.score(self.phase, a) is None], last)
         return ranked(map(self._candidate, running))
 
     def _see(self, architectures: Sequence[Architecture], portion: int) -> None:
-        """They detect on a portion, group by group; after the last one each group is journalled."""
-        # An error closes the progress bar, or it would be printed below the error.
-        with closing(self._groups(architectures)) as groups:
-            for group in groups:
-                start = time.perf_counter()
-                missing = self._scorer.missing(group, portion)
-                if missing:
-                    self._scorer.detect(missing, portion)
-                if portion == len(self._scorer.images) - 1:
-                    self._add(group, portion, start)
+        """They detect on a portion, group by group, when the bar has come to a group's first member."""
+        if not architectures:
+            return
+        first = {group[0]: group for group in grouped(architectures, self.group_size)}
+        with self.progress(architectures) as shown:
+            for architecture in shown:
+                if architecture in first:
+                    self._see_together(first[architecture], portion)
 
-    def _groups(self, architectures: Sequence[Architecture]) -> Generator[Group, None, None]:
-        """Each group, when the progress bar has come to its first member."""
-        first = {group[0]: group for group in grouped(architectures, self._group_size)}
-        for architecture in self._progress(architectures) if first else ():
-            if architecture in first:
-                yield first[architecture]
-
-    def _add(self, group: Group, portion: int, start: float) -> None:
-        scores = self._scorer.scores(group, portion)
+    def _see_together(self, group: Group, portion: int) -> None:
+        """A group detects; after the last portion it is journalled."""
+        start = time.perf_counter()
+        missing = self.scorer.missing(group, portion)
+        if missing:
+            self.scorer.detect(missing, portion)
+        if portion < len(self.scorer.images) - 1:
+            return
+        scores = self.scorer.scores(group, portion)
         seconds = round((time.perf_counter() - start) / len(group), 3)
         for member, (score, *_) in zip(group, scores):
-            record = {"phase": self._phase, "architecture": str(member), "score": score}
-            self._journal.add({**record, **self._costs(member), "seconds": seconds})
+            record = {"phase": self.phase, "architecture": str(member), "score": score}
+            self.journal.add({**record, **self.costs(member), "seconds": seconds})
 
     def _candidate(self, architecture: Architecture) -> Candidate:
-        score = self._journal.score(self._phase, architecture)
+        score = self.journal.score(self.phase, architecture)
         assert score is not None
-        return Candidate(architecture, score, self._costs(architecture))
+        return Candidate(architecture, score, self.costs(architecture))
 
     def _without_dropped(
-        self, running: Sequence[Architecture], portion: int, keep: int
+        self, running: list[Architecture], portion: int, keep: int
     ) -> list[Architecture]:
         """Those that stay in the race, in the order given."""
         if len(running) <= keep:
-            return list(running)
-        found = dict(zip(running, self._scorer.scores(running, portion)))
-        if math.isnan(found[running[0]][0]):  # no object on the images so far
-            return list(running)
+            return running
+        found = self.scorer.scores(running, portion)
+        score = {architecture: scores[0] for architecture, scores in zip(running, found)}
+        if math.isnan(found[0][0]):  # no object on the images so far
+            return running
         leading = max(keep, math.ceil(LEADING * len(running)))
-        behind = dict(zip(running, fractions_behind(list(found.values()), leading)))
+        behind = dict(zip(running, fractions_behind(found, leading)))
+        staying = [a for a in running if behind[a] < self.confidence]
         # Candidates that are alike may all be behind in most bootstraps.
-        safe = sorted(running, key=lambda a: (behind[a], -found[a][0], str(a)))[:keep]
-        leader = max(found, key=lambda a: (found[a][0], str(a)))
-        kept = []
+        staying += sorted(running, key=lambda a: (behind[a], -score[a], str(a)))[:keep]
+        leader = max(running, key=lambda a: (score[a], str(a)))
+        phase = f"{self.phase} race {self.name}"
         for architecture in running:
-            if behind[architecture] < self._confidence or architecture in safe:
-                kept.append(architecture)
+            if architecture in staying or self.verdicts.score(phase, architecture) is not None:
                 continue
-            phase = f"{self._phase} race {self._name}"
             verdict = {
                 "phase": phase,
                 "architecture": str(architecture),
-                "score": found[architecture][0],
-                "images": self._scorer.images[portion],
+                "score": score[architecture],
+                "images": self.scorer.images[portion],
                 "leader": str(leader),
-                "leader_score": found[leader][0],
-                "racing": len(found),
+                "leader_score": score[leader],
+                "racing": len(running),
                 "behind": behind[architecture],
             }
-            if self._verdicts.score(phase, architecture) is None:
-                self._verdicts.add(verdict)
-        return kept
+            self.verdicts.add(verdict)
+        return [architecture for architecture in running if architecture in staying]
 
 
 def grouped(architectures: Sequence[Architecture], size: int) -> list[list[Architecture]]:
     """Neighbours in groups of at most ``size``, to detect together.
 
-    A group ends, too, where the first entry of the stage code in which the architectures differ
-    changes: beyond it they would share little.
+    They agree in the first entry of the stage code that differs at all, or they would share little.
     """
     codes = [architecture.stage_code for architecture in architectures]
     differing = [i for i, depths in enumerate(zip(*codes)) if len(set(depths)) > 1]
     groups: list[list[Architecture]] = []
-    for architecture in architectures:
-        last = groups[-1] if groups else []
-        same = all(architecture.stage_code[i] == a.stage_code[i] for a in last for i in differing[:1])
-        if last and same and len(last) < size:
-            last.append(architecture)
-        else:
-            groups.append([architecture])
+    for _, neighbours in groupby(architectures, lambda a: [a.stage_code[i] for i in differing[:1]]):
+        alike = list(neighbours)
+        groups += [alike[start : start + size] for start in range(0, len(alike), size)]
     return groups
 
 

@@ -11,9 +11,5 @@ from crnas_d2.space import StageSpace
 def stage_search(
     space: StageSpace, budget: BudgetSpec, compare: Compare, costs: Costs
 ) -> list[Candidate]:
-    """The codes of the space whose cost is the budget, best first.
-
-    Raises:
-        InputError: no code meets the budget.
-    """
+    """The codes of the space whose cost is the budget, best first; InputError if there is none."""
     return compare(space.eligible(budget, costs), 1)
