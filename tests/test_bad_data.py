@@ -12,6 +12,8 @@ from bench import SEARCH, TRAIN, Bench
 from detectors import HEADS
 
 from crnas_d2.data.datasets import register_coco
+from crnas_d2.pipeline.plan import plan_search
+from detectron2.engine import default_argument_parser
 
 Content = dict[str, Any]
 DATA_KEYS = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
@@ -204,6 +206,29 @@ def test_all_bad_images_in_one_line(bench: Bench) -> None:
     error = bench.call(TRAIN, "--eval-only", "DATASETS.TEST_IMAGES", str(images))
     shown = f"1 of 4 images cannot be used: {images / 'val_00004.jpg'}: not an image"
     assert error == f"error: DATASETS.TEST_IMAGES: {shown}\n"
+
+
+def test_half_images_that_scoring_needs_are_named_before_training(bench: Bench) -> None:
+    """Case 05: of archval and of recalibration; header and size are right, so no other check sees it."""
+    images = bench.folder / "images"
+    shutil.copytree(bench.shapes / "images", images)
+    whole = [path.read_bytes() for path in sorted(images.glob("train_*"))]
+    for path, content in zip(sorted(images.glob("train_*")), whole):
+        path.write_bytes(content[: len(content) // 2])
+    keys = ["DATASETS.TRAIN_IMAGES", str(images), "SEARCH.EVAL.RECALIBRATION_IMAGES"]
+    for recalibration, count in ((0, 4), (6, 4)):  # archval comes first
+        error = bench.call(SEARCH, *keys, recalibration, "SEARCH.ARCHVAL.SIZE", 4)
+        assert f"DATASETS.TRAIN: {count} of {count} images cannot be used: {images}/train_" in error
+        assert "truncated" in error
+    archval = plan_search(
+        default_argument_parser().parse_args(bench.arguments(["SEARCH.ARCHVAL.SIZE", 4]))
+    ).parts["archval"]
+    for image in archval["images"]:
+        number = int(image["file_name"][6:11]) - 1
+        (images / image["file_name"]).write_bytes(whole[number])
+    error = bench.call(SEARCH, *keys, 6, "SEARCH.ARCHVAL.SIZE", 4)
+    assert "DATASETS.TRAIN: 6 of 6 images cannot be used" in error
+    assert bench.starts(SEARCH, *keys, 0, "SEARCH.ARCHVAL.SIZE", 4)
 
 
 @pytest.mark.parametrize("name", [TRAIN, SEARCH])
