@@ -35,16 +35,14 @@ OF_THE_SEARCH = (
 def supernet_config(
     cfg: CfgNode, phase: str, architecture: Architecture | None = None, folder: str = ""
 ) -> CfgNode:
-    """The config of a supernet; not frozen.
+    """The config of the phase's supernet, ``stage`` or ``dilation``; not frozen.
 
     Args:
         cfg: the search's.
-        phase: ``stage`` or ``dilation``.
         architecture: whose stage code the dilation supernet has; by default MODEL.CRNAS.STAGE_CODE's.
         folder: below OUTPUT_DIR; by default the phase's name.
 
-    Raises:
-        InputError: with SEARCH.STAGE.ONLY_ELIGIBLE, a budget that no code meets.
+    Raises InputError: with SEARCH.STAGE.ONLY_ELIGIBLE, a budget that no code meets.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -68,11 +66,7 @@ def supernet_config(
 
 
 def config_path(named: str, search_config: str, key: str) -> str:
-    """The path of a config that is named relative to the search's config, or to the current folder.
-
-    Raises:
-        InputError: no such file.
-    """
+    """The path of a config that is named relative to the search's config, or to the current folder."""
     for path in (Path(search_config).parent / named, Path(named)):
         if path.is_file():
             return str(path)
@@ -80,10 +74,9 @@ def config_path(named: str, search_config: str, key: str) -> str:
 
 
 def base_paths(cfg: CfgNode, search_config: str, budgets: Sequence[Budget]) -> list[str]:
-    """For each budget the path of its found network's base config; by default the search's own config.
+    """For each budget the path of its found network's base config; by default the search's own.
 
-    Raises:
-        InputError: SEARCH.FOUND_BASE names neither one for all nor one for each, or no file.
+    Raises InputError: SEARCH.FOUND_BASE names neither one for all nor one for each, or no file.
     """
     named = list(cfg.SEARCH.FOUND_BASE) or [Path(search_config).name]
     if len(named) not in (1, len(budgets)):
@@ -96,12 +89,9 @@ def base_paths(cfg: CfgNode, search_config: str, budgets: Sequence[Budget]) -> l
 
 
 def network_config(cfg: CfgNode, path: str) -> CfgNode:
-    """A config of a network that is trained alone, for the search's data, seed and device; not frozen.
+    """A base config or found.yaml, for the search's data, seed and device; not frozen.
 
     No KEY VALUE pair of the search reaches it.
-
-    Args:
-        path: of the config that found.yaml is based on, or of found.yaml.
     """
     run = read_config(path)
     for key in OWN_DATA:
@@ -131,8 +121,7 @@ def differing_keys(cfg: CfgNode, network: CfgNode) -> list[str]:
 def pretrain_config(cfg: CfgNode, path: str) -> CfgNode:
     """A classification config for the network of the detector's ``cfg``; not frozen.
 
-    Raises:
-        InputError: no classification config, one for another input, or weights that it would ignore.
+    Raises InputError: no classification config, one for another input, or weights that it would ignore.
     """
     run = read_config(path)
     if run.MODEL.META_ARCHITECTURE != ImageClassifier.__name__:
@@ -161,11 +150,11 @@ def pretrain_config(cfg: CfgNode, path: str) -> CfgNode:
 
 
 def write_found(path: Path, cfg: CfgNode, base: str, architecture: Architecture, comment: str) -> None:
-    """Write found.yaml: the network's two codes over the config that it is to be trained with.
+    """Write found.yaml: the network's two codes over its base config; your own data go with it.
 
     Args:
-        cfg: the search's; your own data set goes with the network.
-        base: path of that config.
+        cfg: the search's.
+        base: path of the config that the network is to be trained with.
         comment: one line, at the top.
     """
     crnas = {

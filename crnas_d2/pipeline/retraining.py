@@ -34,11 +34,10 @@ def retrain(
     A network whose results.json is there is not trained again; an interrupted training resumes.
 
     Args:
-        cfg: the search's config; seed, threads, device and your own data come from it.
+        cfg: the search's config.
         pretrain: path of the classification config that each network starts with; empty: none.
 
-    Returns:
-        paths of the tables.
+    Returns the tables' paths.
     """
     rows = []
     for path in dict.fromkeys((*bases, *found)):
@@ -53,13 +52,9 @@ def retrain(
 
 
 def train_and_test(cfg: CfgNode, pretrain: str, wanted: CfgNode) -> dict[str, Any]:
-    """Train and test one network, or read its results.json.
+    """Train and test one network, or read its results.json: a row of the table, complete on rank 0.
 
-    Args:
-        wanted: the search's TASK and METRIC.
-
-    Returns:
-        a row of the table; on ranks above 0 without the test's results.
+    ``wanted`` are the search's TASK and METRIC.
     """
     path = Path(cfg.OUTPUT_DIR) / "results.json"
     check_same_run(cfg)

@@ -61,18 +61,12 @@ def run_searches(
     folder: Path,
     confidence: float,
 ) -> dict[Budget, list[Candidate]]:
-    """A search for each budget; its candidates, best first.
+    """A search for each budget; its candidates, best first. Raises as check_told_apart.
 
     Args:
-        build_scorer: called with the detector.
         space: the supernet's; one supernet and one journal serve all budgets.
-        budgets: at least one.
-        costs: of an architecture.
         folder: of journal.jsonl, which remembers scored candidates, and of a race's race.jsonl.
         confidence: as Race's.
-
-    Raises:
-        FloatingPointError: as check_told_apart.
     """
     scorer, logger = build_scorer(detector), logging.getLogger(__name__)
     writes = comm.is_main_process()
@@ -100,13 +94,9 @@ def run_searches(
 
 
 def check_told_apart(records: Sequence[dict[str, Any]], phase: str) -> None:
-    """The scores of a search mean something.
+    """Raise FloatingPointError if all candidates of a phase scored 0, or several all the same.
 
-    Args:
-        records: of the journal, and of candidates that a race has dropped.
-
-    Raises:
-        FloatingPointError: the phase's candidates all scored 0, or several all scored the same.
+    ``records`` are those of the journal, and of candidates that a race has dropped.
     """
     scores = [record["score"] for record in records if record["phase"].split()[0] == phase]
     if scores and not any(scores):
