@@ -239,7 +239,8 @@ def _check_retraining(base: str, run: CfgNode, pretrain: str, args: argparse.Nam
     if pretrain:
         pretrain_config(run, pretrain)
     if len(run.DATASETS.TEST) != 1:
-        raise InputError(f"DATASETS.TEST: {tuple(run.DATASETS.TEST)}: to retrain, one set is needed")
+        names = tuple(run.DATASETS.TEST)
+        raise InputError(f"DATASETS.TEST: {names}: one test set is needed to retrain (SEARCH.PHASES)")
     _check_training(run, args, "TRAIN", "TEST")
 
 
