@@ -209,7 +209,7 @@ def test_all_bad_images_in_one_line(bench: Bench) -> None:
 
 
 def test_half_images_that_scoring_needs_are_named_before_training(bench: Bench) -> None:
-    """Case 05: of archval and of recalibration; header and size are right, so no other check sees it."""
+    """Case 05: of archval and of recalibration; header and size are right: no other check sees it."""
     images = bench.folder / "images"
     shutil.copytree(bench.shapes / "images", images)
     whole = [path.read_bytes() for path in sorted(images.glob("train_*"))]
