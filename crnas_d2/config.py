@@ -21,6 +21,7 @@ from crnas_d2.errors import InputError
 from crnas_d2.modeling import build  # noqa: F401  (registers our backbones)
 from crnas_d2.modeling.meta_arch import classifier  # noqa: F401  (registers the classifier)
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
 
 # When --resume may find another value than the run in OUTPUT_DIR began with.
 NEVER, UNTIL_SCORED, ALWAYS = "never", "until a candidate is scored", "always"
@@ -273,11 +274,13 @@ def merge_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
 def _keys_by_layer(config_file: str) -> Iterator[set[str]]:
     """The keys that a config file and its chain of ``_BASE_`` set, the deepest base first."""
-    with open(config_file, encoding="utf-8") as file:
-        content = dict(yaml.unsafe_load(file) or {})
-    base = content.pop("_BASE_", None)
-    if base:
-        yield from _keys_by_layer(os.path.join(os.path.dirname(config_file), os.path.expanduser(base)))
+    with PathManager.open(config_file, "r", encoding="utf-8") as file:
+        content = dict(yaml.load(file, Loader=yaml.BaseLoader) or {})  # keys alone: no tag is run
+    bases = content.pop("_BASE_", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        is_address = base.startswith(("https://", "http://"))
+        folder = "" if is_address else os.path.dirname(config_file)
+        yield from _keys_by_layer(os.path.join(folder, os.path.expanduser(base)))
     yield set(leaves(content))
 
 

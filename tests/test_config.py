@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from crnas_d2 import config
 from crnas_d2.config import CHECKS, KEYS, RENAMED, RESUME, add_crnas_config, leaves, read_config
 from crnas_d2.errors import InputError
 from detectron2.config import get_cfg
@@ -86,6 +87,23 @@ def test_the_schedule_given_last_counts(
     solver = read_config(file, opts).SOLVER
     assert (solver.EPOCHS, solver.LR_PER_IMAGE) == (epochs, rate)
     assert bool(solver.STEP_EPOCHS) == bool(epochs)
+
+
+def test_several_bases(tmp_path: Path) -> None:
+    """As fvcore takes them: the later of two bases counts."""
+    written(tmp_path / "epochs.yaml", f"SOLVER: {EPOCHS}\n")
+    written(tmp_path / "iterations.yaml", "SOLVER: {MAX_ITER: 5, STEPS: [3]}\n")
+    for names, epochs in (("epochs.yaml, iterations.yaml", 0), ("iterations.yaml, epochs.yaml", 13)):
+        file = written(tmp_path / "child.yaml", f"_BASE_: [{names}]\n")
+        assert read_config(file).SOLVER.EPOCHS == epochs
+
+
+def test_looking_for_keys_runs_nothing(tmp_path: Path) -> None:
+    """detectron2 runs such tags when it merges a config, with a warning; once is enough."""
+    text = f"SOLVER: {{BASE_LR: !!python/object/apply:os.mkdir ['{tmp_path}/made']}}\n"
+    file = written(tmp_path / "tag.yaml", text)
+    assert list(config._keys_by_layer(file)) == [{"SOLVER.BASE_LR"}]
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_base_of_epochs_over_a_grandparent_of_iterations(tmp_path: Path) -> None:
