@@ -90,8 +90,12 @@ class PathDetector:
                             self.detector.backbone(x)
                         of_members.extend(([member], *layer) for layer in seen)
                         seen.clear()
-                # To the CPU only now, so that a GPU is waited for once a batch.
-                mine.append((number, [(*others, of.cpu().numpy()) for *others, of in of_members]))
+                # In one piece, so that a GPU is waited for once a batch.
+                flat = [of.flatten() for *_, of in of_members]
+                values = torch.cat(flat).cpu().numpy() if flat else np.zeros(0)
+                pieces = np.split(values, np.cumsum([len(piece) for piece in flat])[:-1])
+                layers = zip(of_members, pieces)
+                mine.append((number, [(*o[:-1], piece.reshape(2, -1)) for o, piece in layers]))
         batches: list[dict[str, list[tuple[int, np.ndarray]]]] = [{} for _ in group]
         for found in gather_in_order(mine):
             for members, name, count, of in found:
