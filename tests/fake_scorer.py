@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crnas_d2.architecture import Architecture
+from crnas_d2.budget import Budget
 from crnas_d2.search.greedy import TOP_K, greedy_search
 from crnas_d2.search.journal import Candidate, Journal
 from crnas_d2.search.race import Compare, Group, Race
@@ -89,7 +90,7 @@ def alternative(
     **options: Any,
 ) -> list[Candidate]:
     compare = exhaustive(space.phase, scorer, journal, **options)
-    return search(space, budget, compare, costs, evaluations, seed)
+    return search(space, Budget.parse(budget), compare, costs, evaluations, seed)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

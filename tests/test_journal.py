@@ -40,7 +40,7 @@ def record(name: str = "resnet/1-1-2-2/0-0-00-00", score: float = 1.5) -> dict[s
 def filled(path: Path, count: int = 3) -> Journal:
     journal = Journal(path)
     for i in range(count):
-        journal.add(record(f"resnet/1-1-2-{i + 1}/0-0-00-" + "0" * (i + 1), score=i / 7))
+        journal.add(**record(f"resnet/1-1-2-{i + 1}/0-0-00-" + "0" * (i + 1), score=i / 7))
     return journal
 
 
@@ -51,7 +51,7 @@ def test_scores_survive_the_file_to_the_bit(tmp_path: Path) -> None:
     path = tmp_path / "stage" / "journal.jsonl"
     journal = Journal(path)
     for i, score in enumerate(scores):
-        journal.add(record(f"resnet/1-1-2-{i + 1}/...", score))
+        journal.add(**record(f"resnet/1-1-2-{i + 1}/...", score))
     again = Journal(path)
     for i, score in enumerate(scores):
         for known in (journal, again):
@@ -114,7 +114,7 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
         assert path.read_bytes() == whole
         assert journal.records == lines_of(whole)
         assert journal.score("stage", "resnet/2-1-2-2/00-0-00-00") is None
-        journal.add(record("resnet/2-1-2-2/00-0-00-00"))
+        journal.add(**record("resnet/2-1-2-2/00-0-00-00"))
         assert len(Journal(path).records) == 4
 
 
@@ -174,7 +174,7 @@ def test_a_second_score_is_refused_and_not_written(tmp_path: Path, writes: bool)
     before = path.read_bytes()
     journal = Journal(path, writes=writes)
     with pytest.raises(ValueError, match="a second time"):
-        journal.add({**known, "score": 99.0})
+        journal.add(**{**known, "score": 99.0})
     assert path.read_bytes() == before
     assert journal.score("stage", known["architecture"]) == known["score"]
     assert len(journal.records) == 3
@@ -226,7 +226,7 @@ def test_a_folder_that_is_a_file(tmp_path: Path, count: int) -> None:
         path.parent.rename(moved)
     path.parent.write_text("a file")
     with pytest.raises(OSError) as caught:
-        journal.add(record("resnet/2-1-2-2/00-0-00-00"))
+        journal.add(**record("resnet/2-1-2-2/00-0-00-00"))
     assert str(path.parent) in str(caught.value)
     assert len(journal.records) == count and path.parent.read_text() == "a file"
     assert not count or lines(moved / "journal.jsonl") == journal.records

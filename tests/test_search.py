@@ -93,7 +93,7 @@ def test_one_journal_serves_several_budgets(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 2, 7, 32, 1000])
 def test_groups_are_neighbours_that_share_their_first_depth(size: int) -> None:
     codes = StageSpace("resnet", RESNET_DEPTHS).eligible(16)
-    groups = grouped(codes, size)
+    groups = list(grouped(codes, size))
     assert [code for group in groups for code in group] == codes
     assert max(map(len, groups)) <= size
     assert all(len({code.stage_code[0] for code in group}) == 1 for group in groups)
@@ -101,9 +101,9 @@ def test_groups_are_neighbours_that_share_their_first_depth(size: int) -> None:
         assert len(groups) == 10
     # MobileNetV2's first two entries are the same everywhere; of one stage code all share everything.
     codes = StageSpace("mobilenetv2", FAMILY_DEPTHS["mobilenetv2"]).eligible(16)
-    assert len(grouped(codes, 1000)) == len({code.stage_code[2] for code in codes})
+    assert len(list(grouped(codes, 1000))) == len({code.stage_code[2] for code in codes})
     space = DilationSpace("resnet", (1, 1, 2, 4))
-    assert len(grouped(space.extensions(space.root), 1000)) == 1
+    assert len(list(grouped(space.extensions(space.root), 1000))) == 1
 
 
 @pytest.mark.parametrize("kind", ["stage", "greedy", "evolution", "random"])
