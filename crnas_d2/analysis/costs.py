@@ -1,7 +1,6 @@
 """Costs of an architecture: multiply-accumulates and parameters of its backbone.
 
-Counted on a network with two blocks in a chain, then added up: every later block of a chain costs what
-the second one does, whatever its dilation.
+Every block of a chain from the second on costs the same, whatever its rate: one network is counted.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def input_size(cfg: CfgNode) -> tuple[int, int]:
 
 
 def backbone_costs(cfg: CfgNode) -> Costs:
-    """A function to blocks (weighted), macs (at ``input_size``) and params, of the config's widths."""
+    """A function from architectures to ``blocks`` (weighted), ``macs`` (at input_size), ``params``."""
     cfg = cfg.clone()
     cfg.defrost()
     node = cfg.MODEL.CRNAS

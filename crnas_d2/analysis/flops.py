@@ -23,7 +23,6 @@ from torch import nn
 
 # What the heads of a two-stage detector are given. The paper does not say; these give its figures.
 PROPOSALS, DETECTIONS = 2000, 100
-OF_BATCH_NORM = 4  # operations an element, in the paper's convention
 
 Cost = Counter[str]  # macs, flops, params
 
@@ -44,7 +43,7 @@ def _convolution(inputs: list[Any], outputs: list[Any]) -> Cost:
 HANDLES = {  # of (inputs, outputs) in the trace; the third input of a layer is its bias
     "aten::_convolution": _convolution,
     "aten::linear": lambda i, o: _cost(o, get_shape(i[1])[1], i[2].isCompleteTensor()),
-    "aten::batch_norm": lambda _, o: _cost(o, 0, OF_BATCH_NORM),
+    "aten::batch_norm": lambda _, o: _cost(o, 0, 4),
 }
 
 

@@ -3,7 +3,8 @@
 The detector that will be trained is measured with random weights, from an image in memory to instances;
 its heads get the same random features from every network, as their time depends on what they find.
 
-A stage space is too large to measure: undilated codes are measured where a fit is near a budget.
+A stage space is too large to measure: undilated codes are measured where a fit (a constant and an
+amount for a block of each stage) is near a budget; dilated ones always.
 """
 
 from __future__ import annotations
@@ -89,11 +90,10 @@ class LatencyCosts:
 
     def __post_init__(self) -> None:
         self._device = comm.all_gather(self.stopwatch.device)[0]
-        for record in self.journal.records:
-            if record.get("device") != self._device:
+        for device in (record.get("device") for record in self.journal.records):
+            if device != self._device:
                 raise InputError(
-                    f"MODEL.DEVICE: {self._device}: latency was measured on {record.get('device')} "
-                    "before; --resume continues on the same device only"
+                    f"MODEL.DEVICE: {self._device}: allowed is {device}, where latency was measured"
                 )
 
     def __call__(self, architecture: Architecture) -> dict[str, float]:

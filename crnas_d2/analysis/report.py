@@ -20,9 +20,9 @@ from crnas_d2.search.journal import Journal
 Row = Mapping[str, Any]
 STYLE = (
     "body {font: 15px/1.4 sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em}"
-    " h3 {font: inherit; margin: 1em 0 0} table {border-collapse: collapse; margin: .5em 0}"
-    " th, td {border-bottom: 1px solid #ccc; padding: .1em .7em; text-align: right}"
-    " th:first-child, td:first-child {text-align: left; font-family: monospace}"
+    " h3 {font: inherit; margin: 1em 0 .5em} table {border-collapse: collapse}"
+    " td, th {border-bottom: 1px solid #ccc; padding: .1em .7em; text-align: right}"
+    " td:first-child, th:first-child {text-align: left; font-family: monospace}"
 )
 
 
@@ -34,11 +34,9 @@ def write_report(folder: Path) -> Path:
     for found in sorted(folder.glob("found*.yaml")):
         comment = found.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         parts.append(f"<p><b>{escape(found.name)}</b>: {escape(comment)}</p>")
-    for journal in [
-        *folder.glob("stage/journal.jsonl"),
-        *sorted(folder.glob("dilation*/journal.jsonl")),
-    ]:
-        parts += _search(journal.parent)
+    for pattern in ("stage/journal.jsonl", "dilation*/journal.jsonl"):
+        for journal in sorted(folder.glob(pattern)):
+            parts += _search(journal.parent)
     table = folder / "retrain" / "table.csv"
     if table.is_file():
         rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
@@ -59,9 +57,7 @@ def _search(folder: Path) -> Iterable[str]:
     dropped = Journal(folder / "race.jsonl", writes=False).records
     for phase in sorted({record["phase"] for record in dropped}):
         rows = [record for record in dropped if record["phase"] == phase]
-        means = (
-            "images: seen by then; behind: the part of the bootstraps without it in the leading quarter"
-        )
+        means = "images: seen by then; behind: fraction of bootstraps outside the leading quarter"
         yield _table(rows, f"{phase}: {len(rows)} dropped. {means}")
 
 

@@ -1,14 +1,11 @@
-"""Random search and evolution, for spaces too large for stage.py and greedy.py.
-
-Their course is a function of the seed and the scores.
-"""
+"""Random search and evolution, for large spaces: functions of the seed and the scores."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs
@@ -27,10 +24,7 @@ Codes = Sequence[Sequence[int]]
 def random_search(
     space: Space, budget: Budget, compare: Compare, costs: Costs, evaluations: int, seed: int
 ) -> list[Candidate]:
-    """Drawn candidates, best first: ``evaluations`` (at least 1), or fewer if no more are eligible.
-
-    Raises InputError: no code meets the budget.
-    """
+    """The first ``eligible_draws``, ``evaluations`` of them (at least 1) if there are, best first."""
     drawn = itertools.islice(eligible_draws(space, budget, costs, seed), evaluations)
     return compare(sorted(drawn, key=space.code_of), 1)  # neighbours share most
 
@@ -50,9 +44,9 @@ def evolution(
         generation = []
         for number in range(min(GENERATION, evaluations - len(seen))):
             bred = _mutants(space, best, rng) if number % 2 else _crossings(space, best, rng)
-            within = (a for a in bred if a not in seen and budget.meets(costs(a)))
-            new = (a for a in newcomers if a not in seen)
-            child = next(itertools.chain(within, new), None)
+            eligible = (a for a in bred if budget.meets(costs(a)))
+            children = itertools.chain(eligible, newcomers)
+            child = next((a for a in children if a not in seen), None)
             if child is not None:
                 seen.add(child)
                 generation.append(child)
@@ -73,14 +67,12 @@ def eligible_draws(space: Space, budget: Budget, costs: Costs, seed: int) -> Ite
 def _drawn(space: Space, seed: int) -> Iterator[Architecture]:
     """Different architectures in random order: all there are, or those of ``DRAWS`` draws."""
     rng, alternatives = random.Random(derive_seed(seed, "random search")), space.alternatives
+    codes: Iterable[tuple[int, ...]] = (tuple(map(rng.choice, alternatives)) for _ in range(DRAWS))
     if math.prod(map(len, alternatives)) <= DRAWS:
         codes = list(itertools.product(*alternatives))
         rng.shuffle(codes)
-        yield from map(space.with_code, codes)
-        return
     seen = set()
-    for _ in range(DRAWS):
-        code = tuple(map(rng.choice, alternatives))
+    for code in codes:
         if code not in seen:
             seen.add(code)
             yield space.with_code(code)

@@ -59,10 +59,7 @@ class Journal:
         return self._scores.get((phase, str(architecture)))
 
     def add(self, phase: str, architecture: Architecture | str, score: float, **more: Any) -> None:
-        """Write a record to disk, then remember it; after an OSError the file is as before.
-
-        Raises ValueError: a second score, or one that is not finite.
-        """
+        """Write a line, whole or not at all; ValueError: a second score, or one that is not finite."""
         key = (phase, str(architecture))
         if key in self._scores:
             raise ValueError(f"{key} is there a second time")

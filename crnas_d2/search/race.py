@@ -22,7 +22,6 @@ from crnas_d2.search.journal import Candidate, Journal, ranked
 PORTIONS = (0.17, 0.24, 0.35, 0.5, 0.6, 0.7, 0.83, 1.0)  # of archval, seen so far
 LEADING = 0.25  # of those in the race
 GROUP_SIZE = 32  # candidates that detect together, and are journalled together; no score depends on it
-
 Group = Sequence[Architecture]
 # (candidates, how many of them the search keeps): those that saw all of archval, best first.
 Compare = Callable[[Sequence[Architecture], int], list[Candidate]]
@@ -101,10 +100,10 @@ class Race:
         staying = [a for a in running if behind[a] < self.confidence or a in best]
         leader = max(running, key=lambda a: (score[a], str(a)))
         phase, images = f"{self.phase} race {self.name}", self.scorer.images[portion]
-        race = {"images": images, "leader": str(leader), "leader_score": score[leader]}
+        shared = {"images": images, "leader": str(leader), "leader_score": score[leader]}
         for a in running:
             if a not in staying and self.verdicts.score(phase, a) is None:
-                self.verdicts.add(phase, a, score[a], **race, racing=len(running), behind=behind[a])
+                self.verdicts.add(phase, a, score[a], **shared, racing=len(running), behind=behind[a])
         return staying
 
 
@@ -119,6 +118,5 @@ def grouped(architectures: Sequence[Architecture], size: int) -> Iterator[list[A
 
 def fractions_behind(scores: Sequence[Sequence[float]], leading: int) -> list[float]:
     """In what fraction of the bootstraps (all but its first score) each is not among ``leading``."""
-    bootstraps = zip(*(found[1:] for found in scores))
-    least = [sorted(drawn)[-leading] for drawn in bootstraps]
+    least = [sorted(drawn)[-leading] for drawn in zip(*(found[1:] for found in scores))]
     return [sum(score < low for score, low in zip(found[1:], least)) / len(least) for found in scores]
