@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from detectors import FAMILIES, HEADS, TINY
-from fake_scorer import FakeScorer
+from fake_scorer import FakeScorer, in_memory
 
 from crnas_d2.analysis import latency
 from crnas_d2.analysis.costs import input_size
@@ -130,12 +130,9 @@ def test_the_journal_has_the_measured_latency(path: Path) -> None:
         found["macs"] = 1.0
         return found
 
-    journal = Journal(path.with_name("journal.jsonl"))
-    nothing = Journal("never written", writes=False)
-    compare = Race("stage", "", FakeScorer(), with_macs, journal, nothing, 0.0)
-    found = stage_search(SPACE, entry, compare, with_macs)
-    assert found
-    for record in journal.records:
+    compare = Race("stage", "", FakeScorer(), with_macs, in_memory(), in_memory(), 0.0)
+    assert stage_search(SPACE, entry, compare, with_macs)
+    for record in compare.journal.records:
         assert record["latency"] == timer.seconds(Architecture.parse(record["architecture"]))
 
 
