@@ -117,6 +117,6 @@ def grouped(architectures: Sequence[Architecture], size: int) -> Iterator[list[A
 
 
 def fractions_behind(scores: Sequence[Sequence[float]], leading: int) -> list[float]:
-    """In what fraction of the bootstraps (all but its first score) each is not among ``leading``."""
+    """In what fraction of the bootstraps, all scores but the first, each is not ``leading``."""
     least = [sorted(drawn)[-leading] for drawn in zip(*(found[1:] for found in scores))]
     return [sum(score < low for score, low in zip(found[1:], least)) / len(least) for found in scores]
