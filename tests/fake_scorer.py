@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crnas_d2.architecture import Architecture
+from crnas_d2.budget import Budget
 from crnas_d2.search.greedy import TOP_K, greedy_search
 from crnas_d2.search.journal import Candidate, Journal
 from crnas_d2.search.race import Compare, Group, Race
@@ -15,6 +16,7 @@ from crnas_d2.search.stage import stage_search
 from crnas_d2.seeding import derive_seed
 from crnas_d2.space import RESNET_DEPTHS, DilationSpace, Space, StageSpace, block_cost
 
+Found = list[Candidate]
 SMALL_SPACE = StageSpace("resnet_basic", RESNET_DEPTHS).only_eligible([8])
 
 
@@ -58,38 +60,40 @@ class FakeScorer:
         return [[self._score(architecture)] for architecture in architectures]
 
 
+def in_memory() -> Journal:
+    return Journal("never written", writes=False)
+
+
 def exhaustive(
-    phase: str, scorer: Any, journal: Journal, group_size: int = 1, **options: Any
+    phase: str, scorer: Any, journal: Journal | None = None, group_size: int = 1, **options: Any
 ) -> Compare:
-    """A race in which none is dropped: there is one portion."""
-    nothing = Journal("never written", writes=False)
-    return Race(phase, "", scorer, costs, journal, nothing, 0.0, group_size=group_size, **options)
+    """A race in which none is dropped: there is one portion. By default nothing is on disk."""
+    journals = journal or in_memory(), in_memory()
+    return Race(phase, "", scorer, costs, *journals, 0.0, group_size=group_size, **options)
 
 
-def stages(
-    space: StageSpace, budget: Any, scorer: Any, journal: Journal, **options: Any
-) -> list[Candidate]:
-    return stage_search(space, budget, exhaustive("stage", scorer, journal, **options), costs)
+def stages(space: StageSpace, budget: Any, scorer: Any, *journal: Journal, **options: Any) -> Found:
+    return stage_search(space, budget, exhaustive("stage", scorer, *journal, **options), costs)
 
 
 def greedy(
-    space: DilationSpace, scorer: Any, journal: Journal, top_k: int = TOP_K, **options: Any
-) -> list[Candidate]:
-    return greedy_search(space, exhaustive("dilation", scorer, journal, **options), top_k)
+    space: DilationSpace, scorer: Any, *journal: Journal, top_k: int = TOP_K, **options: Any
+) -> Found:
+    return greedy_search(space, exhaustive("dilation", scorer, *journal, **options), top_k)
 
 
 def alternative(
-    search: Callable[..., list[Candidate]],
+    search: Callable[..., Found],
     space: Space,
     budget: Any,
     scorer: Any,
-    journal: Journal,
+    *journal: Journal,
     evaluations: int,
-    seed: int,
+    seed: int = 0,
     **options: Any,
-) -> list[Candidate]:
-    compare = exhaustive(space.phase, scorer, journal, **options)
-    return search(space, budget, compare, costs, evaluations, seed)
+) -> Found:
+    compare = exhaustive(space.phase, scorer, *journal, **options)
+    return search(space, Budget.parse(budget), compare, costs, evaluations, seed)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

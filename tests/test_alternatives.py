@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from fake_scorer import SMALL_SPACE, FakeScorer, alternative, arbitrary, costs, lines
+from fake_scorer import SMALL_SPACE, FakeScorer, alternative, arbitrary, costs, in_memory
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import BudgetSpec
 from crnas_d2.errors import InputError
 from crnas_d2.search.alternatives import GENERATION, PARENTS, evolution, random_search
-from crnas_d2.search.journal import Candidate, Journal, ranked
+from crnas_d2.search.journal import Candidate, ranked
 from crnas_d2.space import FAMILY_DEPTHS, RESNET_DEPTHS, DilationSpace, Space, StageSpace
 
 ALTERNATIVES: dict[str, Callable[..., list[Candidate]]] = dict(
@@ -38,11 +37,6 @@ PROBLEM = pytest.mark.parametrize("problem", PROBLEMS)
 ALTERNATIVE = pytest.mark.parametrize("name", ALTERNATIVES)
 
 
-@pytest.fixture
-def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-
-
 def separable(space: Space, seed: int) -> Callable[[Architecture], float]:
     """What an entry of the code adds depends on that entry alone."""
     rng = random.Random(seed)
@@ -52,12 +46,10 @@ def separable(space: Space, seed: int) -> Callable[[Architecture], float]:
 
 @ALTERNATIVE
 @PROBLEM
-def test_different_eligible_candidates_as_many_as_asked_for(
-    tmp_path: Path, no_disk: None, problem: str, name: str
-) -> None:
+def test_different_eligible_candidates_as_many_as_asked_for(problem: str, name: str) -> None:
     space, entry = PROBLEMS[problem]
-    scorer, search = FakeScorer(), ALTERNATIVES[name]
-    found = alternative(search, space, entry, scorer, Journal(tmp_path / "j.jsonl"), 50, seed=2)
+    scorer = FakeScorer()
+    found = alternative(ALTERNATIVES[name], space, entry, scorer, evaluations=50, seed=2)
     assert len(scorer.calls) == len(set(scorer.calls)) == 50
     assert all(a in space and a.is_complete for a in scorer.calls)
     if isinstance(space, StageSpace):
@@ -68,15 +60,13 @@ def test_different_eligible_candidates_as_many_as_asked_for(
 
 @ALTERNATIVE
 @PROBLEM
-def test_the_course_is_a_function_of_the_seed(
-    tmp_path: Path, no_disk: None, problem: str, name: str
-) -> None:
+def test_the_course_is_a_function_of_the_seed(problem: str, name: str) -> None:
     space, entry = PROBLEMS[problem]
 
-    def calls(seed: int, file: str) -> list[Architecture]:
+    def calls(seed: int, global_seed: str) -> list[Architecture]:
         scorer = FakeScorer()
-        random.seed(file)  # a global state that nobody may look at
-        alternative(ALTERNATIVES[name], space, entry, scorer, Journal(tmp_path / file), 50, seed=seed)
+        random.seed(global_seed)  # a state that no search may look at
+        alternative(ALTERNATIVES[name], space, entry, scorer, evaluations=50, seed=seed)
         return scorer.calls
 
     assert calls(0, "a") == calls(0, "b")
@@ -84,14 +74,14 @@ def test_the_course_is_a_function_of_the_seed(
 
 
 @PROBLEM
-def test_evolution_is_no_worse_than_random_search(tmp_path: Path, no_disk: None, problem: str) -> None:
+def test_evolution_is_no_worse_than_random_search(problem: str) -> None:
     """On a separable score, with equally many evaluations, on the mean; with digits for every seed."""
     space, entry = PROBLEMS[problem]
     scores: dict[str, list[float]] = {name: [] for name in ALTERNATIVES}
     for seed in range(6):
         for name, search in ALTERNATIVES.items():
-            scorer, path = FakeScorer(separable(space, seed)), tmp_path / f"{name}-{seed}.jsonl"
-            found = alternative(search, space, entry, scorer, Journal(path), 120, seed=seed)
+            scorer = FakeScorer(separable(space, seed))
+            found = alternative(search, space, entry, scorer, evaluations=120, seed=seed)
             assert len(scorer.calls) == 120
             scores[name].append(found[0].score)
     assert sum(scores["evolution"]) > sum(scores["random"])
@@ -100,11 +90,11 @@ def test_evolution_is_no_worse_than_random_search(tmp_path: Path, no_disk: None,
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_evolution_finds_the_best_of_a_small_space(tmp_path: Path, no_disk: None, seed: int) -> None:
+def test_evolution_finds_the_best_of_a_small_space(seed: int) -> None:
     """Of 729 codes, with 120 evaluations of a separable score."""
     space = DilationSpace("resnet", (1, 1, 2, 2))
-    score, journal = separable(space, seed), Journal(tmp_path / "j.jsonl")
-    found = alternative(evolution, space, 6, FakeScorer(score), journal, 120, seed=seed)
+    score = separable(space, seed)
+    found = alternative(evolution, space, 6, FakeScorer(score), evaluations=120, seed=seed)
     best = max((space.with_code(code) for code in itertools.product(*space.alternatives)), key=score)
     assert found[0].architecture == best
 
@@ -120,56 +110,45 @@ def test_evolution_finds_the_best_of_a_small_space(tmp_path: Path, no_disk: None
     ],
     ids=str,
 )
-def test_a_small_space_is_gone_through(
-    tmp_path: Path, no_disk: None, name: str, space: Space, entry: float, count: int
-) -> None:
+def test_a_small_space_is_gone_through(name: str, space: Space, entry: float, count: int) -> None:
     scorer = FakeScorer()
-    found = alternative(ALTERNATIVES[name], space, entry, scorer, Journal(tmp_path / "j"), 1000, seed=0)
+    found = alternative(ALTERNATIVES[name], space, entry, scorer, evaluations=1000)
     assert len(scorer.calls) == len(set(scorer.calls)) == len(found) == count
     assert found[0].score == max(map(arbitrary, scorer.calls))
 
 
 @pytest.mark.parametrize("space", [STAGES, LARGE], ids=["stages", "many digits"])
-def test_more_evaluations_of_a_random_search_are_more_of_the_same(
-    tmp_path: Path, no_disk: None, space: Space
-) -> None:
-    calls = []
-    for evaluations in (10, 30):
-        scorer, journal = FakeScorer(), Journal(tmp_path / f"{evaluations}.jsonl")
-        alternative(random_search, space, 33, scorer, journal, evaluations, seed=0)
-        calls.append(set(scorer.calls))
-    assert calls[0] < calls[1]
+def test_more_evaluations_of_a_random_search_are_more_of_the_same(space: Space) -> None:
+    few, many = FakeScorer(), FakeScorer()
+    alternative(random_search, space, 33, few, evaluations=10)
+    alternative(random_search, space, 33, many, evaluations=30)
+    assert set(few.calls) < set(many.calls)
 
 
-def test_random_search_draws_uniformly(tmp_path: Path, no_disk: None) -> None:
+def test_random_search_draws_uniformly() -> None:
     """Nine codes, 900 seeds: 100 draws of each, with a standard deviation of 9.4."""
-    journal, drawn = Journal(tmp_path / "j.jsonl"), []
+    drawn = []
     for seed in range(900):
-        (candidate,) = alternative(random_search, SMALL_SPACE, 8, FakeScorer(), journal, 1, seed=seed)
-        drawn.append(candidate.architecture)
-    counts = [drawn.count(architecture) for architecture in set(drawn)]
-    assert len(counts) == 9
+        drawn += alternative(random_search, SMALL_SPACE, 8, FakeScorer(), evaluations=1, seed=seed)
+    counts = Counter(candidate.architecture for candidate in drawn).values()
+    assert len(counts) == 9 and sum(counts) == 900
     assert all(abs(count - 100) < 4 * 9.4 for count in counts)
 
 
-def test_several_budgets_score_every_candidate_once(tmp_path: Path, no_disk: None) -> None:
-    path, scorer = tmp_path / "j.jsonl", FakeScorer()
+def test_several_budgets_score_every_candidate_once() -> None:
+    journal, scorer = in_memory(), FakeScorer()
     for entry in ({"blocks": [16, 0.2]}, {"macs": [40, 0.2]}):  # with many codes in common
-        journal = Journal(path)
-        found = alternative(evolution, STAGES, entry, scorer, journal, 60, seed=0)
-        assert len(found) == 60
-    assert len(scorer.calls) == len(set(scorer.calls)) == len(lines(path))
+        assert len(alternative(evolution, STAGES, entry, scorer, journal, evaluations=60)) == 60
+    assert len(scorer.calls) == len(set(scorer.calls)) == len(journal.records)
 
 
 @ALTERNATIVE
-def test_a_budget_that_no_code_drawn_meets(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scorer, path = FakeScorer(), tmp_path / "j.jsonl"
+def test_a_budget_that_no_code_drawn_meets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = FakeScorer()
 
     def call(entry: object) -> str:
         with pytest.raises(InputError, match=r"SEARCH\.BUDGETS: (61|macs 1 .*): none of ") as caught:
-            alternative(ALTERNATIVES[name], STAGES, entry, scorer, Journal(path), 10, seed=0)
+            alternative(ALTERNATIVES[name], STAGES, entry, scorer, evaluations=10)
         return str(caught.value)
 
     assert "of 10000 codes" in call(61) and "nearest: 58, 59, 60" in call(61)
@@ -177,13 +156,13 @@ def test_a_budget_that_no_code_drawn_meets(
     monkeypatch.setattr("crnas_d2.search.alternatives.DRAWS", 500)  # as if the space were larger
     drawn = re.search(r"none of (\d+) codes", call(61))
     assert drawn is not None and 450 < int(drawn[1]) < 500  # some came twice
-    assert not scorer.calls and not path.exists()
+    assert not scorer.calls
 
 
-def test_evolution_breeds_from_the_best(tmp_path: Path, no_disk: None) -> None:
+def test_evolution_breeds_from_the_best() -> None:
     """All entries of a child are those of the best before it, but for one if it is a mutant."""
     scorer = FakeScorer(separable(DIGITS, 0))
-    alternative(evolution, DIGITS, 16, scorer, Journal(tmp_path / "j.jsonl"), 2 * GENERATION, seed=0)
+    alternative(evolution, DIGITS, 16, scorer, evaluations=2 * GENERATION)
     first, second = scorer.calls[:GENERATION], scorer.calls[GENERATION:]
     parents = sorted(first, key=separable(DIGITS, 0), reverse=True)[:PARENTS]
     columns = [set(values) for values in zip(*(a.dilation_code for a in parents))]

@@ -34,11 +34,9 @@ def config(
 ) -> CfgNode:
     cfg = get_cfg()
     add_crnas_config(cfg)
-    cfg.MODEL.CRNAS.FAMILY = family
-    cfg.MODEL.CRNAS.NUM_GROUPS, cfg.MODEL.CRNAS.WIDTH_PER_GROUP = 2, 32  # as networks.FAMILIES has it
-    cfg.MODEL.CRNAS.WIDTH_MULTIPLIER = float(multiplier)
-    cfg.MODEL.CRNAS.STEM_CHANNELS = stem
-    cfg.MODEL.CRNAS.WIDTHS = list(widths)
+    widths = dict(STEM_CHANNELS=stem, WIDTHS=list(widths), WIDTH_MULTIPLIER=float(multiplier))
+    groups = dict(NUM_GROUPS=2, WIDTH_PER_GROUP=32)  # as networks.FAMILIES has it
+    cfg.MODEL.CRNAS.update(FAMILY=family, **widths, **groups)
     cfg.INPUT.MIN_SIZE_TEST = short_side
     return cfg
 
@@ -55,16 +53,9 @@ def count_macs(network: nn.Module, size: tuple[int, int]) -> int:
 
 
 def ours(architecture: Architecture, stem: int, widths: tuple[int, ...]) -> nn.Module:
+    shape = dict(in_channels=3, stem_channels=stem, widths=widths, norm="BN", out_features=("res5",))
     with torch.device("meta"):
-        return build_network(
-            FAMILIES[architecture.family],
-            architecture,
-            in_channels=3,
-            stem_channels=stem,
-            widths=widths,
-            norm="BN",
-            out_features=("res5",),
-        )
+        return build_network(FAMILIES[architecture.family], architecture, **shape)
 
 
 @pytest.mark.parametrize(

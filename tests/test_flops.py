@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from bench import script
 from conftest import SHARED_DATA
-from detectors import FAMILIES, HEADS, TINY
+from detectors import FAMILIES, HEADS, ROOT, TINY
 from networks import by_hooks
 from torch import nn
 
@@ -28,8 +29,6 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
-ROOT = Path(__file__).resolve().parent.parent
-TOOL = ROOT / "tools" / "flops.py"
 TABLES = SHARED_DATA.parent / "paper" / "tables.json"
 SIZE = (64, 128)  # height, width of the pictures of small networks
 TABLE_1 = [f"{cr}{n}" for n in ("MNV2", "R_18", "R_50", "R_101") for cr in ("", "CR_")]
@@ -40,11 +39,7 @@ SEGMENTATION = [f"COCO-InstanceSegmentation/mask_rcnn_{name}_FPN_1x.yaml" for na
 
 @functools.cache
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("flops_tool", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("tools/flops.py")
 
 
 @functools.cache
@@ -195,8 +190,7 @@ def test_biases_and_batch_norm_are_what_the_conventions_differ_by() -> None:
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 128, bias=False)), 192, 0),
     ):
         channels = getattr(layer, "in_channels", 3)
-        run = lambda layer, images: [layer(images)]  # noqa: E731
-        cost = flops.count_modules(layer.eval(), run, (channels, 8, 8))[""]
+        cost = flops.count_modules(layer.eval(), (channels, 8, 8))[""]
         assert (cost["macs"], cost["flops"] - cost["macs"]) == (macs * 2 * 64, more * 2 * 64), layer
         assert cost["params"] == sum(p.numel() for p in layer.parameters())
 
@@ -236,23 +230,25 @@ def test_a_classifier_at_its_crop() -> None:
     assert found["parts"]["head"]["macs_g"] == 2048 * 1000 / 1e9
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *arguments])
-    runpy.run_path(str(TOOL), run_name="__main__")
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def call(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["flops.py", *arguments])
+        runpy.run_path(str(ROOT / "tools" / "flops.py"), run_name="__main__")
+
+    return call
 
 
-def test_what_the_tool_prints(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_tool_prints(run: Callable[..., None], capsys: Any) -> None:
     files = [str(ROOT / "configs" / name) for name in (DETECTION[2], "BCCD/faster_rcnn_R_50.yaml")]
-    run(monkeypatch, "--json", "--config-file", *files)
+    run("--json", "--config-file", *files)
     paper, own = json.loads(capsys.readouterr().out)
     assert [found["config"] for found in (paper, own)] == files
     assert (paper["paper_flops_g"], own["paper_flops_g"]) == (147.7, None)
     assert own["size"] == [256, 320]
     for cost in ("macs_g", "flops_g", "params_m"):
         assert paper[cost] == pytest.approx(sum(part[cost] for part in paper["parts"].values()))
-    run(monkeypatch, "--blocks", "--config-file", *files)
+    run("--blocks", "--config-file", *files)
     table = capsys.readouterr().out
     assert f"{paper['flops_g']:.2f} |  147.70" in table and "res5.1" in table
 
@@ -267,16 +263,12 @@ def test_what_the_tool_prints(
     ],
 )
 def test_bad_input_is_one_line(
-    changes: str,
-    error: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., None], changes: str, error: str, tmp_path: Path, capsys: Any
 ) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(f"_BASE_: {ROOT / 'configs' / DETECTION[2]}\nMODEL: {{{changes}}}\n")
     with pytest.raises(SystemExit) as left:
-        run(monkeypatch, "--json", "--config-file", str(path))
+        run("--json", "--config-file", str(path))
     printed = capsys.readouterr()
     assert left.value.code == 2 and not printed.out
     assert printed.err.startswith(f"error: MODEL.{error}") and printed.err.count("\n") == 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from detectors import FAMILIES, HEADS, TINY
-from fake_scorer import FakeScorer
+from fake_scorer import FakeScorer, in_memory
 
 from crnas_d2.analysis import latency
 from crnas_d2.analysis.costs import input_size
@@ -36,6 +36,8 @@ OF_A_BLOCK, REST = (0.005, 0.003, 0.002, 0.004), 0.03
 
 class Timer:
     """A detector whose seconds are nearly a sum over its blocks; raises where it is told to."""
+
+    device = "a chip"
 
     def __init__(self, off: float = 0.0, fails_at: int | None = None) -> None:
         self.calls: list[Architecture] = []
@@ -62,13 +64,10 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "out" / "latency.jsonl"
 
 
-def costs_of(timer: Timer, path: Path, *entries: BudgetSpec, device: str = "a chip") -> LatencyCosts:
+def costs_of(timer: Timer, path: Path, *entries: BudgetSpec, space: StageSpace = SPACE) -> LatencyCosts:
     budgets = map(Budget.parse, entries)
     limits = [limit for budget in budgets for limit in budget.limits if limit.cost == "latency"]
-    journal = Journal(path, writes=comm.is_main_process())
-    return LatencyCosts(
-        block_costs, space=SPACE, limits=limits, measure=timer, device=device, journal=journal
-    )
+    return LatencyCosts(block_costs, space, limits, timer, Journal(path, comm.is_main_process()))
 
 
 ENTRIES = [{"latency": [0.12, 0.02]}, {"latency": [0.2, 0.01]}, {"blocks": 16, "latency": [0.1, 0.1]}]
@@ -105,20 +104,15 @@ def test_several_budgets_measure_a_code_once(path: Path) -> None:
 
 
 def test_a_mobilenet_has_entries_that_cost_nothing_to_fit(path: Path) -> None:
-    space = StageSpace("mobilenetv2", FAMILY_DEPTHS["mobilenetv2"])
-    measured = []
+    class Even(Timer):
+        def seconds(self, architecture: Architecture) -> float:
+            return 0.01 * sum(architecture.stage_code)
 
-    def timer(architecture: Architecture) -> float:
-        measured.append(architecture)
-        return 0.01 * sum(architecture.stage_code)
-
-    limits = Budget.parse({"latency": [0.2, 0.01]}).limits
-    costs = LatencyCosts(
-        block_costs, space=space, limits=limits, measure=timer, device="", journal=Journal(path)
-    )
-    found = space.eligible({"latency": [0.2, 0.01]}, costs)
+    space, entry = StageSpace("mobilenetv2", FAMILY_DEPTHS["mobilenetv2"]), {"latency": [0.2, 0.01]}
+    timer = Even()
+    found = space.eligible(entry, costs_of(timer, path, entry, space=space))
     assert found == [code for code in space.codes() if sum(code.stage_code) == 20]
-    assert len(measured) == len(set(measured)) <= 6 + len(found)
+    assert len(timer.calls) == len(set(timer.calls)) <= 6 + len(found)
 
 
 def test_a_budget_of_latency_that_no_code_meets(path: Path) -> None:
@@ -136,12 +130,9 @@ def test_the_journal_has_the_measured_latency(path: Path) -> None:
         found["macs"] = 1.0
         return found
 
-    journal = Journal(path.with_name("journal.jsonl"))
-    nothing = Journal("never written", writes=False)
-    compare = Race("stage", "", FakeScorer(), with_macs, journal, nothing, 0.0)
-    found = stage_search(SPACE, entry, compare, with_macs)
-    assert found
-    for record in journal.records:
+    compare = Race("stage", "", FakeScorer(), with_macs, in_memory(), in_memory(), 0.0)
+    assert stage_search(SPACE, entry, compare, with_macs)
+    for record in compare.journal.records:
         assert record["latency"] == timer.seconds(Architecture.parse(record["architecture"]))
 
 
@@ -202,9 +193,10 @@ def test_stopped_at_any_measurement_and_resumed(path: Path, k: int) -> None:
 
 def test_seconds_of_another_device(path: Path) -> None:
     SPACE.eligible(ENTRIES[1], costs_of(Timer(), path, ENTRIES[1]))
-    before = path.read_bytes()
-    with pytest.raises(InputError, match=r"MODEL.DEVICE: another chip: .* measured on a chip before"):
-        costs_of(Timer(), path, ENTRIES[1], device="another chip")
+    before, timer = path.read_bytes(), Timer()
+    timer.device = "another chip"
+    with pytest.raises(InputError, match=r"MODEL.DEVICE: another chip: allowed is a chip, "):
+        costs_of(timer, path, ENTRIES[1])
     assert path.read_bytes() == before
 
 

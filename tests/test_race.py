@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_scorer import lines, timeless
+from fake_scorer import in_memory, timeless
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.evaluation.matches import bootstrap
@@ -71,37 +72,16 @@ def values_of(
     return {code: images + rng.normal() * spread + rng.normal(size=64) for code in codes}
 
 
-def race(
-    tmp_path: Path,
-    scorer: Means,
-    codes: Sequence[Architecture],
-    keep: int = 1,
-    name: str = "N16",
-    confidence: float = 0.95,
-) -> list:
-    compare = Race(
-        *("stage", name, scorer, costs),
-        journal=Journal(tmp_path / "journal.jsonl"),
-        verdicts=Journal(tmp_path / "race.jsonl"),
-        confidence=confidence,
-        group_size=1,
-    )
-    return compare(codes, keep)
-
-
-@pytest.fixture(autouse=True)
-def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-
-
-def records(path: Path) -> list[dict]:
-    return lines(path) if path.exists() else []
+def race(scorer: Means, folder: Path | None = None, confidence: float = 0.95) -> Race:
+    files = ("journal.jsonl", "race.jsonl")
+    journals = [Journal(folder / file) if folder else in_memory() for file in files]
+    return Race("stage", "N16", scorer, costs, *journals, confidence, group_size=1)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_best_wins_and_few_see_all(tmp_path: Path, seed: int) -> None:
+def test_the_best_wins_and_few_see_all(seed: int) -> None:
     scorer = Means(values_of(CODES, spread=3, seed=seed))
-    found = race(tmp_path, scorer, CODES)
+    found = race(scorer)(CODES, 1)
     means = {code: float(np.mean(values)) for code, values in scorer.values.items()}
     assert found[0].architecture == max(CODES, key=means.__getitem__)
     assert scorer.evaluations < 0.35 * 64 * len(CODES)
@@ -110,10 +90,11 @@ def test_the_best_wins_and_few_see_all(tmp_path: Path, seed: int) -> None:
     )
 
 
-def test_who_was_dropped_and_why(tmp_path: Path) -> None:
+def test_who_was_dropped_and_why() -> None:
     scorer = Means(values_of(CODES, spread=3, seed=0))
-    found = race(tmp_path, scorer, CODES)
-    dropped, finished = records(tmp_path / "race.jsonl"), records(tmp_path / "journal.jsonl")
+    compare = race(scorer)
+    found = compare(CODES, 1)
+    dropped, finished = compare.verdicts.records, compare.journal.records
     assert sorted(r["architecture"] for r in dropped + finished) == sorted(map(str, CODES))
     assert {r["architecture"] for r in finished} == {str(c.architecture) for c in found}
     assert all(r["phase"] == "stage" and r["blocks"] == 16 for r in finished)
@@ -130,38 +111,34 @@ def test_who_was_dropped_and_why(tmp_path: Path) -> None:
     assert len({record["images"] for record in dropped}) > 1
 
 
-def test_equal_candidates_all_stay(tmp_path: Path) -> None:
-    scorer = Means({code: np.arange(64.0) for code in CODES[:9]})
-    assert len(race(tmp_path, scorer, CODES[:9])) == 9
-    assert records(tmp_path / "race.jsonl") == []
+def test_equal_candidates_all_stay() -> None:
+    compare = race(Means({code: np.arange(64.0) for code in CODES[:9]}))
+    assert len(compare(CODES[:9], 1)) == 9
+    assert compare.verdicts.records == []
 
 
-def test_at_least_as_many_stay_as_the_search_keeps(tmp_path: Path) -> None:
+def test_at_least_as_many_stay_as_the_search_keeps() -> None:
     """Three that nobody can reach: with room for five the others stay in, until they lose by places."""
     values = {code: np.full(64, 10.0) for code in CODES[:9]}
     for i, code in enumerate(CODES[:3]):
         values[code] = np.full(64, 50.0 + i)
     for keep, left in ((1, 1), (2, 2), (3, 3), (5, 9)):
-        folder = tmp_path / str(keep)
-        folder.mkdir()
-        found = race(folder, Means(values), CODES[:9], keep)
+        found = race(Means(values))(CODES[:9], keep)
         assert len(found) == left
         assert [c.architecture for c in found[:3]] == CODES[2::-1][:left]
 
 
 @pytest.mark.parametrize(("count", "keep"), [(4, 1), (9, 3), (30, 10)])
-def test_candidates_that_differ_by_chance_alone(tmp_path: Path, count: int, keep: int) -> None:
+def test_candidates_that_differ_by_chance_alone(count: int, keep: int) -> None:
     """Each is behind in most bootstraps, and still so many stay as the search goes on with."""
     lengths = []
     for seed in range(60):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
         scorer = Means(values_of(CODES[:count], spread=0, seed=seed))
-        lengths.append(len(race(folder, scorer, CODES[:count], keep, confidence=0.51)))
+        lengths.append(len(race(scorer, confidence=0.51)(CODES[:count], keep)))
     assert min(lengths) == keep
 
 
-def test_no_object_on_the_first_images_drops_nobody(tmp_path: Path) -> None:
+def test_no_object_on_the_first_images_drops_nobody() -> None:
     values = values_of(CODES, spread=30, seed=0)
     for array in values.values():
         array[:8] = np.nan
@@ -173,38 +150,38 @@ def test_no_object_on_the_first_images_drops_nobody(tmp_path: Path) -> None:
                 seen = self.values[architecture][8 : weights.shape[1]]
                 return weights[:, 8:] @ seen / weights[:, 8:].sum(1)
 
-    race(tmp_path, Blind(values), CODES)
-    assert 8 not in {r["images"] for r in records(tmp_path / "race.jsonl")} != set()
+    compare = race(Blind(values))
+    compare(CODES, 1)
+    assert 8 not in {record["images"] for record in compare.verdicts.records} != set()
 
 
-def test_stopped_anywhere_and_resumed(tmp_path: Path) -> None:
+def test_stopped_anywhere_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # a slow disk
     values = values_of(CODES, spread=3, seed=1)
     whole = Means(values)
-    expected = race(tmp_path, whole, CODES)
+    expected = race(whole, tmp_path)(CODES, 1)
     for k in random.Random(0).sample(range(len(whole.calls)), 12):
-        folder = tmp_path / str(k)
-        folder.mkdir()
-        scorer = Means(values, fails_at=k)
+        folder, scorer = tmp_path / str(k), Means(values, fails_at=k)
         with pytest.raises(KeyboardInterrupt):
-            race(folder, scorer, CODES)
+            race(scorer, folder)(CODES, 1)
         scorer.fails_at = None
-        assert race(folder, scorer, CODES) == expected
+        assert race(scorer, folder)(CODES, 1) == expected
         assert scorer.calls == whole.calls
         for name in ("journal.jsonl", "race.jsonl"):
             assert timeless(folder / name) == timeless(tmp_path / name)
 
 
-def test_races_for_two_budgets_share_what_was_seen(tmp_path: Path) -> None:
+def test_races_for_two_budgets_share_what_was_seen() -> None:
     scorer = Means(values_of(CODES, spread=3, seed=0))
-    first = race(tmp_path, scorer, CODES, name="N16")
-    second = race(tmp_path, scorer, CODES[::2], name="macs=1")
+    compare = race(scorer)
+    first = compare(CODES, 1)
+    second = dataclasses.replace(compare, name="macs=1")(CODES[::2], 1)
     assert {c.architecture for c in second} <= set(CODES[::2])
     assert len(scorer.calls) == len(set(scorer.calls))
-    again = race(tmp_path, scorer, CODES, name="N16")
-    assert again == first
+    assert compare(CODES, 1) == first
 
 
-def test_greedy_search_by_races(tmp_path: Path) -> None:
+def test_greedy_search_by_races() -> None:
     space = DilationSpace("resnet", (1, 1, 2, 1))
     worth = np.random.default_rng(0).normal(size=(5, 3)) * 5
     images = np.random.default_rng(1).uniform(20, 60, 64)
@@ -215,13 +192,7 @@ def test_greedy_search_by_races(tmp_path: Path) -> None:
             return weights @ (images[: weights.shape[1]] + total) / weights.sum(1)
 
     scorer = Sums({})
-    compare = Race(
-        *("dilation", "N5", scorer, costs),
-        journal=Journal(tmp_path / "journal.jsonl"),
-        verdicts=Journal(tmp_path / "race.jsonl"),
-        confidence=0.95,
-    )
-    found = greedy_search(space, compare)
+    found = greedy_search(space, race(scorer))
     assert found[0].architecture.dilation_code == tuple(worth.argmax(1))
     assert scorer.evaluations < 0.7 * 64 * (3 + 4 * 9)
 

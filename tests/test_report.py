@@ -24,7 +24,7 @@ class Tables(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: Any) -> None:
         self._open.append(tag)
-        if tag == "table":
+        if tag == "h3":
             self.found.append(("", []))
         if tag == "tr":
             self.found[-1][1].append([])
@@ -35,10 +35,10 @@ class Tables(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-        if "caption" in self._open:
+        if "h3" in self._open:
             self.found[-1] = (data, self.found[-1][1])
         if self._open and self._open[-1] in ("td", "th"):
-            self.found[-1][1][-1].append(data)
+            self.found[-1][1][-1].append(data.strip())  # padded by tabulate
 
 
 def tables(folder: Path) -> Tables:

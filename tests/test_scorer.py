@@ -261,9 +261,9 @@ def test_a_search_whose_scores_mean_nothing_stops(
     tmp_path: Path, found: list[float], message: str | None
 ) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
-    journal.add({"phase": "dilation", "architecture": "another phase's", "score": 1.0})
+    journal.add("dilation", "another phase's", 1.0)
     for number, score in enumerate(found):
-        journal.add({"phase": "stage", "architecture": str(number), "score": score})
+        journal.add("stage", str(number), score)
     if message is None:
         check_told_apart(journal.records, "stage")
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from fake_scorer import (
     arbitrary,
     costs,
     greedy,
+    in_memory,
     lines,
     stages,
     timeless,
@@ -27,6 +27,8 @@ from crnas_d2.search.alternatives import evolution, random_search
 from crnas_d2.search.journal import Candidate, Journal, ranked
 from crnas_d2.search.race import Group, grouped
 from crnas_d2.space import FAMILY_DEPTHS, RESNET_DEPTHS, DilationSpace, StageSpace
+
+SPACE = StageSpace("resnet", RESNET_DEPTHS)
 
 # ---- the order of candidates -----------------------------------------------------------------------
 
@@ -55,13 +57,9 @@ RESNETS = [family for family in FAMILY_STAGES if FAMILY_DEPTHS[family] == RESNET
 
 @pytest.mark.parametrize(("budget", "count"), [(8, 9), (16, 153), (33, 374)])
 @pytest.mark.parametrize("family", RESNETS)
-def test_stage_search_visits_exactly_the_eligible_codes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, budget: int, count: int
-) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # a slow disk
+def test_stage_search_visits_exactly_the_eligible_codes(family: str, budget: int, count: int) -> None:
     scorer = FakeScorer()
-    space = StageSpace(family, RESNET_DEPTHS)
-    found = stages(space, budget, scorer, Journal(tmp_path / "journal.jsonl"))
+    found = stages(StageSpace(family, RESNET_DEPTHS), budget, scorer)
     assert len(scorer.calls) == len(set(scorer.calls)) == count
     t1, t2, t3, t4 = RESNET_DEPTHS
     assert {code.stage_code for code in scorer.calls} == {
@@ -73,27 +71,23 @@ def test_stage_search_visits_exactly_the_eligible_codes(
     assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
 
 
-def test_stage_search_with_equal_scores_takes_the_cheapest(tmp_path: Path) -> None:
-    space = StageSpace("resnet", RESNET_DEPTHS)
-    journal = Journal(tmp_path / "journal.jsonl")
-    found = stages(space, 8, FakeScorer(lambda _: 40.0), journal)
-    codes = space.eligible(8)
-    assert found[0].architecture == min(codes, key=lambda a: (costs(a)["macs"], str(a)))
+def test_stage_search_with_equal_scores_takes_the_cheapest() -> None:
+    found = stages(SPACE, 8, FakeScorer(lambda _: 40.0))
+    assert found[0].architecture == min(SPACE.eligible(8), key=lambda a: (costs(a)["macs"], str(a)))
 
 
-def test_one_journal_serves_several_budgets(tmp_path: Path) -> None:
-    space = StageSpace("resnet", RESNET_DEPTHS)
-    scorer, journal = FakeScorer(), Journal(tmp_path / "journal.jsonl")
+def test_one_journal_serves_several_budgets() -> None:
+    scorer, journal = FakeScorer(), in_memory()
     for budget in (7, 8, 7):
-        found = stages(space, budget, scorer, journal)
+        found = stages(SPACE, budget, scorer, journal)
         assert {sum(c.architecture.stage_code) for c in found} == {budget}
     assert len(scorer.calls) == len(set(scorer.calls)) == 4 + 9
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 32, 1000])
 def test_groups_are_neighbours_that_share_their_first_depth(size: int) -> None:
-    codes = StageSpace("resnet", RESNET_DEPTHS).eligible(16)
-    groups = grouped(codes, size)
+    codes = SPACE.eligible(16)
+    groups = list(grouped(codes, size))
     assert [code for group in groups for code in group] == codes
     assert max(map(len, groups)) <= size
     assert all(len({code.stage_code[0] for code in group}) == 1 for group in groups)
@@ -101,9 +95,9 @@ def test_groups_are_neighbours_that_share_their_first_depth(size: int) -> None:
         assert len(groups) == 10
     # MobileNetV2's first two entries are the same everywhere; of one stage code all share everything.
     codes = StageSpace("mobilenetv2", FAMILY_DEPTHS["mobilenetv2"]).eligible(16)
-    assert len(grouped(codes, 1000)) == len({code.stage_code[2] for code in codes})
+    assert len(list(grouped(codes, 1000))) == len({code.stage_code[2] for code in codes})
     space = DilationSpace("resnet", (1, 1, 2, 4))
-    assert len(grouped(space.extensions(space.root), 1000)) == 1
+    assert len(list(grouped(space.extensions(space.root), 1000))) == 1
 
 
 @pytest.mark.parametrize("kind", ["stage", "greedy", "evolution", "random"])
@@ -111,15 +105,13 @@ def test_the_size_of_a_group_changes_nothing_but_when_lines_are_written(
     tmp_path: Path, kind: str
 ) -> None:
     def search(name: str, size: int) -> list[Candidate]:
-        journal, scorer = Journal(tmp_path / f"{name}.jsonl"), FakeScorer()
+        given = FakeScorer(), Journal(tmp_path / f"{name}.jsonl")
         if kind == "stage":
-            return stages(SMALL_SPACE, 8, scorer, journal, group_size=size)
+            return stages(SMALL_SPACE, 8, *given, group_size=size)
         if kind == "greedy":
-            space = DilationSpace("resnet", (1, 1, 2, 1))
-            return greedy(space, scorer, journal, group_size=size)
+            return greedy(DilationSpace("resnet", (1, 1, 2, 1)), *given, group_size=size)
         search = {"evolution": evolution, "random": random_search}[kind]
-        space = StageSpace("resnet", RESNET_DEPTHS)
-        return alternative(search, space, 16, scorer, journal, 30, seed=0, group_size=size)
+        return alternative(search, SPACE, 16, *given, evaluations=30, group_size=size)
 
     assert search("one", 1) == search("four", 4) == search("all", 1000)
     for name in ("four", "all"):
@@ -144,15 +136,14 @@ def test_a_group_is_journalled_before_the_next_one_detects(tmp_path: Path) -> No
     assert before == 9
 
 
-def test_what_has_matches_is_not_detected_again(tmp_path: Path) -> None:
+def test_what_has_matches_is_not_detected_again() -> None:
     """A group killed between its detections and the journal: the others of it are detected."""
-    scorer = FakeScorer()
+    scorer, journal = FakeScorer(), in_memory()
     codes = SMALL_SPACE.eligible(8)
     scorer.detect([codes[0], codes[2]], 0)
-    stages(SMALL_SPACE, 8, scorer, Journal(tmp_path / "journal.jsonl"), group_size=4)
+    stages(SMALL_SPACE, 8, scorer, journal, group_size=4)
     assert sorted(map(str, scorer.calls)) == sorted(map(str, codes))
-    order = [line["architecture"] for line in lines(tmp_path / "journal.jsonl")]
-    assert order == list(map(str, codes))
+    assert [record["architecture"] for record in journal.records] == list(map(str, codes))
 
 
 # ---- greedy search ---------------------------------------------------------------------------------
@@ -164,10 +155,9 @@ CODES_OF_FAMILIES.append(("mobilenetv2", (1, 1, 2, 2, 3, 4, 4, 1, 1, 1)))
 
 @pytest.mark.parametrize(("family", "stages"), CODES_OF_FAMILIES, ids=str)
 def test_greedy_search_finds_the_optimum_of_a_separable_score(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, stages: tuple[int, ...]
+    family: str, stages: tuple[int, ...]
 ) -> None:
     """What a block adds depends on its own digit alone, so each block's best digit is the answer."""
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # a slow disk
     space = DilationSpace(family, stages)
     blocks = space.choices
     for seed in range(5):
@@ -181,8 +171,7 @@ def test_greedy_search_finds_the_optimum_of_a_separable_score(
             return sum(row[digit] for row, digit in zip(table, partial.dilation_code))
 
         scorer = FakeScorer(separable)
-        found = greedy(space, scorer, Journal(tmp_path / f"{seed}.jsonl"))
-        best = found[0]
+        best = greedy(space, scorer)[0]
         assert best.architecture.dilation_code == tuple(row.index(max(row)) for row in table)
         assert best.architecture in space and best.architecture.is_complete
         assert best.score == sum(map(max, table))
@@ -195,10 +184,9 @@ def test_greedy_search_finds_the_optimum_of_a_separable_score(
 @pytest.mark.parametrize(
     ("top_k", "evaluations"), [(1, 3 + 3 * 7), (2, 3 + 6 * 7), (9, 3 + 9 + 27 * 6)]
 )
-def test_greedy_search_keeps_the_best_k(tmp_path: Path, top_k: int, evaluations: int) -> None:
+def test_greedy_search_keeps_the_best_k(top_k: int, evaluations: int) -> None:
     scorer = FakeScorer()
-    space = DilationSpace("resnet", (1, 3, 2, 2))
-    greedy(space, scorer, Journal(tmp_path / "journal.jsonl"), top_k)
+    greedy(DilationSpace("resnet", (1, 3, 2, 2)), scorer, top_k=top_k)
     assert len(scorer.calls) == evaluations
     for length in range(2, 9):
         before = [a for a in scorer.calls if len(a.dilation_code) == length - 1]
@@ -207,7 +195,7 @@ def test_greedy_search_keeps_the_best_k(tmp_path: Path, top_k: int, evaluations:
         assert parents == {a.dilation_code for a in kept}
 
 
-def test_greedy_search_gets_past_a_trap_that_the_best_prefix_falls_into(tmp_path: Path) -> None:
+def test_greedy_search_gets_past_a_trap_that_the_best_prefix_falls_into() -> None:
     """The second best first digit leads to the best whole code: keeping three finds it."""
 
     def trap(partial: Architecture) -> float:
@@ -215,27 +203,24 @@ def test_greedy_search_gets_past_a_trap_that_the_best_prefix_falls_into(tmp_path
         return {0: 2.0, 1: 1.0, 2: 0.0}[code[0]] + 10.0 * (code[:2] == (1, 2))
 
     space = DilationSpace("resnet", (1, 1, 1, 1))
-    three = greedy(space, FakeScorer(trap), Journal(tmp_path / "3.jsonl"), 3)
-    one = greedy(space, FakeScorer(trap), Journal(tmp_path / "1.jsonl"), 1)
-    assert three[0].architecture.dilation_code[:2] == (1, 2)
-    assert one[0].architecture.dilation_code[0] == 0
+    three, one = (greedy(space, FakeScorer(trap), top_k=top_k)[0] for top_k in (3, 1))
+    assert three.architecture.dilation_code[:2] == (1, 2)
+    assert one.architecture.dilation_code[0] == 0
 
 
-def test_greedy_search_with_equal_scores_has_one_answer(tmp_path: Path) -> None:
-    space = DilationSpace("resnet", (1, 3, 2, 2))
-    journal = Journal(tmp_path / "journal.jsonl")
-    found = greedy(space, FakeScorer(lambda _: 40.0), journal)
+def test_greedy_search_with_equal_scores_has_one_answer() -> None:
+    found = greedy(DilationSpace("resnet", (1, 3, 2, 2)), FakeScorer(lambda _: 40.0))
     assert not any(found[0].architecture.dilation_code)
 
 
-def test_progress_sees_every_candidate(tmp_path: Path) -> None:
+def test_progress_sees_every_candidate() -> None:
     seen: list[list[Architecture]] = []
 
     def progress(architectures: Sequence[Architecture]) -> Any:
         seen.append(list(architectures))
         return nullcontext(architectures)
 
-    space, scorer = DilationSpace("resnet", (1, 1, 2, 1)), FakeScorer()
-    greedy(space, scorer, Journal(tmp_path / "j.jsonl"), progress=progress)
+    scorer = FakeScorer()
+    greedy(DilationSpace("resnet", (1, 1, 2, 1)), scorer, progress=progress)
     assert [a for step in seen for a in step] == scorer.calls
     assert [len(step) for step in seen] == [3, 9, 9, 9, 9]

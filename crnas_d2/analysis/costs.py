@@ -1,7 +1,6 @@
 """Costs of an architecture: multiply-accumulates and parameters of its backbone.
 
-Counted on a network with two blocks in a chain, then added up: every later block of a chain costs what
-the second one does, whatever its dilation.
+Every block of a chain from the second on costs the same, whatever its rate: one network is counted.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ STRIDE = 32  # of the backbone's last stage
 
 
 def input_size(cfg: CfgNode) -> tuple[int, int]:
-    """(height, width) in pixels, multiples of 32, at which costs are counted.
+    """(height, width) at which costs are counted, in pixels, multiples of 32.
 
-    An image of the paper's proportions, resized as INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST say.
+    It is an image of the paper's proportions, resized as INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST say.
     """
     short = cfg.INPUT.MIN_SIZE_TEST or 800  # 0: images are not resized
     shrink = min(1.0, cfg.INPUT.MAX_SIZE_TEST / (short * ASPECT))
@@ -38,10 +37,7 @@ def input_size(cfg: CfgNode) -> tuple[int, int]:
 
 
 def backbone_costs(cfg: CfgNode) -> Costs:
-    """A function from an architecture of the config's family and widths to its costs:
-
-    ``blocks`` (weighted, as in a budget), ``macs`` (at ``input_size``) and ``params``.
-    """
+    """A function from architectures to ``blocks`` (weighted), ``macs`` (at input_size), ``params``."""
     cfg = cfg.clone()
     cfg.defrost()
     node = cfg.MODEL.CRNAS
@@ -52,9 +48,7 @@ def backbone_costs(cfg: CfgNode) -> Costs:
     channels, family = len(cfg.MODEL.PIXEL_MEAN), family_of(cfg)
     with torch.device("meta"):
         backbone = build_crnas_bottom_up(cfg, ShapeSpec(channels=channels), tuple(family.stages))
-    backbone = backbone.to_empty(device="cpu").eval()
-    shape = (channels, *input_size(cfg))
-    counts = count_modules(backbone, lambda network, images: network(images).values(), shape)
+    counts = count_modules(backbone.to_empty(device="cpu").eval(), (channels, *input_size(cfg)))
     last = {}  # the last block of each chain, by the chain's position in the stage code
     for stage, entries in family.stages.items():
         ends = itertools.accumulate(node.STAGE_CODE[entry.position] for entry in entries)

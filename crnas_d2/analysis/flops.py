@@ -5,17 +5,15 @@
 
 The second is what the paper counts, as far as its figures tell (all 14 rows of Tables 1 and 3 within
 0.3 %). In both a transposed convolution counts as a dense convolution over its output pixels, and
-ROIAlign is left out, as in Table 1. fvcore traces a network that runs: here on a batch of no images, so
-that tensors have their full height and width, and nothing is computed.
+ROIAlign is left out. fvcore traces networks that run: here on a batch of no images, at no cost.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,10 +23,8 @@ from torch import nn
 
 # What the heads of a two-stage detector are given. The paper does not say; these give its figures.
 PROPOSALS, DETECTIONS = 2000, 100
-OF_BATCH_NORM = 4  # operations an element, in the paper's convention
 
 Cost = Counter[str]  # macs, flops, params
-Run = Callable[[Any, torch.Tensor], Iterable[torch.Tensor]]
 
 
 def _cost(outputs: list[Any], macs: int, more: int) -> Cost:
@@ -47,68 +43,60 @@ def _convolution(inputs: list[Any], outputs: list[Any]) -> Cost:
 HANDLES = {  # of (inputs, outputs) in the trace; the third input of a layer is its bias
     "aten::_convolution": _convolution,
     "aten::linear": lambda i, o: _cost(o, get_shape(i[1])[1], i[2].isCompleteTensor()),
-    "aten::batch_norm": lambda _, o: _cost(o, 0, OF_BATCH_NORM),
+    "aten::batch_norm": lambda _, o: _cost(o, 0, 4),
 }
 
 
-class _Traced(nn.Module):
-    """The form that fvcore takes: a tensor to a tuple of tensors."""
+class _Parts(nn.Module):
+    """The backbone and all heads of a model; regions are as large as ROIAlign makes them."""
 
-    def __init__(self, network: nn.Module, run: Run) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.network, self._run = network, run
+        self.model = model
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(self._run(self.network, images))
+    def forward(self, images: torch.Tensor) -> list[Any]:
+        model, features = self.model, self.model.backbone(images)
+        if hasattr(model, "fc"):  # a classifier
+            return [features, model.fc(features[model.in_feature].mean(dim=(2, 3)))]
+        if hasattr(model, "head"):  # RetinaNet
+            return [features, model.head([features[name] for name in model.head_in_features])]
+        rpn, heads = model.proposal_generator, model.roi_heads
+        outputs = [features, rpn.rpn_head([features[name] for name in rpn.in_features])]
+        channels = features[heads.box_in_features[0]].shape[1]
+        regions = images.new_zeros(0, channels, *heads.box_pooler.output_size)
+        pairs: Iterable[Any] = [(heads.box_head, heads.box_predictor)]
+        if isinstance(heads.box_head, nn.ModuleList):  # a cascade
+            pairs = zip(heads.box_head, heads.box_predictor)
+        outputs += [predict(head(regions)) for head, predict in pairs]
+        if heads.mask_on:
+            regions = images.new_zeros(0, channels, *heads.mask_pooler.output_size)
+            outputs.append(heads.mask_head.layers(regions))
+        return outputs
 
 
-def count_modules(network: nn.Module, run: Run, shape: tuple[int, int, int]) -> dict[str, Cost]:
-    """The cost of every module, and of all inside it, for one image; by its name, "" for all.
+def count_modules(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Cost]:
+    """By name, the cost of every module and all inside it for one image of ``shape`` (C, H, W).
 
-    Args:
-        network: on the CPU, in eval mode; its weights do not matter.
-        run: what is counted: (network, images (0, C, H, W)) to output tensors.
+    ``network`` is on the CPU, in eval mode; its weights do not matter.
     """
-    counter = FlopCountAnalysis(_Traced(network, run), torch.zeros(0, *shape))
+    counter = FlopCountAnalysis(network, torch.zeros(0, *shape))
     counter.clear_op_handles().set_op_handle(**HANDLES)
     counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     with torch.no_grad():
         ops = counter.by_module_and_operator()
     params = {name: sum(p.numel() for p in m.parameters()) for name, m in network.named_modules()}
-    return {name: ops[f"network.{name}".rstrip(".")] + Counter(params=n) for name, n in params.items()}
+    return {name: ops[name] + Counter(params=n) for name, n in params.items()}
 
 
 def count(model: Any, size: tuple[int, int]) -> dict[str, Cost]:
-    """The cost of every module, in box and mask heads for one region.
+    """As ``count_modules``, of a two-stage detector, RetinaNet or ImageClassifier over a fixed network.
 
-    Args:
-        model: on the CPU, in eval mode: GeneralizedRCNN with StandardROIHeads or CascadeROIHeads,
-            RetinaNet, or ImageClassifier, over a fixed network.
-        size: (height, width) of the image in pixels; padded as the network pads it.
+    Box and mask heads: for one region. ``size``: (height, width) in pixels, before the network pads.
     """
     divisor = max(model.backbone.size_divisibility, 1)
     height, width = (divisor * math.ceil(side / divisor) for side in size)
-    return count_modules(model, _run_parts, (len(model.pixel_mean), height, width))
-
-
-def _run_parts(model: Any, images: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The backbone and all heads; regions are as large as ROIAlign makes them."""
-    features = model.backbone(images)
-    yield from features.values()
-    if hasattr(model, "fc"):  # a classifier
-        yield model.fc(features[model.in_feature].mean(dim=(2, 3)))
-    elif hasattr(model, "head"):  # RetinaNet
-        yield from itertools.chain(*model.head([features[name] for name in model.head_in_features]))
-    else:
-        rpn, heads = model.proposal_generator, model.roi_heads
-        yield from itertools.chain(*rpn.rpn_head([features[name] for name in rpn.in_features]))
-        channels = features[heads.box_in_features[0]].shape[1]
-        box, predictor = heads.box_head, heads.box_predictor
-        cascade = isinstance(box, nn.ModuleList)
-        for head, predict in zip(box, predictor) if cascade else [(box, predictor)]:
-            yield from predict(head(images.new_zeros(0, channels, *heads.box_pooler.output_size)))
-        if heads.mask_on:
-            yield heads.mask_head.layers(images.new_zeros(0, channels, *heads.mask_pooler.output_size))
+    costs = count_modules(_Parts(model), (len(model.pixel_mean), height, width))
+    return {name.removeprefix("model."): cost for name, cost in costs.items()}
 
 
 def parts(costs: Mapping[str, Cost]) -> dict[str, Cost]:

@@ -1,21 +1,20 @@
 """Latency: seconds that the whole detector takes for one image on the present device.
 
-The detector that will be trained is measured with random weights, from an image in memory to instances.
-The heads get the same random features whichever network is measured, since how long they take depends
-on what they find: as many proposals as a trained network, but more or fewer detections.
+The detector that will be trained is measured with random weights, from an image in memory to instances;
+its heads get the same random features from every network, as their time depends on what they find.
 
-A stage space is too large to measure. Latency is fitted as a constant and an amount for each block of
-each stage; undilated codes are measured where the fit is near a budget, dilated ones always.
+A stage space is too large to measure: undilated codes are measured where a fit (a constant and an
+amount for a block of each stage) is near a budget; dilated ones always.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import operator
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +42,7 @@ class Stopwatch:
         self._cfg = cfg.clone()
         self._cfg.defrost()
         device = torch.device(cfg.MODEL.DEVICE)
-        self._on_gpu = device.type == "cuda"
-        self.device = torch.cuda.get_device_name(device) if self._on_gpu else device.type
+        self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         self._features: dict[str, torch.Tensor] = {}
 
     @functools.cached_property
@@ -71,77 +69,64 @@ class Stopwatch:
             for _ in range(WARM_UP + REPEATS):
                 start = time.perf_counter()
                 self._detector([{"image": image}])
-                if self._on_gpu:
+                if "cuda" in cfg.MODEL.DEVICE:
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
         return statistics.median(seconds[WARM_UP:])
 
 
-class _WithLatency(dict[str, float]):
-    """Costs whose latency is found out when it is looked up."""
-
-    find: Callable[[], float]
-
-    def __missing__(self, name: str) -> float:
-        return {"latency": self.find}[name]()
-
-
 @dataclass(eq=False)
 class LatencyCosts:
-    """Costs with ``latency`` in seconds: see the module. All ranks call it alike; rank 0 measures.
+    """Costs with ``latency`` in seconds. All ranks call it alike; rank 0 measures.
 
-    Raises:
-        InputError: the journal is of another device.
+    Raises InputError: the journal is of another device.
     """
 
     costs: Costs  # the other ones
     space: StageSpace
     limits: Sequence[Limit]  # of latency, of all budgets
-    measure: Callable[[Architecture], float]  # seconds
-    device: str  # that it measures on; rank 0's counts
+    stopwatch: Stopwatch
     journal: Journal  # what was measured, as ``score``: a resumed search sees the same seconds
 
     def __post_init__(self) -> None:
-        self.device = comm.all_gather(self.device)[0]
-        for record in self.journal.records:
-            if record.get("device") != self.device:
+        self._device = comm.all_gather(self.stopwatch.device)[0]
+        for device in (record.get("device") for record in self.journal.records):
+            if device != self._device:
                 raise InputError(
-                    f"MODEL.DEVICE: {self.device}: latency was measured on {record.get('device')} "
-                    "before; --resume continues on the same device only"
+                    f"MODEL.DEVICE: {self._device}: allowed is {device}, where latency was measured"
                 )
 
     def __call__(self, architecture: Architecture) -> dict[str, float]:
-        """The costs; ``latency`` can be looked up, and is among the keys once it is measured."""
-        found = _WithLatency(self.costs(architecture))
-        found.find = functools.partial(self._latency, architecture)
-        if (known := self.journal.score(PHASE, str(architecture))) is not None:
+        """The costs; ``latency`` is a key if it has been measured, or else found when looked up."""
+        find = functools.partial(self._latency, architecture)
+        found = defaultdict(find, self.costs(architecture))  # no other cost is missing
+        if (known := self.journal.score(PHASE, architecture)) is not None:
             found["latency"] = known
         return found
 
     def _latency(self, architecture: Architecture) -> float:
-        if not any(architecture.dilation_code):
-            constant, of_a_block = self._fit
-            fitted = constant + sum(map(operator.mul, architecture.stage_code, of_a_block))
-            if not any(limit.allows(fitted, times=NEAR) for limit in self.limits):
-                return fitted
-        return self._measured(architecture)
+        if any(architecture.dilation_code):
+            return self._measured(architecture)
+        constant, of_a_block = self._fit
+        fitted = constant + sum(n * each for n, each in zip(architecture.stage_code, of_a_block))
+        is_near = any(limit.allows(fitted, times=NEAR) for limit in self.limits)
+        return self._measured(architecture) if is_near else fitted
 
     @functools.cached_property
     def _fit(self) -> tuple[float, list[float]]:
-        """From the smallest code, and those with one stage as deep as it may be."""
-        smallest, of_a_block = [min(depths) for depths in self.space.depths], []
-        least = self._measured(self.space.with_code(smallest))
+        """A constant, and seconds a block of each stage, from codes with one stage at its deepest."""
+        smallest, of_a_block = [depths[0] for depths in self.space.depths], []
+        constant = seconds = self._measured(self.space.with_code(smallest))
         for i, depths in enumerate(self.space.depths):
-            deep = [*smallest[:i], max(depths), *smallest[i + 1 :]]
-            longer = self._measured(self.space.with_code(deep)) - least
-            of_a_block.append(longer / max(1, max(depths) - smallest[i]))
-        return least - sum(map(operator.mul, smallest, of_a_block)), of_a_block
+            deep = self.space.with_code([*smallest[:i], depths[-1], *smallest[i + 1 :]])
+            of_a_block.append((self._measured(deep) - seconds) / max(1, depths[-1] - depths[0]))
+            constant -= depths[0] * of_a_block[i]
+        return constant, of_a_block
 
     def _measured(self, architecture: Architecture) -> float:
-        if (known := self.journal.score(PHASE, str(architecture))) is not None:
+        if (known := self.journal.score(PHASE, architecture)) is not None:
             return known
-        seconds = comm.all_gather(self.measure(architecture) if comm.is_main_process() else 0.0)[0]
+        seconds = comm.all_gather(self.stopwatch(architecture) if comm.is_main_process() else 0.0)[0]
         logging.getLogger(__name__).info("%s: %.4g s an image", architecture, seconds)
-        record = {"phase": PHASE, "architecture": str(architecture), "score": seconds}
-        self.journal.add({**record, "device": self.device})
+        self.journal.add(PHASE, architecture, seconds, device=self._device)
         return seconds

@@ -106,17 +106,10 @@ def _costs(plan: Plan) -> Costs:
     limits = [limit for budget in plan.budgets for limit in budget.limits if limit.cost == "latency"]
     if not limits:
         return costs
-    stopwatch = Stopwatch(plan.networks[0])
     journal = Journal(plan.folder / LATENCIES, writes=comm.is_main_process())
     comm.synchronize()  # every rank has read it before rank 0 writes to it
-    return LatencyCosts(
-        costs,
-        space=stage_space_of(plan.cfg),
-        limits=limits,
-        measure=stopwatch,
-        device=stopwatch.device,
-        journal=journal,
-    )
+    stopwatch = Stopwatch(plan.networks[0])
+    return LatencyCosts(costs, stage_space_of(plan.cfg), limits, stopwatch, journal)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,14 @@
-"""Alternatives to stage.py and greedy.py, for spaces too large for them.
-
-random_search scores different eligible architectures, drawn uniformly; evolution starts with those and
-mutates and crosses the best so far. Their course is a function of the seed and the scores.
-"""
+"""Random search and evolution, for large spaces: functions of the seed and the scores."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.budget import Budget, BudgetSpec, Costs
+from crnas_d2.budget import Budget, Costs
 from crnas_d2.search.journal import Candidate, ranked
 from crnas_d2.search.race import Compare
 from crnas_d2.seeding import derive_seed
@@ -22,54 +18,44 @@ DRAWS = 100_000  # codes that are tried, at most; a space that is no larger is e
 GENERATION = 10  # candidates scored before the next parents are chosen
 PARENTS = 5  # the best so far
 TRIES = 200  # for a child that is new and meets the budget; then a random candidate takes its place
-
-Code = tuple[int, ...]
+Codes = Sequence[Sequence[int]]
 
 
 def random_search(
-    space: Space, budget: BudgetSpec, compare: Compare, costs: Costs, evaluations: int, seed: int
+    space: Space, budget: Budget, compare: Compare, costs: Costs, evaluations: int, seed: int
 ) -> list[Candidate]:
-    """The drawn candidates, best first: ``evaluations`` (at least 1), or fewer if no more are eligible.
-
-    More evaluations with the same seed score the same candidates and others.
-
-    Raises:
-        InputError: no code meets the budget.
-    """
+    """The first ``eligible_draws``, ``evaluations`` of them (at least 1) if there are, best first."""
     drawn = itertools.islice(eligible_draws(space, budget, costs, seed), evaluations)
     return compare(sorted(drawn, key=space.code_of), 1)  # neighbours share most
 
 
 def evolution(
-    space: Space, budget: BudgetSpec, compare: Compare, costs: Costs, evaluations: int, seed: int
+    space: Space, budget: Budget, compare: Compare, costs: Costs, evaluations: int, seed: int
 ) -> list[Candidate]:
-    """The candidates of all generations, best first; arguments and errors as of random_search.
-
-    The first generation is that of a random search with this seed.
-    """
-    budget = Budget.parse(budget)
+    """As ``random_search``, with which it starts; then it mutates and crosses the best so far."""
     rng = random.Random(derive_seed(seed, "evolution"))
     newcomers = eligible_draws(space, budget, costs, seed)
     generation = list(itertools.islice(newcomers, min(GENERATION, evaluations)))
     found: list[Candidate] = []
     seen = set(generation)
     while generation:
-        found += compare(sorted(generation, key=space.code_of), PARENTS)
-        best = [space.code_of(candidate.architecture) for candidate in ranked(found)[:PARENTS]]
+        found = ranked(found + compare(sorted(generation, key=space.code_of), PARENTS))
+        best = [space.code_of(candidate.architecture) for candidate in found[:PARENTS]]
         generation = []
         for number in range(min(GENERATION, evaluations - len(seen))):
             bred = _mutants(space, best, rng) if number % 2 else _crossings(space, best, rng)
-            within = (a for a in bred if a not in seen and budget.meets(costs(a)))
-            new = (a for a in newcomers if a not in seen)
-            for child in itertools.islice(itertools.chain(within, new), 1):
+            eligible = (a for a in bred if budget.meets(costs(a)))
+            children = itertools.chain(eligible, newcomers)
+            child = next((a for a in children if a not in seen), None)
+            if child is not None:
                 seen.add(child)
                 generation.append(child)
-    return ranked(found)
+    return found
 
 
-def eligible_draws(space: Space, budget: BudgetSpec, costs: Costs, seed: int) -> Iterator[Architecture]:
+def eligible_draws(space: Space, budget: Budget, costs: Costs, seed: int) -> Iterator[Architecture]:
     """Different architectures that meet the budget, uniformly; an InputError if there is none."""
-    budget, found = Budget.parse(budget), False
+    found = False
     for architecture in _drawn(space, seed):
         if budget.meets(costs(architecture)):
             found = True
@@ -81,20 +67,18 @@ def eligible_draws(space: Space, budget: BudgetSpec, costs: Costs, seed: int) ->
 def _drawn(space: Space, seed: int) -> Iterator[Architecture]:
     """Different architectures in random order: all there are, or those of ``DRAWS`` draws."""
     rng, alternatives = random.Random(derive_seed(seed, "random search")), space.alternatives
+    codes: Iterable[tuple[int, ...]] = (tuple(map(rng.choice, alternatives)) for _ in range(DRAWS))
     if math.prod(map(len, alternatives)) <= DRAWS:
         codes = list(itertools.product(*alternatives))
         rng.shuffle(codes)
-        yield from map(space.with_code, codes)
-        return
     seen = set()
-    for _ in range(DRAWS):
-        code = tuple(map(rng.choice, alternatives))
+    for code in codes:
         if code not in seen:
             seen.add(code)
             yield space.with_code(code)
 
 
-def _mutants(space: Space, parents: list[Code], rng: random.Random) -> Iterator[Architecture]:
+def _mutants(space: Space, parents: Codes, rng: random.Random) -> Iterator[Architecture]:
     """A parent with one entry changed, then with more: one depth alone changes the number of blocks."""
     alternatives = space.alternatives
     free = [i for i, values in enumerate(alternatives) if len(values) > 1]
@@ -105,7 +89,7 @@ def _mutants(space: Space, parents: list[Code], rng: random.Random) -> Iterator[
         yield space.with_code(code)
 
 
-def _crossings(space: Space, parents: list[Code], rng: random.Random) -> Iterator[Architecture]:
+def _crossings(space: Space, parents: Codes, rng: random.Random) -> Iterator[Architecture]:
     """Each entry from one of two parents."""
     for _ in range(TRIES):
         pair = rng.choice(parents), rng.choice(parents)

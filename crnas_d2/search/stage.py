@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from crnas_d2.budget import BudgetSpec, Costs
+from crnas_d2.budget import Budget, Costs
 from crnas_d2.search.journal import Candidate
 from crnas_d2.search.race import Compare
 from crnas_d2.space import StageSpace
 
 
-def stage_search(
-    space: StageSpace, budget: BudgetSpec, compare: Compare, costs: Costs
-) -> list[Candidate]:
+def stage_search(space: StageSpace, budget: Budget, compare: Compare, costs: Costs) -> list[Candidate]:
     """The codes of the space whose cost is the budget, best first; InputError if there is none."""
     return compare(space.eligible(budget, costs), 1)
