@@ -16,8 +16,8 @@ from crnas_d2.engine.setup import check_weights
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.errors import InputError
 from crnas_d2.pipeline.plan import plan_search
-from crnas_d2.pipeline.pretraining import pretrained
 from crnas_d2.pipeline.run import run_search
+from crnas_d2.pipeline.training import pretrained
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from detectors import ROOT, tiny_config
 
+from crnas_d2.budget import Budget
 from crnas_d2.errors import InputError
-from crnas_d2.pipeline import retraining
+from crnas_d2.pipeline import retraining, training
+from crnas_d2.pipeline.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +63,18 @@ def test_retraining_takes_its_own_results_only(tmp_path: Path, monkeypatch: pyte
         def __init__(self, cfg: Any) -> None:
             trained.append(cfg.OUTPUT_DIR)
 
-        def resume_or_load(self, resume: bool) -> None: ...
+        register_hooks = resume_or_load = train = lambda *args: None
 
-        def train(self) -> None: ...
-
-    monkeypatch.setattr(retraining, "DetectionTrainer", Trainer)
+    monkeypatch.setattr(training, "DetectionTrainer", Trainer)
     cfg = tiny_config(tmp_path / "data", tmp_path / "out")
     base = tmp_path / "base.yaml"
     base.write_text(cfg.dump())
     found = tmp_path / "found.yaml"
+    plan = Plan(cfg, {Budget.parse(5): str(base)}, "", None)
     code = "MODEL: {CRNAS: {DILATION_CODE: [0, 0, 0, 0, %d]}}\n"
     for digit in (1, 1, 2):
         found.write_text(f"_BASE_: {base}\n" + code % digit)
-        (table,) = retraining.retrain(cfg, [str(base)], [str(found)], tmp_path / "retrain", "")
+        table = retraining.retrain(plan, [str(found)])
         assert f"resnet/1-2-1-1/0-00-0-{digit}" in Path(table).read_text()
     assert [Path(folder).name for folder in trained] == [
         "baseline_1-2-1-1_0-00-0-0",
@@ -82,7 +83,7 @@ def test_retraining_takes_its_own_results_only(tmp_path: Path, monkeypatch: pyte
     ]
     base.write_text(cfg.dump().replace("MAX_ITER: 6", "MAX_ITER: 7"))
     with pytest.raises(InputError, match=r"SOLVER\.MAX_ITER: 7: the run in .* has 6"):
-        retraining.retrain(cfg, [str(base)], [str(found)], tmp_path / "retrain", "")
+        retraining.retrain(plan, [str(found)])
 
 
 BOXES = {"AP": 40.0, "AP50": 60.0, "AP75": 42.0, "APs": 20.0, "APm": 40.0, "APl": 50.0, "AP-cat": 9.0}
