@@ -14,7 +14,7 @@ import yaml
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
 from crnas_d2.config import leaves, read_config
-from crnas_d2.data.datasets import register_own_data
+from crnas_d2.data.datasets import use_own_data
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_text
 from crnas_d2.modeling.build import input_convention, stage_space_of
@@ -86,19 +86,14 @@ def base_paths(cfg: CfgNode, search_config: str) -> dict[Budget, str]:
 
 
 def network_config(cfg: CfgNode, path: str) -> CfgNode:
-    """A base config or found.yaml, for the search's data, seed and device; not frozen.
-
-    No KEY VALUE pair of the search reaches it.
-    """
+    """A base config or found.yaml, for the data, seed and device of the search alone; not frozen."""
     run = read_config(path)
     for key in OWN_DATA:
         run.DATASETS[key] = cfg.DATASETS[key]
+    use_own_data(run, train=False, test=False)
     if cfg.DATASETS.TRAIN_JSON:
-        run.DATASETS.TEST = ()  # what a config names there is of other data
         for head in HEADS:
             run.MODEL[head].NUM_CLASSES = cfg.MODEL[head].NUM_CLASSES
-    for side, name in register_own_data(run).items():
-        run.DATASETS[side] = (name,)
     run.SEED, run.NUM_THREADS, run.MODEL.DEVICE = cfg.SEED, cfg.NUM_THREADS, cfg.MODEL.DEVICE
     return run
 
@@ -134,10 +129,7 @@ def pretrain_config(cfg: CfgNode, path: str) -> CfgNode:
 
 
 def write_found(path: Path, cfg: CfgNode, base: str, architecture: Architecture, comment: str) -> None:
-    """Write found.yaml: an architecture over its base config, and the search's own data.
-
-    ``comment`` is one line, for the top.
-    """
+    """Write found.yaml: an architecture over its base config, and your own data; a comment on top."""
     crnas = {
         "FAMILY": architecture.family,
         "STAGE_CODE": list(architecture.stage_code),

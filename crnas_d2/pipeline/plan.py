@@ -26,7 +26,6 @@ from crnas_d2.engine.setup import (
     check_output,
     check_same_run,
     check_weights,
-    processes,
 )
 from crnas_d2.engine.trainer import seed_of
 from crnas_d2.errors import InputError
@@ -44,6 +43,7 @@ from crnas_d2.search.alternatives import eligible_draws
 from crnas_d2.search.journal import Journal
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 
 LATENCIES = "latency.jsonl"
 # What a search leaves in its OUTPUT_DIR, and below it in the folders of its phases.
@@ -72,23 +72,25 @@ def plan_search(args: argparse.Namespace) -> Plan:
     """
     if args.eval_only:
         raise InputError("--eval-only: a search has nothing to evaluate; train_net.py takes it")
-    cfg, world = read_config(args.config_file, args.opts), processes(args)
+    cfg = read_config(args.config_file, args.opts)
     _check_keys(cfg)
-    bases = base_paths(cfg, args.config_file)
     check_network(cfg)
-    first = supernet_config(cfg, "stage" if "stage" in cfg.SEARCH.PHASES else "dilation")
-    check_network(first)
+    bases = base_paths(cfg, args.config_file)
     content = _training_set(cfg)
-    _check_training(cfg, world)
+    first = supernet_config(cfg, "stage" if "stage" in cfg.SEARCH.PHASES else "dilation")
+    _check_training(first)
     networks = {path: network_config(cfg, path) for path in bases.values()}
     costs = _check_bases(cfg, networks)
     if "stage" in cfg.SEARCH.PHASES:
         known = [(budget.without("latency"), base) for budget, base in bases.items()]
         check_budgets(cfg, known, costs)  # latency is measured later
-    pretrain = _check_pretraining(cfg, first, args.config_file, world)
+    pretrain = cfg.SEARCH.PRETRAIN
+    if pretrain:
+        pretrain = config_path(pretrain, args.config_file, "SEARCH.PRETRAIN")
+        _check_training(pretrain_config(first, pretrain), "TRAIN")
     if "retrain" in cfg.SEARCH.PHASES:
         for path, network in networks.items():
-            _check_retraining(path, network, pretrain, world)
+            _check_retraining(path, network, pretrain)
     archval, recalibration = cfg.SEARCH.ARCHVAL, cfg.SEARCH.EVAL.RECALIBRATION_IMAGES
     parts = split(content, archval.SIZE, archval.SPLIT_FIELD, seed_of(cfg), recalibration)
     check_scoring(cfg, len(parts["archtrain"]["images"]), parts["archval"])
@@ -116,16 +118,17 @@ def _training_set(cfg: CfgNode) -> Record:
     """The COCO JSON of DATASETS.TRAIN; your own data replace what is named there."""
     own = use_own_data(cfg, test="retrain" in cfg.SEARCH.PHASES)
     names, content = tuple(cfg.DATASETS.TRAIN), own.get("TRAIN")
-    if not content and len(names) == 1:
-        content = check_dataset(cfg, "TRAIN", names[0])
+    if len(names) == 1:
+        content = content or check_dataset(cfg, "TRAIN", names[0])
     if not content:
         raise InputError(f"DATASETS.TRAIN: {names}: one set, with a COCO JSON, is needed")
     return content
 
 
-def _check_training(cfg: CfgNode, world: int, *sides: str) -> None:
-    """A phase's training has a batch, a schedule, and data of these sides, TRAIN and TEST."""
-    check_loading(cfg, world)
+def _check_training(cfg: CfgNode, *sides: str) -> None:
+    """A training has a network, a batch, a schedule, and data of these sides, TRAIN and TEST."""
+    check_network(cfg)
+    check_loading(cfg, comm.get_world_size())
     check_schedule(cfg)
     for side in sides:
         check_data(cfg, side)
@@ -177,27 +180,16 @@ def check_budgets(cfg: CfgNode, bases: Iterable[tuple[Budget, str]], costs: Cost
                 )
 
 
-def _check_pretraining(cfg: CfgNode, first: CfgNode, search_config: str, world: int) -> str:
-    """The path of SEARCH.PRETRAIN's config, checked for the first network; empty if there is none."""
-    if not cfg.SEARCH.PRETRAIN:
-        return ""
-    path = config_path(cfg.SEARCH.PRETRAIN, search_config, "SEARCH.PRETRAIN")
-    run = pretrain_config(first, path)
-    check_network(run)
-    _check_training(run, world, "TRAIN", *(["TEST"] if "retrain" in cfg.SEARCH.PHASES else []))
-    return path
-
-
-def _check_retraining(path: str, network: CfgNode, pretrain: str, world: int) -> None:
+def _check_retraining(path: str, network: CfgNode, pretrain: str) -> None:
     weights, names = network.MODEL.WEIGHTS, tuple(network.DATASETS.TEST)
     if weights:
         why = f"has MODEL.WEIGHTS {weights}; to retrain (SEARCH.PHASES) allowed is none"
         raise InputError(f"SEARCH.FOUND_BASE: {path}: {why}")
     if pretrain:
-        pretrain_config(network, pretrain)
+        _check_training(pretrain_config(network, pretrain), "TEST")
     if len(names) != 1:
         raise InputError(f"DATASETS.TEST: {names}: one test set is needed to retrain (SEARCH.PHASES)")
-    _check_training(network, world, "TRAIN", "TEST")
+    _check_training(network, "TRAIN", "TEST")
 
 
 def _check_folder(cfg: CfgNode, parts: Mapping[str, Record], resume: bool) -> None:

@@ -66,10 +66,9 @@ def train_and_test(plan: Plan, cfg: CfgNode) -> dict[str, Any]:
 
 
 def measured(results: Mapping[str, Mapping[str, float]], task: str, metric: str) -> dict[str, float]:
-    """What an evaluator found, the search's own metric first and single classes left out.
+    """What an evaluator found, the search's metric first, without single classes.
 
-    COCO's evaluator gives AP, AP50, AP75, APs, APm, APl of each task, that of Pascal VOC only the first
-    three of boxes. Metrics of other tasks than ``task`` carry the task's name.
+    Metrics of other tasks carry the task's name; Pascal VOC's evaluator has AP, AP50, AP75 of boxes.
     """
     first = task if task in results else next(iter(results))
     row = {metric: results[first][metric]} if metric in results[first] else {}

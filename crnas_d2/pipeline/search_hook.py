@@ -32,11 +32,7 @@ Search = Callable[[Any, Budget, Compare, Costs], list[Candidate]]
 
 
 class SearchHook(HookBase):
-    """Calls ``search`` with the trained detector when training has come to its end.
-
-    Attributes:
-        results: what it returns, candidates by budget; empty until then.
-    """
+    """Calls ``search`` with the detector when training has ended; ``results`` is what it returns."""
 
     def __init__(self, search: Callable[[nn.Module], dict[Budget, list[Candidate]]]) -> None:
         self._search = search
@@ -59,13 +55,13 @@ def run_searches(
 
     All share the journals in OUTPUT_DIR: journal.jsonl of scored candidates, and a race's race.jsonl.
     """
-    logger, search, results = logging.getLogger(__name__), search_method(cfg, space.phase), {}
+    logger, results = logging.getLogger(__name__), {}
+    search, confidence = search_method(cfg, space.phase), cfg.SEARCH.RACE.CONFIDENCE
     files = [Path(cfg.OUTPUT_DIR, name) for name in ("journal.jsonl", "race.jsonl")]
     journal, verdicts = map(shared_journal, files)
-    race = functools.partial(Race, confidence=cfg.SEARCH.RACE.CONFIDENCE)
     for budget in budgets:
         bar = functools.partial(search_bar, f"{space.phase} search {budget}")
-        compare = race(space.phase, budget.name, scorer, costs, journal, verdicts, progress=bar)
+        compare = Race(space.phase, budget.name, scorer, costs, journal, verdicts, confidence, bar)
         candidates = results[budget] = search(space, budget, compare, costs)
         check_told_apart([*journal.records, *verdicts.records], space.phase)
         best, count = candidates[0], len(candidates)
