@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from detectors import ROOT, tiny_config
+from bench import script
+from detectors import tiny_config
 
 from crnas_d2.budget import Budget
 from crnas_d2.errors import InputError
 from crnas_d2.pipeline import retraining, training
 from crnas_d2.pipeline.plan import Plan
 
-
-@pytest.fixture(scope="module")
-def results() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("results_tool", ROOT / "tools" / "results.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+results = script("tools/results.py")
 
 
 def finished(folder: Path, data: Path, seed: int, ap: float, iteration: int = 6) -> Path:
@@ -38,7 +30,7 @@ def finished(folder: Path, data: Path, seed: int, ap: float, iteration: int = 6)
     return folder
 
 
-def test_rows_and_summary(results: ModuleType, tmp_path: Path) -> None:
+def test_rows_and_summary(tmp_path: Path) -> None:
     rows = []
     for seed, ap in ((0, 50.0), (1, 52.0), (2, 54.0)):
         rows.append(results.row_of("base", finished(tmp_path / str(seed), tmp_path / "data", seed, ap)))
@@ -48,7 +40,7 @@ def test_rows_and_summary(results: ModuleType, tmp_path: Path) -> None:
     assert "±" not in results.summary(rows[:1])
 
 
-def test_a_run_that_is_not_finished(results: ModuleType, tmp_path: Path) -> None:
+def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
     folder = finished(tmp_path / "run", tmp_path / "data", 0, 50.0, iteration=3)
     with pytest.raises(InputError, match="a finished run"):
         results.row_of("base", folder)
