@@ -79,6 +79,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     content = _training_set(cfg)
     first = supernet_config(cfg, "stage" if "stage" in cfg.SEARCH.PHASES else "dilation")
     _check_training(first)
+
     networks = {path: network_config(cfg, path) for path in bases.values()}
     costs = _check_bases(cfg, networks)
     if "stage" in cfg.SEARCH.PHASES:
@@ -91,11 +92,13 @@ def plan_search(args: argparse.Namespace) -> Plan:
     if "retrain" in cfg.SEARCH.PHASES:
         for path, network in networks.items():
             _check_retraining(path, network, pretrain)
+
     archval, recalibration = cfg.SEARCH.ARCHVAL, cfg.SEARCH.EVAL.RECALIBRATION_IMAGES
     parts = split(content, archval.SIZE, archval.SPLIT_FIELD, seed_of(cfg), recalibration)
     check_scoring(cfg, len(parts["archtrain"]["images"]), parts["archval"])
     _check_folder(cfg, parts, args.resume)
     check_weights(first, args.resume)
+    # Images that scoring reads: else a bad one would end the run after weeks of training.
     images = [*parts["archval"]["images"], *parts["recalibration"]["images"]]
     folder = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root
     check_decodes([os.path.join(folder, image["file_name"]) for image in images], "DATASETS.TRAIN")
