@@ -14,11 +14,10 @@ from __future__ import annotations
 import copy
 import itertools
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import config_of, first_images, parser_of, scores_of, show, timed
+from common import config_of, parser_of, scores_of, show, split_of, timed
 from torch import nn
 
 from crnas_d2.modeling.backbone.supernet import find_supernet
@@ -72,29 +71,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = ["SEARCH.EVAL.RECALIBRATION_IMAGES", str(args.images)]
         cfg = config_of(args, images, ["OUTPUT_DIR", folder])
-        if cfg.NUM_THREADS:
-            torch.set_num_threads(cfg.NUM_THREADS)
         torch.manual_seed(0)
         detector = build_model(cfg)
         if args.weights:
             DetectionCheckpointer(detector).load(args.weights)
-        name, content = first_images(cfg.DATASETS.TRAIN[0], args.images, Path(folder))
-        split = Split(cfg.DATASETS.TRAIN[0], name, content)
-        found = measure(cfg, detector, split, args.candidates, args.rounds)
+        found = measure(cfg, detector, split_of(cfg, args.images), args.candidates, args.rounds)
     best = min(found, key=lambda name: found[name]["seconds"])
     baseline = found["float32"]["seconds"]
     for name, values in found.items():
         print(name, {key: round(value, 3) for key, value in values.items()})
-    result = {
-        "ratio": found[best]["seconds"] / baseline,
-        "baseline": baseline,
-        "ours": found[best]["seconds"],
-        "best": best,
-        "all": found,
-        "setting": f"{args.config_file}, {args.candidates} candidates, {args.images} images, "
-        f"{torch.get_num_threads()} threads, {cfg.MODEL.DEVICE}",
-    }
-    show(result, args.json)
+    setting = f"{args.config_file}, {args.candidates} candidates, {args.images} images, "
+    setting += f"{torch.get_num_threads()} threads, {cfg.MODEL.DEVICE}"
+    show(args.json, baseline, found[best]["seconds"], setting, best=best, all=found)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,6 @@ def measure(rank: int, processes: list[Process], cfg: CfgNode, steps: int, out: 
     join(processes[rank], "cpu")
     torch.set_num_threads(1)
     use_own_data(cfg, test=False)  # registered in each process
-    logging.getLogger("detectron2").setLevel(logging.INFO)  # else it prints the whole model
     trainer = SupernetTrainer(cfg)
     supernet = find_supernet(trainer.model)
     rows = []
@@ -117,16 +115,13 @@ def main() -> None:
         mp.spawn(measure, (from_options(two), cfg, args.steps, out), nprocs=2)
         rows = json.loads(Path(out).read_text(encoding="utf-8"))
     total = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-    result = {
+    ratios = {
         "ratio": max(row["ours"] / row["path"] for row in rows),
-        "baseline": total["ddp"],
-        "ours": total["ours"],
-        "path": total["path"],
         "ratio_ddp": min(row["ddp"] / row["path"] for row in rows),
-        "setting": f"{args.config_file}, {args.steps} steps, 2 processes, "
-        f"batch {cfg.SOLVER.IMS_PER_BATCH}, bytes a step of one process",
     }
-    show(result, args.json)
+    setting = f"{args.config_file}, {args.steps} steps, 2 processes, "
+    setting += f"batch {cfg.SOLVER.IMS_PER_BATCH}, bytes a step of one process"
+    show(args.json, total["ddp"], total["ours"], setting, path=total["path"], **ratios)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import resource
 import subprocess
 import sys
@@ -21,11 +20,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import generated_data, parser_of, show
+from common import config_of, generated_data, parser_of, show
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.config import read_config
-from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import stage_space_of
@@ -60,14 +58,9 @@ def paths(cfg: CfgNode) -> list[Architecture]:
 def train(cfg: CfgNode, kind: str) -> None:
     """In a process of its own: print the bytes."""
     taken = paths(cfg)
-    if kind == "supernet":
-        cfg.MODEL.CRNAS.SUPERNET = "stage"
-    else:
-        cfg.MODEL.CRNAS.STAGE_CODE = list(taken[-1].stage_code)
-    if cfg.NUM_THREADS:
-        torch.set_num_threads(cfg.NUM_THREADS)
+    if kind == "alone":
+        cfg.MODEL.CRNAS.SUPERNET, cfg.MODEL.CRNAS.STAGE_CODE = "", list(taken[-1].stage_code)
     before = in_use(cfg)
-    logging.getLogger("detectron2").setLevel(logging.INFO)  # else it prints the whole model
     trainer = SupernetTrainer(cfg) if kind == "supernet" else DefaultTrainer(cfg)
     supernet = find_supernet(trainer.model)
     with EventStorage(0) as trainer.storage:
@@ -84,9 +77,7 @@ def main() -> None:
     parser.add_argument("--train", choices=("supernet", "alone"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.train:
-        cfg = read_config(args.config_file, args.opts)
-        use_own_data(cfg, test=False)
-        train(cfg, args.train)
+        train(config_of(args, [], test=False), args.train)
         return
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -96,15 +87,11 @@ def main() -> None:
             printed = subprocess.check_output([*command, *args.opts, *data], text=True)
             found[kind] = json.loads(printed.splitlines()[-1])
         cfg = read_config(args.config_file, args.opts)
-    result = {
-        "ratio": found["supernet"]["peak"] / found["alone"]["peak"],
-        "baseline": found["alone"]["peak"],
-        "ours": found["supernet"]["peak"],
-        "parameters": {kind: each["parameters"] for kind, each in found.items()},
-        "setting": f"{args.config_file}, {paths(cfg)[-1]}, batch {cfg.SOLVER.IMS_PER_BATCH} of "
-        f"240x320, {cfg.MODEL.DEVICE}, bytes",
-    }
-    show(result, args.json)
+    parameters = {kind: each["parameters"] for kind, each in found.items()}
+    setting = f"{args.config_file}, {paths(cfg)[-1]}, batch {cfg.SOLVER.IMS_PER_BATCH} of 240x320, "
+    setting += f"{cfg.MODEL.DEVICE}, bytes"
+    peaks = found["alone"]["peak"], found["supernet"]["peak"]
+    show(args.json, *peaks, setting, parameters=parameters)
 
 
 if __name__ == "__main__":

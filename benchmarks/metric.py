@@ -12,8 +12,8 @@ bytes of the file.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import functools
 import io
 import statistics
 import time
@@ -21,7 +21,7 @@ import tracemalloc
 from typing import Any
 
 import numpy as np
-from common import show
+from common import coco_content, parser_of, show, timed
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -39,19 +39,11 @@ def generated(
     rng = np.random.default_rng(0)
     sides = np.exp(rng.uniform(np.log(8), np.log(300), (boxes, 2)))
     truth = np.concatenate([rng.uniform(0, 1, (boxes, 2)) * (SIDE - sides), sides], axis=1)
-    image = rng.integers(1, images + 1, boxes)
+    image = rng.integers(0, images, boxes)
     category = rng.integers(1, classes + 1, boxes)
-    content = {
-        "images": [{"id": i + 1, "height": SIDE, "width": SIDE} for i in range(images)],
-        "categories": [{"id": i + 1} for i in range(classes)],
-        "annotations": [
-            {
-                **{"id": i + 1, "image_id": int(image[i]), "category_id": int(category[i])},
-                **{"bbox": box, "area": box[2] * box[3], "iscrowd": int(i % 50 == 0)},
-            }
-            for i, box in enumerate(truth.tolist())
-        ],
-    }
+    crowd = (np.arange(boxes) % 50 == 0).astype(int)
+    rows = zip(*(column.tolist() for column in (image, category, truth, crowd)))
+    content = coco_content(SIDE, images, classes, rows)
     of = rng.integers(0, boxes, detections)
     noise = rng.normal(0, 0.1, (detections, 4)) * np.tile(truth[of, 2:], 2)
     noise[:, 2:] = abs(noise[:, 2:])
@@ -59,7 +51,7 @@ def generated(
     classed = np.where(near, category[of], rng.integers(1, classes + 1, detections))
     scores = rng.random(detections).astype(np.float32)
     boxes_found = (truth[of] + noise).astype(np.float32)
-    return content, Detections(image[of] - 1, classed - 1, scores, boxes_found)
+    return content, Detections(image[of], classed - 1, scores, boxes_found)
 
 
 def ours(truth: GroundTruth, found: Detections) -> tuple[float, int]:
@@ -69,7 +61,7 @@ def ours(truth: GroundTruth, found: Detections) -> tuple[float, int]:
 
 
 def pycocotools_score(content: dict[str, Any], found: Detections) -> float:
-    columns = (found.row + 1, found.column + 1, found.shapes, found.score)
+    columns = (found.row, found.column + 1, found.shapes, found.score)
     keys = ("image_id", "category_id", "bbox", "score")
     results = [dict(zip(keys, row)) for row in zip(*(c.tolist() for c in columns))]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -83,23 +75,17 @@ def pycocotools_score(content: dict[str, Any], found: Detections) -> float:
     return 100 * float(evaluation.stats[0])
 
 
-def cpu_seconds(run: Any, *args: Any) -> tuple[float, Any]:
-    start = time.process_time()
-    found = run(*args)
-    return time.process_time() - start, found
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, config_file="")
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--boxes", type=int, default=36000, help="of the ground truth, in all")
     parser.add_argument("--detections", type=int, default=500000, help="in all")
-    parser.add_argument("--json", help="write the result there")
     args = parser.parse_args()
     setting = {k: getattr(args, k) for k in ("images", "classes", "boxes", "detections")}
     content, found = generated(**setting)
     truth = GroundTruth(content, "bbox", "AP")
+    cpu_seconds = functools.partial(timed, clock=time.process_time)
     runs = [cpu_seconds(ours, truth, found) for _ in range(5)]
     tracemalloc.start()
     ours(truth, found)
@@ -110,15 +96,8 @@ def main() -> None:
     if abs(score - expected) > 1e-9:
         raise SystemExit(f"the scores differ: ours {score}, pycocotools {expected}")
     seconds = statistics.median(seconds for seconds, _ in runs)
-    result = {
-        "ratio": seconds / baseline,
-        "baseline": baseline,
-        "ours": seconds,
-        "peak_bytes": peak,
-        "file_bytes": size,
-        "setting": {**setting, "AP": expected},
-    }
-    show(result, args.json)
+    setting["AP"] = expected
+    show(args.json, baseline, seconds, setting, peak_bytes=peak, file_bytes=size)
 
 
 if __name__ == "__main__":

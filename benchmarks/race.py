@@ -100,18 +100,15 @@ def main() -> None:
     found = matches_of(cfg, Path(args.matches))
     numbers = range(args.first, args.first + args.replays)
     evaluations, shortfall = np.array([replay(found, cfg, number) for number in numbers]).T
-    result = {
-        "ratio": float(evaluations.mean()),
-        "baseline": 1.0,
-        "ours": float(evaluations.mean()),
+    winners = {
         "within_0.3_ap": float((shortfall <= 0.3).mean()),
         "same_winner": float((shortfall == 0).mean()),
         "mean_shortfall": float(shortfall.mean()),
-        "setting": f"{len(found)} candidates, {args.replays} archvals drawn from "
-        f"{len(next(iter(found.values())).image_ids)} images, "
-        f"SEARCH.RACE.CONFIDENCE {cfg.SEARCH.RACE.CONFIDENCE}",
     }
-    show(result, args.json)
+    images = len(next(iter(found.values())).image_ids)
+    setting = f"{len(found)} candidates, {args.replays} archvals drawn from {images} images, "
+    setting += f"SEARCH.RACE.CONFIDENCE {cfg.SEARCH.RACE.CONFIDENCE}"
+    show(args.json, 1.0, float(evaluations.mean()), setting, **winners)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import config_of, first_images, parser_of, show, timed
+from common import config_of, parser_of, show, split_of, timed
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs
@@ -32,7 +32,7 @@ from crnas_d2.architecture import Architecture
 from crnas_d2.engine.trainer import SupernetTrainer
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.modeling.backbone.supernet import find_supernet
-from crnas_d2.pipeline.scorer import Split, build_scorer
+from crnas_d2.pipeline.scorer import build_scorer
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
 from crnas_d2.search.race import GROUP_SIZE, Race
@@ -104,8 +104,7 @@ def our_search(cfg: CfgNode, scorer: ArchvalScorer, folder: Path) -> list[tuple[
 
 def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dict[str, Any]:
     """The two ratios; the plain loop's candidates are those that our search came upon."""
-    name, content = first_images(cfg.DATASETS.TRAIN[0], images, folder)
-    split = Split(cfg.DATASETS.TRAIN[0], name, content)
+    split = split_of(cfg, images)
     stock, ours, counter = {}, {}, ConvolutionMacs(find_supernet(detector))
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -121,7 +120,7 @@ def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dic
             if batch_size > 1:
                 continue
             candidates = [architecture for architecture, _ in seen]
-            stock[threads], scores = timed(plain_loop, run, scorer, name, candidates)
+            stock[threads], scores = timed(plain_loop, run, scorer, split.archval, candidates)
             print(f"plain, {threads} threads, batch 1: {stock[threads]:.1f} s")
             macs = shared / counter.total
             worst = max(abs(score - plain) for (_, score), plain in zip(seen, scores))
@@ -130,7 +129,7 @@ def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dic
     best, plain = min(ours, key=ours.get), min(stock, key=stock.get)
     pinned = {threads: stock[threads] / ours[threads, 1] for threads in stock}
     return {
-        "ratio": stock[plain] / ours[best],
+        "ratio": stock[plain] / ours[best],  # how many times as fast
         "baseline": stock[plain],
         "ours": ours[best],
         "ratio_pinned": min(pinned.values()),
@@ -163,8 +162,8 @@ def main() -> None:
             trainer.train()
         for logger in ("detectron2", "fvcore"):
             logging.getLogger(logger).setLevel(logging.WARNING)
-        result = {"phase": args.step, **measure(cfg, trainer.model, Path(folder), args.images)}
-    show(result, args.json)
+        result = measure(cfg, trainer.model, Path(folder), args.images)
+    show(args.json, **result, phase=args.step)
 
 
 if __name__ == "__main__":

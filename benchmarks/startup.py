@@ -12,7 +12,6 @@ versions, run it in the checkout of each.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from common import coco_content, parser_of
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,20 +51,8 @@ def make_data(folder: Path, images: int, boxes: int) -> None:
             os.link(path.with_name(f"{number - number % LINKS}.jpg"), path)
     corners = rng.integers(0, SIDE // 2, (boxes, 2)).tolist()
     owners = rng.integers(0, images, boxes).tolist()
-    content = {
-        "images": [
-            {"id": i, "file_name": f"{i}.jpg", "height": SIDE, "width": SIDE} for i in range(images)
-        ],
-        "categories": [{"id": i + 1, "name": f"class {i}"} for i in range(80)],
-        "annotations": [
-            {
-                **{"id": i + 1, "image_id": owners[i], "category_id": 1 + i % 80, "iscrowd": 0},
-                **{"bbox": [*corner, 16.5, 20.25], "area": 334.125},
-            }
-            for i, corner in enumerate(corners)
-        ],
-    }
-    (folder / "train.json").write_text(json.dumps(content))
+    rows = [(owners[i], 1 + i % 80, [*corner, 16.5, 20.25], 0) for i, corner in enumerate(corners)]
+    (folder / "train.json").write_text(json.dumps(coco_content(SIDE, images, 80, rows)))
 
 
 def note_peaks(group: int, peaks: dict[int, float]) -> None:
@@ -103,11 +91,10 @@ def start(folder: Path, processes: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, config_file="")
     parser.add_argument("--images", type=int, default=118_000)
     parser.add_argument("--boxes", type=int, default=860_000)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--json")
     args = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as name:

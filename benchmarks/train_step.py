@@ -10,7 +10,6 @@ than wall seconds; those are printed, too.
 
 from __future__ import annotations
 
-import logging
 import statistics
 import tempfile
 import time
@@ -57,7 +56,6 @@ def main() -> None:
         data = generated_data(folder, size=(240, 320))
         steps = ["SOLVER.MAX_ITER", str(args.steps + 4), "SOLVER.CHECKPOINT_PERIOD", "1000000"]
         cfg = config_of(args, [], [*data, *steps])
-        logging.getLogger("detectron2").setLevel(logging.INFO)  # else it prints the whole model
         supernet = OnePath(cfg.clone())
         cfg.MODEL.CRNAS.SUPERNET = ""
         alone = DefaultTrainer(cfg)
@@ -75,15 +73,10 @@ def main() -> None:
                     seconds[name].append(measured)
     cpu = {name: statistics.median(c for c, _ in pairs) for name, pairs in seconds.items()}
     wall = {name: statistics.median(w for _, w in pairs) for name, pairs in seconds.items()}
-    result = {
-        "ratio": cpu["supernet"] / cpu["alone"],
-        "baseline": cpu["alone"],
-        "ours": cpu["supernet"],
-        "ratio_wall": wall["supernet"] / wall["alone"],
-        "setting": f"{args.config_file}, {supernet.path}, {args.steps} steps, "
-        f"{cfg.NUM_THREADS} threads, batch {cfg.SOLVER.IMS_PER_BATCH}, {cfg.MODEL.DEVICE}",
-    }
-    show(result, args.json)
+    setting = f"{args.config_file}, {supernet.path}, {args.steps} steps, {cfg.NUM_THREADS} threads, "
+    setting += f"batch {cfg.SOLVER.IMS_PER_BATCH}, {cfg.MODEL.DEVICE}"
+    ratio_wall = wall["supernet"] / wall["alone"]
+    show(args.json, cpu["alone"], cpu["supernet"], setting, ratio_wall=ratio_wall)
 
 
 if __name__ == "__main__":

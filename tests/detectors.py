@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +151,17 @@ def tiny_config(data: Path, output: Path, *overrides: Any) -> CfgNode:
 def command_line(options: list[Any]) -> list[str]:
     """KEY VALUE pairs as a shell passes them."""
     return [option if isinstance(option, str) else repr(option) for option in options]
+
+
+def run_script(*arguments: Any, folder: Path = ROOT) -> str:
+    """What a script prints that is started in a folder as a user does, and succeeds."""
+    done = subprocess.run(
+        [sys.executable, *command_line([*arguments])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout

@@ -216,7 +216,7 @@ def test_half_images_that_scoring_needs_are_named_before_training(bench: Bench) 
     for path, content in zip(sorted(images.glob("train_*")), whole):
         path.write_bytes(content[: len(content) // 2])
     keys = ["DATASETS.TRAIN_IMAGES", str(images), "SEARCH.EVAL.RECALIBRATION_IMAGES"]
-    for recalibration, count in ((0, 4), (6, 4)):  # archval comes first
+    for recalibration, count in ((0, 4), (6, 10)):
         error = bench.call(SEARCH, *keys, recalibration, "SEARCH.ARCHVAL.SIZE", 4)
         assert f"DATASETS.TRAIN: {count} of {count} images cannot be used: {images}/train_" in error
         assert "truncated" in error
@@ -227,7 +227,7 @@ def test_half_images_that_scoring_needs_are_named_before_training(bench: Bench) 
         number = int(image["file_name"][6:11]) - 1
         (images / image["file_name"]).write_bytes(whole[number])
     error = bench.call(SEARCH, *keys, 6, "SEARCH.ARCHVAL.SIZE", 4)
-    assert "DATASETS.TRAIN: 6 of 6 images cannot be used" in error
+    assert "DATASETS.TRAIN: 6 of 10 images cannot be used" in error
     assert bench.starts(SEARCH, *keys, 0, "SEARCH.ARCHVAL.SIZE", 4)
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from detectors import ROOT, TINY, command_line, tiny_shapes
+from detectors import TINY, run_script, tiny_shapes
 from fake_scorer import timeless
 
 from crnas_d2.analysis.costs import backbone_costs
@@ -36,23 +34,11 @@ def near(name: str, code: tuple[int, ...], tolerance: float) -> dict[str, list[f
 
 
 def start(folder: Path, *options: Any) -> str:
-    """Run search_net.py as a person does; its output."""
+    """Run search_net.py; its output."""
     flags = [option for option in options if str(option).startswith("--")]
-    options = (*tiny_shapes(folder / "data"), "SEARCH.FOUND_BASE", FOUND_BASE, *options[len(flags) :])
-    own = [*HALF, "OUTPUT_DIR", str(folder / "out"), *options]
-    done = subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "search_net.py"), *flags),
-            *("--config-file", str(folder / "search.yaml"), *command_line(own)),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    own = [*HALF, "OUTPUT_DIR", str(folder / "out"), *tiny_shapes(folder / "data")]
+    own += ["SEARCH.FOUND_BASE", FOUND_BASE, *options[len(flags) :]]
+    return run_script("search_net.py", *flags, "--config-file", str(folder / "search.yaml"), *own)
 
 
 @pytest.fixture
@@ -98,9 +84,8 @@ def test_two_budgets_from_one_supernet(folder: Path) -> None:
     for budget, codes in eligible.items():
         best = max(codes, key=lambda code: (scored[str(code)]["score"], -costs(code)["macs"]))
         code = found_code(out / f"found_{budget.name}.yaml")
-        assert (
-            scored[str(Architecture.undilated("resnet", code))]["score"] == (scored[str(best)]["score"])
-        )
+        found = Architecture.undilated("resnet", code)
+        assert scored[str(found)]["score"] == scored[str(best)]["score"]
         dilations = records(out / f"dilation_{budget.name}" / "journal.jsonl")
         assert len(dilations) == 3 + 9 * (sum(code) - 1)
 

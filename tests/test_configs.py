@@ -13,7 +13,6 @@ import pytest
 import torch
 from detectors import ROOT
 
-from crnas_d2.budget import Budget
 from crnas_d2.config import read_config
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.engine.setup import check_network
@@ -157,8 +156,7 @@ def test_a_network_trains_a_step_and_answers(path: Path) -> None:
 @of_kind("search")
 def test_a_search_has_codes_for_its_budgets_and_a_base(path: Path) -> None:
     cfg = read_config(str(path), [])
-    budgets = [Budget.parse(budget) for budget in cfg.SEARCH.BUDGETS]
-    for budget, base in zip(budgets, base_paths(cfg, str(path), budgets)):
+    for budget, base in base_paths(cfg, str(path)).items():
         assert stage_space_of(cfg).eligible(budget)
         network = read_config(base)
         assert network.MODEL.CRNAS.FAMILY == cfg.MODEL.CRNAS.FAMILY

@@ -5,12 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from detectors import ROOT
+from detectors import ROOT, run_script
 
 
 @pytest.mark.slow
@@ -21,15 +19,8 @@ def test_the_demo(tmp_path: Path) -> None:
         *("DATASETS.TRAIN_JSON", f"{data}/train.json", "DATASETS.TRAIN_IMAGES", f"{data}/images"),
         *("DATASETS.TEST_JSON", f"{data}/val.json", "DATASETS.TEST_IMAGES", f"{data}/images"),
     ]
-    commands = [
-        ["-m", "crnas_d2.data.shapes", str(data)],
-        ["search_net.py", "--config-file", str(config), "OUTPUT_DIR", str(out), *names],
-    ]
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=1200
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
+    run_script("-m", "crnas_d2.data.shapes", str(data))
+    shown = run_script("search_net.py", "--config-file", str(config), "OUTPUT_DIR", str(out), *names)
     with (out / "retrain" / "table.csv").open(newline="") as file:
         rows = {row["network"]: row for row in csv.DictReader(file)}
     baseline = float(rows["baseline"]["AP"])
@@ -41,5 +32,5 @@ def test_the_demo(tmp_path: Path) -> None:
         assert len(scores) == count
         assert len(set(scores)) >= 0.9 * count
         assert statistics.median(scores) >= baseline / 3, (step, statistics.median(scores), baseline)
-    last = done.stdout.strip().splitlines()[-1]
+    last = shown.splitlines()[-1]
     assert last.startswith("written: ") and last.count(str(out)) == 3

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
+import pytest
 import torch
-from detectors import ROOT, TINY, tiny_shapes
+from detectors import ROOT, TINY, run_script, tiny_shapes
 
 from crnas_d2 import add_crnas_config
 from crnas_d2.architecture import Architecture
-from crnas_d2.config import read_config
+from crnas_d2.config import leaves, read_config
 from crnas_d2.pipeline.configs import write_found
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 
 FOUND = Architecture.parse("resnet/1-3-1-2/0-120-2-01")
 
 
 def test_our_keys_change_none_of_detectron2s() -> None:
-    def leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
-        found = {}
-        for key, value in node.items():
-            inner = isinstance(value, CfgNode)
-            found.update(leaves(value, f"{prefix}{key}.") if inner else {prefix + key: value})
-        return found
-
     cfg, before = get_cfg(), get_cfg()
     add_crnas_config(cfg)
     ours, theirs = leaves(cfg), leaves(before)
@@ -39,28 +29,17 @@ def test_our_keys_change_none_of_detectron2s() -> None:
     assert get_cfg().dump() == before.dump()
 
 
-def test_a_guest_trains_and_evaluates(tmp_path: Path) -> None:
+def test_a_guest_trains_and_evaluates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "data"
     tiny_shapes(data)
     cfg = read_config("", [*TINY, "SOLVER.MAX_ITER", 2])
     (tmp_path / "base.yaml").write_text(cfg.dump())
     write_found(tmp_path / "found.yaml", cfg, str(tmp_path / "base.yaml"), FOUND, "written by a test")
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "tests" / "guest_train.py"),
-            *(str(tmp_path / name) for name in ("found.yaml", "data", "out")),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"copypaste: AP,AP50,AP75,APs,APm,APl\n.*copypaste: \d+\.\d+,", done.stdout)
-    rates = json.loads(done.stdout.split("rates: ")[1].splitlines()[0])
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    script, files = str(ROOT / "tests" / "guest_train.py"), ("found.yaml", "data", "out")
+    shown = run_script(script, *(str(tmp_path / name) for name in files), folder=tmp_path)
+    assert re.search(r"copypaste: AP,AP50,AP75,APs,APm,APl\n.*copypaste: \d+\.\d+,", shown)
+    rates = json.loads(shown.split("rates: ")[1].splitlines()[0])
     assert rates == [digit + 1 for digit in FOUND.dilation_code]
     weights = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
     assert "backbone.bottom_up.res3.2.conv3.weight" in weights

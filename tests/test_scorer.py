@@ -26,10 +26,8 @@ from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.pipeline.scorer import Split, build_scorer, ground_truth
 from crnas_d2.pipeline.search_hook import check_told_apart, run_searches
-from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Journal
 from crnas_d2.search.race import PORTIONS, Race
-from crnas_d2.search.stage import stage_search
 from crnas_d2.space import StageSpace
 from detectron2.config import CfgNode
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -43,19 +41,9 @@ def searched(
     build: Callable[[nn.Module], ArchvalScorer] | None = None,
 ) -> list[Any]:
     """The candidates of a whole search of 16 stage codes, or of a greedy one, journalled."""
-    space = find_supernet(detector).space
-    results = run_searches(
-        detector,
-        build_scorer=build or (lambda model: build_scorer(cfg, split, model)),
-        space=space,
-        budgets=[Budget((Limit("blocks", 6, 0.5),))],
-        search=stage_search
-        if isinstance(space, StageSpace)
-        else lambda space, _, compare, __: greedy_search(space, compare, 1),
-        costs=costs,
-        folder=Path(cfg.OUTPUT_DIR),
-        confidence=cfg.SEARCH.RACE.CONFIDENCE,
-    )
+    space, cfg.SEARCH.DILATION.TOP_K = find_supernet(detector).space, 1
+    scorer = build(detector) if build else build_scorer(cfg, split, detector)
+    results = run_searches(cfg, scorer, space, [Budget((Limit("blocks", 6, 0.5),))], costs)
     return next(iter(results.values()))
 
 

@@ -1,6 +1,6 @@
-"""search_net.py's course: checks, supernets, searches, found.yaml, retraining. Nothing imports it.
+"""What search_net.py does, as a room that no other one imports.
 
-checks.py: what is asked, checked before anything is written. run.py: the phases in order.
-search_hook.py, scorer.py: a search at the end of a supernet's training, and what it scores with.
-pretraining.py, retraining.py. configs.py: derived configs, found.yaml.
+plan.py checks all of it before anything is written, run.py runs the phases in order. search_hook.py and
+scorer.py: a search at the end of a supernet's training, and what it scores with. training.py: one
+training, with pre-training; retraining.py: the table. configs.py: derived configs, found.yaml.
 """

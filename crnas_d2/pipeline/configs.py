@@ -4,8 +4,8 @@ found.yaml.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
 from crnas_d2.config import leaves, read_config
-from crnas_d2.data.datasets import register_own_data
+from crnas_d2.data.datasets import use_own_data
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_text
 from crnas_d2.modeling.build import input_convention, stage_space_of
@@ -35,33 +35,27 @@ OF_THE_SEARCH = (
 def supernet_config(
     cfg: CfgNode, phase: str, architecture: Architecture | None = None, folder: str = ""
 ) -> CfgNode:
-    """The config of the phase's supernet, ``stage`` or ``dilation``; not frozen.
+    """The search's config for the supernet of a phase, ``stage`` or ``dilation``; not frozen.
 
-    Args:
-        cfg: the search's.
-        architecture: whose stage code the dilation supernet has; by default MODEL.CRNAS.STAGE_CODE's.
-        folder: below OUTPUT_DIR; by default the phase's name.
+    The dilation supernet is of the architecture's stage code, by default MODEL.CRNAS.STAGE_CODE.
+    ``folder`` is below OUTPUT_DIR, by default the phase's name.
 
     Raises InputError: with SEARCH.STAGE.ONLY_ELIGIBLE, a budget that no code meets.
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.CRNAS.SUPERNET = phase
-    if architecture is not None:
-        cfg.MODEL.CRNAS.STAGE_CODE = list(architecture.stage_code)
+    node = cfg.MODEL.CRNAS
+    node.SUPERNET, cfg.OUTPUT_DIR = phase, str(Path(cfg.OUTPUT_DIR) / (folder or phase))
+    if phase == "stage" and cfg.SEARCH.STAGE.ONLY_ELIGIBLE:
+        space = stage_space_of(cfg).only_eligible(cfg.SEARCH.BUDGETS)
+        node.STAGE_SPACE = list(map(list, space.depths))
     if phase == "dilation":
-        cfg.MODEL.CRNAS.DILATION_CODE = []
+        node.STAGE_CODE = list(architecture.stage_code if architecture else node.STAGE_CODE)
+        node.DILATION_CODE = []
         if cfg.MODEL.WEIGHTS and "stage" in cfg.SEARCH.PHASES:
-            logging.getLogger(__name__).warning(
-                "MODEL.WEIGHTS %s are for the stage supernet; the dilation supernet starts from random "
-                "weights. To give it some, too, search in two runs (docs/PAPER.md)",
-                cfg.MODEL.WEIGHTS,
-            )
+            text = "MODEL.WEIGHTS %s are for the stage supernet alone (docs/PAPER.md)"
+            logging.getLogger(__name__).warning(text, cfg.MODEL.WEIGHTS)
             cfg.MODEL.WEIGHTS = ""
-    elif cfg.SEARCH.STAGE.ONLY_ELIGIBLE:
-        depths = stage_space_of(cfg).only_eligible(cfg.SEARCH.BUDGETS).depths
-        cfg.MODEL.CRNAS.STAGE_SPACE = [list(of_stage) for of_stage in depths]
-    cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / (folder or phase))
     return cfg
 
 
@@ -73,35 +67,33 @@ def config_path(named: str, search_config: str, key: str) -> str:
     raise InputError(f"{key}: {named!r}: no such config file")
 
 
-def base_paths(cfg: CfgNode, search_config: str, budgets: Sequence[Budget]) -> list[str]:
-    """For each budget the path of its found network's base config; by default the search's own.
+def base_paths(cfg: CfgNode, search_config: str) -> dict[Budget, str]:
+    """The path of the base config of each budget's found network; by default the search's own.
 
-    Raises InputError: SEARCH.FOUND_BASE names neither one for all nor one for each, or no file.
+    Raises InputError: no budget, two alike, or SEARCH.FOUND_BASE names neither one for all nor one for
+        each, or no file.
     """
-    named = list(cfg.SEARCH.FOUND_BASE) or [Path(search_config).name]
+    budgets = [Budget.parse(budget) for budget in cfg.SEARCH.BUDGETS]
+    if not budgets or len({budget.name for budget in budgets}) < len(budgets):
+        needed = "different numbers of blocks, or limits of different values, are needed"
+        raise InputError(f"SEARCH.BUDGETS: {tuple(cfg.SEARCH.BUDGETS)}: {needed}")
+    named = tuple(cfg.SEARCH.FOUND_BASE) or (Path(search_config).name,)
     if len(named) not in (1, len(budgets)):
-        raise InputError(
-            f"SEARCH.FOUND_BASE: {tuple(named)}: one config is needed, or one for each of the "
-            f"{len(budgets)} budgets"
-        )
+        needed = f"one config is needed, or one for each of the {len(budgets)} budgets"
+        raise InputError(f"SEARCH.FOUND_BASE: {named}: {needed}")
     paths = [config_path(name, search_config, "SEARCH.FOUND_BASE") for name in named]
-    return paths if len(paths) == len(budgets) else paths * len(budgets)
+    return dict(zip(budgets, itertools.cycle(paths)))
 
 
 def network_config(cfg: CfgNode, path: str) -> CfgNode:
-    """A base config or found.yaml, for the search's data, seed and device; not frozen.
-
-    No KEY VALUE pair of the search reaches it.
-    """
+    """A base config or found.yaml, for the data, seed and device of the search alone; not frozen."""
     run = read_config(path)
     for key in OWN_DATA:
         run.DATASETS[key] = cfg.DATASETS[key]
+    use_own_data(run, train=False, test=False)
     if cfg.DATASETS.TRAIN_JSON:
-        run.DATASETS.TEST = ()  # what a config names there is of other data
         for head in HEADS:
             run.MODEL[head].NUM_CLASSES = cfg.MODEL[head].NUM_CLASSES
-    for side, name in register_own_data(run).items():
-        run.DATASETS[side] = (name,)
     run.SEED, run.NUM_THREADS, run.MODEL.DEVICE = cfg.SEED, cfg.NUM_THREADS, cfg.MODEL.DEVICE
     return run
 
@@ -109,13 +101,8 @@ def network_config(cfg: CfgNode, path: str) -> CfgNode:
 def differing_keys(cfg: CfgNode, network: CfgNode) -> list[str]:
     """Keys of MODEL and INPUT by which the search judges another detector than it writes."""
     ours, theirs = leaves(cfg), leaves(network)
-    return [
-        key
-        for key in sorted(ours)
-        if key.startswith(("MODEL.", "INPUT."))
-        and key not in OF_THE_SEARCH
-        and ours[key] != theirs.get(key)
-    ]
+    differing = (key for key in sorted(ours) if ours[key] != theirs.get(key))
+    return [key for key in differing if key.startswith(("MODEL", "INPUT")) and key not in OF_THE_SEARCH]
 
 
 def pretrain_config(cfg: CfgNode, path: str) -> CfgNode:
@@ -124,16 +111,11 @@ def pretrain_config(cfg: CfgNode, path: str) -> CfgNode:
     Raises InputError: no classification config, one for another input, or weights that it would ignore.
     """
     run = read_config(path)
-    if run.MODEL.META_ARCHITECTURE != ImageClassifier.__name__:
-        raise InputError(
-            f"SEARCH.PRETRAIN: {path}: has MODEL.META_ARCHITECTURE {run.MODEL.META_ARCHITECTURE!r}; "
-            f"allowed is {ImageClassifier.__name__}"
-        )
+    kind, where = run.MODEL.META_ARCHITECTURE, f"SEARCH.PRETRAIN: {path}"
+    if kind != ImageClassifier.__name__:
+        raise InputError(f"{where}: has MODEL.META_ARCHITECTURE {kind!r}; allowed is ImageClassifier")
     if cfg.MODEL.WEIGHTS:
-        raise InputError(
-            f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS}: with SEARCH.PRETRAIN, which makes the weights, "
-            "allowed is none"
-        )
+        raise InputError(f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS}: with SEARCH.PRETRAIN allowed is none")
     features = run.MODEL.CRNAS.OUT_FEATURES
     run.MODEL.CRNAS, run.SEARCH = cfg.MODEL.CRNAS.clone(), cfg.SEARCH.clone()
     run.defrost()
@@ -142,21 +124,12 @@ def pretrain_config(cfg: CfgNode, path: str) -> CfgNode:
     run.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / "pretrain")
     ours, theirs = input_convention(cfg), input_convention(run)
     if ours != theirs:
-        raise InputError(
-            f"SEARCH.PRETRAIN: {path}: classifies images as {theirs}, the detector sees {ours}; "
-            "allowed is the same"
-        )
+        raise InputError(f"{where}: has the input {theirs}; allowed is the detector's, {ours}")
     return run
 
 
 def write_found(path: Path, cfg: CfgNode, base: str, architecture: Architecture, comment: str) -> None:
-    """Write found.yaml: the network's two codes over its base config; your own data go with it.
-
-    Args:
-        cfg: the search's.
-        base: path of the config that the network is to be trained with.
-        comment: one line, at the top.
-    """
+    """Write found.yaml: an architecture over its base config, and your own data; a comment on top."""
     crnas = {
         "FAMILY": architecture.family,
         "STAGE_CODE": list(architecture.stage_code),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.budget import Budget, Costs
 from crnas_d2.config import read_config
+from crnas_d2.data.coco_json import Record
 from crnas_d2.data.datasets import check_dataset, use_own_data
 from crnas_d2.data.loader import check_loading
 from crnas_d2.data.pictures import check_decodes
@@ -24,7 +26,6 @@ from crnas_d2.engine.setup import (
     check_output,
     check_same_run,
     check_weights,
-    processes,
 )
 from crnas_d2.engine.trainer import seed_of
 from crnas_d2.errors import InputError
@@ -42,215 +43,171 @@ from crnas_d2.search.alternatives import eligible_draws
 from crnas_d2.search.journal import Journal
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 
 LATENCIES = "latency.jsonl"
-# What a search leaves in its OUTPUT_DIR.
-TRACES = (
-    *("stage/last_checkpoint", "stage/journal.jsonl", "stage/race.jsonl", "stage/matches"),
-    *("dilation*/last_checkpoint", "dilation*/journal.jsonl", "dilation*/race.jsonl"),
-    "dilation*/matches",
-    *("retrain/*/last_checkpoint", "*/pretrain/last_checkpoint", "retrain/*/pretrain/last_checkpoint"),
-    LATENCIES,
-)
+# What a search leaves in its OUTPUT_DIR, and below it in the folders of its phases.
+FOLDERS = ("stage", "dilation*", "retrain/*")
+FILES = ("last_checkpoint", "journal.jsonl", "race.jsonl", "matches", "pretrain/last_checkpoint")
+TRACES = (LATENCIES, *map("/".join, itertools.product(FOLDERS, FILES)))
 
 
 @dataclass
 class Plan:
-    """A checked search. Ranks above 0 receive it without the parts.
-
-    Attributes:
-        cfg: its config.
-        budgets: at least one.
-        bases: for each budget the path of the config that found.yaml is based on.
-        networks: for each budget that config, for our data and device; all have the same costs.
-        pretrain: path of the classification config; empty: none.
-        parts: contents of COCO JSONs, on rank 0 until they are written (data/splits.py).
-        images: folder of the training set.
-    """
+    """A checked search."""
 
     cfg: CfgNode
-    budgets: tuple[Budget, ...]
-    bases: list[str]
-    networks: list[CfgNode]
-    pretrain: str
-    parts: dict[str, dict[str, Any]] | None
-    images: str
+    bases: dict[Budget, str]  # path of the config that found.yaml is based on; all have the same costs
+    pretrain: str  # path of the classification config; empty: none
+    parts: dict[str, Record] | None  # of the training set (data/splits.py), on rank 0 until written
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "parts": None}
-
-    @property
-    def folder(self) -> Path:
-        """OUTPUT_DIR."""
-        return Path(self.cfg.OUTPUT_DIR)
 
 
 def plan_search(args: argparse.Namespace) -> Plan:
     """Read and check everything that a search needs; nothing is written.
 
-    Raises:
-        InputError: the key, its value and what is allowed.
+    Raises InputError: the key, its value and what is allowed.
     """
     if args.eval_only:
         raise InputError("--eval-only: a search has nothing to evaluate; train_net.py takes it")
     cfg = read_config(args.config_file, args.opts)
-    budgets = _check_search_keys(cfg)
+    _check_keys(cfg)
     check_network(cfg)
+    bases = base_paths(cfg, args.config_file)
+    content = _training_set(cfg)
     first = supernet_config(cfg, "stage" if "stage" in cfg.SEARCH.PHASES else "dilation")
-    check_network(first)
-    retrains = "retrain" in cfg.SEARCH.PHASES
-    content = use_own_data(cfg, test=retrains).get("TRAIN")
-    _check_training(cfg, args)
-    if len(cfg.DATASETS.TRAIN) != 1:
-        raise InputError(f"DATASETS.TRAIN: {tuple(cfg.DATASETS.TRAIN)}: a search takes one set")
-    bases = base_paths(cfg, args.config_file, budgets)
-    networks = _check_bases(cfg, bases)
+    _check_training(first)
+
+    networks = {path: network_config(cfg, path) for path in bases.values()}
+    costs = _check_bases(cfg, networks)
     if "stage" in cfg.SEARCH.PHASES:
-        known = [budget.without("latency") for budget in budgets]  # that is measured later
-        check_budgets(cfg, known, networks, backbone_costs(networks[0]))
-    pretrain = _check_pretraining(cfg, first, args)
-    if retrains:
-        for base, network in dict(zip(bases, networks)).items():
-            _check_retraining(base, network, pretrain, args)
-    content = content or check_dataset(cfg, "TRAIN", cfg.DATASETS.TRAIN[0])
-    if content is None:
-        name = cfg.DATASETS.TRAIN[0]
-        raise InputError(f"DATASETS.TRAIN: {name!r}: has no COCO JSON, which a search splits")
-    node, images = cfg.SEARCH, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root
-    recalibration = node.EVAL.RECALIBRATION_IMAGES
-    parts = split(content, node.ARCHVAL.SIZE, node.ARCHVAL.SPLIT_FIELD, seed_of(cfg), recalibration)
+        known = [(budget.without("latency"), base) for budget, base in bases.items()]
+        check_budgets(cfg, known, costs)  # latency is measured later
+    pretrain = cfg.SEARCH.PRETRAIN
+    if pretrain:
+        pretrain = config_path(pretrain, args.config_file, "SEARCH.PRETRAIN")
+        _check_training(pretrain_config(first, pretrain), "TRAIN")
+    if "retrain" in cfg.SEARCH.PHASES:
+        for path, network in networks.items():
+            _check_retraining(path, network, pretrain)
+
+    archval, recalibration = cfg.SEARCH.ARCHVAL, cfg.SEARCH.EVAL.RECALIBRATION_IMAGES
+    parts = split(content, archval.SIZE, archval.SPLIT_FIELD, seed_of(cfg), recalibration)
     check_scoring(cfg, len(parts["archtrain"]["images"]), parts["archval"])
-    check_output(cfg.OUTPUT_DIR, args.resume, TRACES)
-    _check_journals(Path(cfg.OUTPUT_DIR))
-    if args.resume:
-        check_same_run(cfg)
-        check_same_splits(parts, Path(cfg.OUTPUT_DIR) / "splits")
-    if "stage" not in cfg.SEARCH.PHASES and (Path(cfg.OUTPUT_DIR) / "stage").exists():
-        raise InputError(
-            f"SEARCH.PHASES: {tuple(cfg.SEARCH.PHASES)}: {cfg.OUTPUT_DIR} holds a stage search, whose "
-            "result the next phases take; name stage, too: what is done is not done again"
-        )
+    _check_folder(cfg, parts, args.resume)
     check_weights(first, args.resume)
-    for part in ("archval", "recalibration"):  # found out now, not after weeks of training
-        files = [os.path.join(images, image["file_name"]) for image in parts[part]["images"]]
-        check_decodes(files, "DATASETS.TRAIN")
+    # Images that scoring reads: else a bad one would end the run after weeks of training.
+    images = [*parts["archval"]["images"], *parts["recalibration"]["images"]]
+    folder = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root
+    check_decodes([os.path.join(folder, image["file_name"]) for image in images], "DATASETS.TRAIN")
     cfg.freeze()
-    return Plan(cfg, budgets, bases, networks, pretrain, parts, images)
+    return Plan(cfg, bases, pretrain, parts)
 
 
-def _check_search_keys(cfg: CfgNode) -> tuple[Budget, ...]:
-    """The budgets, when these keys are sound together."""
-    node = cfg.SEARCH
-    if cfg.MODEL.CRNAS.SUPERNET:
-        raise InputError(
-            f"MODEL.CRNAS.SUPERNET: {cfg.MODEL.CRNAS.SUPERNET!r}: leave it empty, search_net.py sets it"
-        )
+def _check_keys(cfg: CfgNode) -> None:
+    """Keys that have to suit each other."""
+    supernet, node = cfg.MODEL.CRNAS.SUPERNET, cfg.SEARCH
+    if supernet:
+        raise InputError(f"MODEL.CRNAS.SUPERNET: {supernet!r}: leave it empty, search_net.py sets it")
     if node.EVAL.TASK == "segm" and not cfg.MODEL.MASK_ON:
         raise InputError("SEARCH.EVAL.TASK: 'segm': MODEL.MASK_ON is False; allowed is bbox")
-    budgets = tuple(map(Budget.parse, node.BUDGETS))
-    if not budgets or len({budget.name for budget in budgets}) != len(budgets):
-        raise InputError(
-            f"SEARCH.BUDGETS: {tuple(node.BUDGETS)}: different numbers of blocks, or limits of "
-            "different values, are needed"
-        )
     if "stage" in node.PHASES and node.STAGE.SAMPLING == "eligible":
-        stage_space_of(cfg).only_eligible(budgets)
-    return budgets
+        stage_space_of(cfg).only_eligible(node.BUDGETS)  # which may limit blocks alone
 
 
-def _check_bases(cfg: CfgNode, bases: Sequence[str]) -> list[CfgNode]:
-    """The configs that found networks are based on, as ``network_config`` gives them."""
-    networks: list[CfgNode] = []
-    for path in bases:
-        network = network_config(cfg, path)
-        check_network(network)
-        where, node = f"SEARCH.FOUND_BASE: {path}", network.MODEL.CRNAS
-        if "crnas" not in network.MODEL.BACKBONE.NAME:
-            raise InputError(f"{where}: {network.MODEL.BACKBONE.NAME!r} is none of our backbones")
-        if node.SUPERNET or node.FAMILY != cfg.MODEL.CRNAS.FAMILY:
-            raise InputError(
-                f"{where}: has MODEL.CRNAS.FAMILY {node.FAMILY!r} and SUPERNET {node.SUPERNET!r}; a "
-                f"fixed network of {cfg.MODEL.CRNAS.FAMILY!r} is needed"
-            )
-        networks.append(network)
-        baseline = architecture_of(network)
-        if backbone_costs(network)(baseline) != backbone_costs(networks[0])(baseline):
-            raise InputError(
-                f"{where}: its blocks cost other than those of {bases[0]}; one search serves networks "
-                "of the same widths and test size"
-            )
-        keys = ", ".join(differing_keys(cfg, network))
-        if keys:
-            logging.getLogger(__name__).warning(
-                "the search judges another detector than %s describes: %s differ", path, keys
-            )
-    return networks
+def _training_set(cfg: CfgNode) -> Record:
+    """The COCO JSON of DATASETS.TRAIN; your own data replace what is named there."""
+    own = use_own_data(cfg, test="retrain" in cfg.SEARCH.PHASES)
+    names, content = tuple(cfg.DATASETS.TRAIN), own.get("TRAIN")
+    if len(names) == 1:
+        content = content or check_dataset(cfg, "TRAIN", names[0])
+    if not content:
+        raise InputError(f"DATASETS.TRAIN: {names}: one set, with a COCO JSON, is needed")
+    return content
 
 
-def check_budgets(
-    cfg: CfgNode, budgets: Sequence[Budget], networks: Sequence[CfgNode], costs: Costs
-) -> None:
-    """Every budget is met by a code that the stage search finds, and by the network of its base config.
-
-    Raises InputError: the first that is not, with the costs.
-    """
-    space = stage_space_of(cfg)
-    for budget, network in zip(budgets, networks):
-        if cfg.SEARCH.STAGE.METHOD == "exhaustive":
-            space.eligible(budget, costs)
-        else:
-            next(eligible_draws(space, budget, costs, seed_of(cfg)))
-        baseline = architecture_of(network)
-        found = costs(baseline)
-        for limit in budget.limits:
-            if not limit.allows(found[limit.cost]):
-                raise InputError(
-                    f"SEARCH.BUDGETS: {budget}: the baseline {baseline} of SEARCH.FOUND_BASE has "
-                    f"{limit.cost} {found[limit.cost]:g}, so it is no match for what would be found; "
-                    "name a budget that it meets, or another base config"
-                )
-
-
-def _check_training(cfg: CfgNode, args: argparse.Namespace, *sides: str) -> None:
-    """A phase's training has a batch, a schedule, and data of these sides, TRAIN and TEST."""
-    check_loading(cfg, processes(args))
+def _check_training(cfg: CfgNode, *sides: str) -> None:
+    """A training has a network, a batch, a schedule, and data of these sides, TRAIN and TEST."""
+    check_network(cfg)
+    check_loading(cfg, comm.get_world_size())
     check_schedule(cfg)
     for side in sides:
         check_data(cfg, side)
 
 
-def _check_pretraining(cfg: CfgNode, first: CfgNode, args: argparse.Namespace) -> str:
-    """The path of SEARCH.PRETRAIN's config, checked for the first network; empty if there is none."""
-    if not cfg.SEARCH.PRETRAIN:
-        return ""
-    path = config_path(cfg.SEARCH.PRETRAIN, args.config_file, "SEARCH.PRETRAIN")
-    run = pretrain_config(first, path)
-    check_network(run)
-    _check_training(run, args, "TRAIN", *(["TEST"] if "retrain" in cfg.SEARCH.PHASES else []))
-    return path
+def _check_bases(cfg: CfgNode, networks: Mapping[str, CfgNode]) -> Costs:
+    """Configs by path are fixed networks of the search's family; the costs that they share."""
+    family = cfg.MODEL.CRNAS.FAMILY
+    for path, network in networks.items():
+        check_network(network)
+        node, name = network.MODEL.CRNAS, network.MODEL.BACKBONE.NAME
+        if "crnas" not in name or node.SUPERNET or node.FAMILY != family:
+            raise InputError(
+                f"SEARCH.FOUND_BASE: {path}: has MODEL.CRNAS.FAMILY {node.FAMILY!r}, SUPERNET "
+                f"{node.SUPERNET!r}, in {name!r}; a fixed network of {family!r} is needed"
+            )
+        keys = ", ".join(differing_keys(cfg, network))
+        if keys:
+            text = "the search judges another detector than %s describes: %s differ"
+            logging.getLogger(__name__).warning(text, path, keys)
+    first, *others = networks
+    costs = backbone_costs(networks[first])
+    for path in others:
+        baseline = architecture_of(networks[path])
+        if backbone_costs(networks[path])(baseline) != costs(baseline):
+            why = f"its blocks cost other than those of {first}; the same widths and sizes are needed"
+            raise InputError(f"SEARCH.FOUND_BASE: {path}: {why}")
+    return costs
 
 
-def _check_retraining(base: str, run: CfgNode, pretrain: str, args: argparse.Namespace) -> None:
-    if run.MODEL.WEIGHTS:
-        raise InputError(
-            f"SEARCH.FOUND_BASE: {base}: has MODEL.WEIGHTS {run.MODEL.WEIGHTS}, which a found network "
-            "of another code could not take; to retrain (SEARCH.PHASES), allowed is none"
-        )
+def check_budgets(cfg: CfgNode, bases: Iterable[tuple[Budget, str]], costs: Costs) -> None:
+    """Every budget is met by a code that the stage search finds, and by its base config's network.
+
+    Raises InputError: the first that is not, with the costs.
+    """
+    space = stage_space_of(cfg)
+    for budget, path in bases:
+        if cfg.SEARCH.STAGE.METHOD == "exhaustive":
+            space.eligible(budget, costs)
+        else:
+            next(eligible_draws(space, budget, costs, seed_of(cfg)))
+        baseline = architecture_of(network_config(cfg, path))
+        found = costs(baseline)
+        for limit in budget.limits:
+            if not limit.allows(found[limit.cost]):
+                raise InputError(
+                    f"SEARCH.BUDGETS: {budget}: the baseline {baseline} of SEARCH.FOUND_BASE has "
+                    f"{limit.cost} {found[limit.cost]:g}; name a budget that it meets, or another base"
+                )
+
+
+def _check_retraining(path: str, network: CfgNode, pretrain: str) -> None:
+    weights, names = network.MODEL.WEIGHTS, tuple(network.DATASETS.TEST)
+    if weights:
+        why = f"has MODEL.WEIGHTS {weights}; to retrain (SEARCH.PHASES) allowed is none"
+        raise InputError(f"SEARCH.FOUND_BASE: {path}: {why}")
     if pretrain:
-        pretrain_config(run, pretrain)
-    if len(run.DATASETS.TEST) != 1:
-        names = tuple(run.DATASETS.TEST)
+        _check_training(pretrain_config(network, pretrain), "TEST")
+    if len(names) != 1:
         raise InputError(f"DATASETS.TEST: {names}: one test set is needed to retrain (SEARCH.PHASES)")
-    _check_training(run, args, "TRAIN", "TEST")
+    _check_training(network, "TRAIN", "TEST")
 
 
-def _check_journals(folder: Path) -> None:
-    """The journals of a search can be read, and each is of its folder's phase."""
+def _check_folder(cfg: CfgNode, parts: Mapping[str, Record], resume: bool) -> None:
+    """OUTPUT_DIR is free or, to resume, holds this very search; its journals can be read."""
+    folder, phases = Path(cfg.OUTPUT_DIR), tuple(cfg.SEARCH.PHASES)
+    check_output(cfg.OUTPUT_DIR, resume, TRACES)
+    if resume:
+        check_same_run(cfg)
+        check_same_splits(parts, folder / "splits")
+    if "stage" not in phases and (folder / "stage").exists():
+        why = f"{folder} holds a stage search, whose result is to be taken; name stage, too"
+        raise InputError(f"SEARCH.PHASES: {phases}: {why}")
     for path in (*folder.glob("*/journal.jsonl"), *folder.glob("*/race.jsonl")):
         phase = path.parent.name.split("_")[0]
         for number, record in enumerate(Journal(path, writes=False).records, start=1):
             if str(record["phase"]).split()[:1] != [phase]:
-                raise InputError(
-                    f"{path}:{number}: phase {record['phase']!r}: allowed is {phase!r}; "
-                    "fix or remove the line"
-                )
+                found = f"phase {record['phase']!r}: allowed is {phase!r}"
+                raise InputError(f"{path}:{number}: {found}; fix or remove the line")

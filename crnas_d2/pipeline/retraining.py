@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,56 +15,43 @@ from typing import Any
 from tabulate import tabulate
 
 from crnas_d2.analysis.costs import backbone_costs
-from crnas_d2.engine.setup import check_same_run, write_config
-from crnas_d2.engine.trainer import DetectionTrainer
+from crnas_d2.engine.setup import check_same_run
 from crnas_d2.files import write_text
 from crnas_d2.modeling.build import architecture_of
 from crnas_d2.pipeline.configs import network_config
-from crnas_d2.pipeline.pretraining import pretrained
+from crnas_d2.pipeline.plan import Plan
+from crnas_d2.pipeline.training import train
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 
-def retrain(
-    cfg: CfgNode, bases: Sequence[str], found: Sequence[str], folder: Path, pretrain: str
-) -> list[str]:
-    """Train the networks of the base configs and of each found.yaml, on archtrain and archval together.
+def retrain(plan: Plan, found: Sequence[str]) -> str:
+    """Train base configs and found.yamls on archtrain and archval together; the table's path.
 
     A network whose results.json is there is not trained again; an interrupted training resumes.
-
-    Args:
-        cfg: the search's config.
-        pretrain: path of the classification config that each network starts with; empty: none.
-
-    Returns the tables' paths.
     """
-    rows = []
-    for path in dict.fromkeys((*bases, *found)):
+    rows, folder, bases = [], Path(plan.cfg.OUTPUT_DIR) / "retrain", list(plan.bases.values())
+    for path in dict.fromkeys([*bases, *found]):
         name = "baseline" if path in bases else Path(path).stem
-        run = network_config(cfg, path)
+        cfg = network_config(plan.cfg, path)
         # The codes are part of the folder's name: no network takes the results of another one.
-        codes = str(architecture_of(run)).split("/", 1)[1].replace("/", "_")
-        run.OUTPUT_DIR = str(folder / f"{name}_{codes}")
-        run.freeze()
-        rows.append({"network": name, **train_and_test(run, pretrain, cfg.SEARCH.EVAL)})
-    return [write_table(rows, folder)] if comm.is_main_process() else []
+        codes = str(architecture_of(cfg)).split("/", 1)[1].replace("/", "_")
+        cfg.OUTPUT_DIR = str(folder / f"{name}_{codes}")
+        cfg.freeze()
+        rows.append({"network": name, **train_and_test(plan, cfg)})
+    if comm.is_main_process():
+        write_table(rows, folder / "table.csv")
+    return str(folder / "table.csv")
 
 
-def train_and_test(cfg: CfgNode, pretrain: str, wanted: CfgNode) -> dict[str, Any]:
-    """Train and test one network, or read its results.json: a row of the table, complete on rank 0.
-
-    ``wanted`` are the search's TASK and METRIC.
-    """
+def train_and_test(plan: Plan, cfg: CfgNode) -> dict[str, Any]:
+    """Train and test a network, or read its results.json: a row of the table, complete on rank 0."""
     path = Path(cfg.OUTPUT_DIR) / "results.json"
     check_same_run(cfg)
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
-    write_config(cfg)
-    logging.getLogger(__name__).info("training %s", path.parent)
-    trainer = DetectionTrainer(pretrained(cfg, pretrain, resume=True))
-    trainer.resume_or_load(resume=True)
-    trainer.train()
-    architecture = architecture_of(cfg)
+    trainer = train(cfg, plan.pretrain, resume=True)
+    architecture, wanted = architecture_of(cfg), plan.cfg.SEARCH.EVAL
     costs = backbone_costs(cfg)(architecture)
     row = {
         "architecture": str(architecture),
@@ -80,10 +66,9 @@ def train_and_test(cfg: CfgNode, pretrain: str, wanted: CfgNode) -> dict[str, An
 
 
 def measured(results: Mapping[str, Mapping[str, float]], task: str, metric: str) -> dict[str, float]:
-    """What an evaluator found, the search's own metric first and single classes left out.
+    """What an evaluator found, the search's metric first, without single classes.
 
-    COCO's evaluator gives AP, AP50, AP75, APs, APm, APl of each task, that of Pascal VOC only the first
-    three of boxes. Metrics of other tasks than ``task`` carry the task's name.
+    Metrics of other tasks carry the task's name; Pascal VOC's evaluator has AP, AP50, AP75 of boxes.
     """
     first = task if task in results else next(iter(results))
     row = {metric: results[first][metric]} if metric in results[first] else {}
@@ -94,12 +79,10 @@ def measured(results: Mapping[str, Mapping[str, float]], task: str, metric: str)
     return row
 
 
-def write_table(rows: Sequence[dict[str, Any]], folder: Path) -> str:
-    """Print the table and write it as table.csv, whose path is returned."""
+def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Print the table, and write it as CSV."""
     print(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="github"))
-    path = folder / "table.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
-    return str(path)

@@ -13,11 +13,12 @@ retraining if asked. Each resumes where it was interrupted.
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.analysis.latency import LatencyCosts, Stopwatch
@@ -27,46 +28,25 @@ from crnas_d2.budget import Budget, Costs
 from crnas_d2.data.coco_json import load_json
 from crnas_d2.data.datasets import register_coco
 from crnas_d2.data.splits import write_splits
-from crnas_d2.engine.setup import write_config
-from crnas_d2.engine.trainer import SupernetTrainer, seed_of
 from crnas_d2.modeling.build import architecture_of, stage_space_of
-from crnas_d2.pipeline.configs import supernet_config, write_found
+from crnas_d2.pipeline.configs import network_config, supernet_config, write_found
 from crnas_d2.pipeline.plan import LATENCIES, Plan, check_budgets
-from crnas_d2.pipeline.pretraining import pretrained
 from crnas_d2.pipeline.retraining import retrain
 from crnas_d2.pipeline.scorer import Split, build_scorer
-from crnas_d2.pipeline.search_hook import Search, SearchHook, run_searches
-from crnas_d2.search.alternatives import evolution, random_search
-from crnas_d2.search.greedy import greedy_search
-from crnas_d2.search.journal import Candidate, Journal
-from crnas_d2.search.race import Compare
-from crnas_d2.search.stage import stage_search
+from crnas_d2.pipeline.search_hook import SearchHook, run_searches, shared_journal
+from crnas_d2.pipeline.training import train
+from crnas_d2.search.journal import Candidate
 from crnas_d2.space import DilationSpace, Space, block_cost
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
-
-# By SEARCH.STAGE.METHOD and SEARCH.DILATION.METHOD, in place of the paper's.
-ALTERNATIVES: dict[str, Callable[..., list[Candidate]]] = {
-    "evolution": evolution,
-    "random": random_search,
-}
 
 
 def run_search(plan: Plan, resume: bool) -> list[str]:
-    """Run the phases of SEARCH.PHASES.
-
-    Returns:
-        paths of what was written, for the last line.
-    """
-    cfg, folder = plan.cfg, plan.folder
+    """Run the phases of SEARCH.PHASES; the paths of what was written, on rank 0."""
+    cfg, folder = plan.cfg, Path(plan.cfg.OUTPUT_DIR)
     phases = Phases(plan, *_write_splits(plan), _costs(plan), resume)
-    bases = dict(zip(plan.budgets, plan.bases))
-    if "stage" in cfg.SEARCH.PHASES:
-        winners = phases.stage()
-    else:
-        named = architecture_of(cfg)
-        met = [budget for budget in plan.budgets if budget.meets(phases.costs(named))]
-        winners = {met[0] if met else Budget.parse(block_cost(named)): named}
+    winners = phases.stage() if "stage" in cfg.SEARCH.PHASES else phases.named()
     written = []
     for budget, architecture in winners.items():
         suffix = f"_{budget.name}" if len(winners) > 1 else ""
@@ -74,12 +54,13 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
             architecture = phases.dilation(budget, architecture, f"dilation{suffix}")
         path = folder / f"found{suffix}.yaml"
         if comm.is_main_process():
+            base = plan.bases.get(budget) or next(iter(plan.bases.values()))
             comment = f"{architecture}, found by search_net.py for a budget of {budget}"
-            write_found(path, cfg, bases.get(budget, plan.bases[0]), architecture, comment)
+            write_found(path, cfg, base, architecture, comment)
         comm.synchronize()
         written.append(str(path))
     if "retrain" in cfg.SEARCH.PHASES:
-        written += retrain(cfg, plan.bases, written, folder / "retrain", plan.pretrain)
+        written.append(retrain(plan, written))
     if comm.is_main_process():
         written.append(str(write_report(folder)))
     return written
@@ -87,56 +68,54 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
 
 def _write_splits(plan: Plan) -> tuple[str, Split]:
     """Register archtrain, whose name it returns, archval and the recalibration images."""
-    folder = (plan.folder / "splits").resolve()
+    folder = Path(plan.cfg.OUTPUT_DIR, "splits").resolve()
     if comm.is_main_process():
         assert plan.parts is not None
         write_splits(plan.parts, folder)
         plan.parts = None  # the training set, as objects, leaves its memory
     comm.synchronize()
+    images = MetadataCatalog.get(plan.cfg.DATASETS.TRAIN[0]).image_root
     names = {part: f"{part} in {folder}" for part in ("archtrain", "archval", "recalibration")}
     for part, name in names.items():
-        register_coco(name, str(folder / f"{part}.json"), plan.images)
+        register_coco(name, str(folder / f"{part}.json"), images)
     archval = load_json(str(folder / "archval.json"), "--resume")
     return names["archtrain"], Split(names["recalibration"], names["archval"], archval)
 
 
 def _costs(plan: Plan) -> Costs:
     """Of the networks that will be trained, with latency where a budget limits it."""
-    costs = backbone_costs(plan.networks[0])
-    limits = [limit for budget in plan.budgets for limit in budget.limits if limit.cost == "latency"]
+    network = network_config(plan.cfg, next(iter(plan.bases.values())))
+    costs, space = backbone_costs(network), stage_space_of(plan.cfg)
+    limits = [limit for budget in plan.bases for limit in budget.limits if limit.cost == "latency"]
     if not limits:
         return costs
-    journal = Journal(plan.folder / LATENCIES, writes=comm.is_main_process())
-    comm.synchronize()  # every rank has read it before rank 0 writes to it
-    stopwatch = Stopwatch(plan.networks[0])
-    return LatencyCosts(costs, stage_space_of(plan.cfg), limits, stopwatch, journal)
+    journal, stopwatch = shared_journal(Path(plan.cfg.OUTPUT_DIR, LATENCIES)), Stopwatch(network)
+    return LatencyCosts(costs, space, limits, stopwatch, journal)
 
 
 @dataclass(frozen=True)
 class Phases:
-    """The two phases that search.
-
-    Attributes:
-        archtrain: name of the registered data set.
-        split: what is scored on.
-        costs: of the networks that will be trained.
-        resume: whether earlier checkpoints are resumed from.
-    """
+    """The two phases that search."""
 
     plan: Plan
-    archtrain: str
+    archtrain: str  # name of the registered data set
     split: Split
-    costs: Costs
-    resume: bool
+    costs: Costs  # of the networks that will be trained
+    resume: bool  # from earlier checkpoints
 
     def stage(self) -> dict[Budget, Architecture]:
         """The best stage code for each budget."""
-        cfg, budgets = supernet_config(self.plan.cfg, "stage"), self.plan.budgets
+        cfg, bases = supernet_config(self.plan.cfg, "stage"), self.plan.bases
         # Once more with latencies measured, before weeks of training.
-        check_budgets(cfg, budgets, self.plan.networks, self.costs)
-        method = _alternative(cfg, cfg.SEARCH.STAGE.METHOD) or stage_search
-        results = self._train_and_search(cfg, stage_space_of(cfg), budgets, method)
+        check_budgets(cfg, bases.items(), self.costs)
+        results = self._train_and_search(cfg, stage_space_of(cfg), list(bases))
         return {budget: candidates[0].architecture for budget, candidates in results.items()}
+
+    def named(self) -> dict[Budget, Architecture]:
+        """In place of a stage search: MODEL.CRNAS's codes, for the first budget that they meet."""
+        named = architecture_of(self.plan.cfg)
+        met = [budget for budget in self.plan.bases if budget.meets(self.costs(named))]
+        return {met[0] if met else Budget.parse(block_cost(named)): named}
 
     def dilation(self, budget: Budget, architecture: Architecture, folder: str) -> Architecture:
         """The best dilation code of a stage code that still meets the budget; or rate 1 everywhere.
@@ -144,41 +123,24 @@ class Phases:
         Only latency depends on rates, and it is measured on the network as it would be found.
         """
         cfg = supernet_config(self.plan.cfg, "dilation", architecture, folder)
-
         space = DilationSpace(architecture.family, architecture.stage_code)
-
-        def greedy(_: Space, __: Budget, compare: Compare, ___: Costs) -> list[Candidate]:
-            return greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)
-
-        method = _alternative(cfg, cfg.SEARCH.DILATION.METHOD) or greedy
-        results = self._train_and_search(cfg, space, [budget], method)
+        results = self._train_and_search(cfg, space, [budget])
         return best_within(budget, results[budget], self.costs, otherwise=architecture)
 
     def _train_and_search(
-        self, cfg: CfgNode, space: Space, budgets: Sequence[Budget], method: Search
+        self, cfg: CfgNode, space: Space, budgets: Sequence[Budget]
     ) -> dict[Budget, list[Candidate]]:
         """Train a supernet on archtrain and search it: candidates by budget, best first."""
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (self.archtrain,), ()
         cfg.freeze()
-        write_config(cfg)
-        cfg = pretrained(cfg, self.plan.pretrain, self.resume)
-        trainer = SupernetTrainer(cfg)
-        search = SearchHook(
-            functools.partial(
-                run_searches,
-                build_scorer=functools.partial(build_scorer, cfg, self.split),
-                space=space,
-                budgets=budgets,
-                search=method,
-                costs=self.costs,
-                folder=Path(cfg.OUTPUT_DIR),
-                confidence=cfg.SEARCH.RACE.CONFIDENCE,
-            )
-        )
-        trainer.register_hooks([search])
-        trainer.resume_or_load(resume=self.resume)
-        trainer.train()
-        return search.results
+
+        def search(detector: nn.Module) -> dict[Budget, list[Candidate]]:
+            scorer = build_scorer(cfg, self.split, detector)
+            return run_searches(cfg, scorer, space, budgets, self.costs)
+
+        hook = SearchHook(search)
+        train(cfg, self.plan.pretrain, self.resume, hook)
+        return hook.results
 
 
 def best_within(
@@ -188,17 +150,6 @@ def best_within(
     for candidate in candidates:
         if budget.meets(costs(candidate.architecture)):
             return candidate.architecture
-    logging.getLogger(__name__).warning(
-        "none of the %d best dilation codes meets the budget of %s: the found network is %s",
-        len(candidates),
-        budget,
-        otherwise,
-    )
+    text = "none of the %d best dilation codes meets the budget of %s: the found network is %s"
+    logging.getLogger(__name__).warning(text, len(candidates), budget, otherwise)
     return otherwise
-
-
-def _alternative(cfg: CfgNode, name: str) -> Search | None:
-    """The search of that name, if it is none of the paper's."""
-    if name not in ALTERNATIVES:
-        return None
-    return functools.partial(ALTERNATIVES[name], evaluations=cfg.SEARCH.EVALUATIONS, seed=seed_of(cfg))

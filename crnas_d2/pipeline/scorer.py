@@ -28,12 +28,9 @@ RATES = 3  # batches of recalibration in which every rate is drawn once
 
 @dataclass(frozen=True)
 class Split:
-    """What is scored on.
+    """What is scored on: names of registered data sets, and the content of archval's COCO JSON.
 
-    Attributes:
-        recalibration, archval: names of registered data sets; recalibration may have more images than
-            are needed.
-        archval_content: of its COCO JSON.
+    ``recalibration`` may have more images than are needed.
     """
 
     recalibration: str
@@ -42,49 +39,37 @@ class Split:
 
 
 def ground_truth(cfg: CfgNode, archval_content: dict[str, Any]) -> GroundTruth:
-    """What SEARCH.EVAL.TASK and METRIC measure over archval.
-
-    Raises:
-        InputError: archval cannot give it.
-    """
-    task, metric = cfg.SEARCH.EVAL.TASK, cfg.SEARCH.EVAL.METRIC
-    return GroundTruth(archval_content, task, metric, max(100, cfg.TEST.DETECTIONS_PER_IMAGE))
+    """What SEARCH.EVAL.TASK and METRIC measure over archval. Raises InputError: it cannot give it."""
+    options, detections = cfg.SEARCH.EVAL, max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
+    return GroundTruth(archval_content, options.TASK, options.METRIC, detections)
 
 
 def check_scoring(cfg: CfgNode, archtrain_images: int, archval_content: dict[str, Any]) -> None:
-    """What the scorer will need is there.
-
-    Raises:
-        InputError: archval cannot give the metric, or too few images for recalibration.
-    """
+    """Raise InputError if archval cannot give the metric, or archtrain has too few images."""
     ground_truth(cfg, archval_content)
-    if cfg.SEARCH.EVAL.RECALIBRATION_IMAGES and archtrain_images < RATES:
+    wanted = cfg.SEARCH.EVAL.RECALIBRATION_IMAGES
+    if wanted and archtrain_images < RATES:
         raise InputError(
-            f"SEARCH.EVAL.RECALIBRATION_IMAGES: {cfg.SEARCH.EVAL.RECALIBRATION_IMAGES}: archtrain has "
-            f"{archtrain_images} images; at least {RATES} are needed, one for each dilation rate, or 0"
+            f"SEARCH.EVAL.RECALIBRATION_IMAGES: {wanted}: archtrain has {archtrain_images} images; at "
+            f"least {RATES} are needed, one for each dilation rate, or 0"
         )
 
 
 def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScorer:
     """The scorer of a supernet's paths on archval; images are decoded here, once."""
     seed, options = seed_of(cfg), cfg.SEARCH.EVAL
-    form = functools.partial(
-        FixedBatches,
-        mapper=NamingMapper(DatasetMapper(cfg, is_train=False)),
-        cache_bytes=options.CACHE_GB * 1e9,
-        seed=seed,
-    )
+    mapper, cache_bytes = NamingMapper(DatasetMapper(cfg, is_train=False)), options.CACHE_GB * 1e9
+    form = functools.partial(FixedBatches, mapper=mapper, cache_bytes=cache_bytes, seed=seed)
     archval = get_detection_dataset_dicts(split.archval, filter_empty=False)
     known = get_detection_dataset_dicts(split.recalibration, filter_empty=False)
     by_id = {record["image_id"]: record for record in known}
     images = [by_id[i] for i in recalibration_ids(by_id, options.RECALIBRATION_IMAGES, seed)]
     # Few images make smaller batches, at least three: fewer would leave rates without statistics.
     recalibration = form(images, batch_size=max(1, min(options.BATCH_SIZE, len(images) // RATES)))
+    amp, portions = AMP[options.AMP], PORTIONS if cfg.SEARCH.RACE.CONFIDENCE else (1.0,)
     return ArchvalScorer(
-        PathDetector(detector, recalibration, seed, AMP[options.AMP], options.CHANNELS_LAST),
+        PathDetector(detector, recalibration, seed, amp, options.CHANNELS_LAST),
         form(archval, batch_size=options.BATCH_SIZE),
         ground_truth(cfg, split.archval_content),
-        Path(cfg.OUTPUT_DIR) / "matches",
-        PORTIONS if cfg.SEARCH.RACE.CONFIDENCE else (1.0,),
-        seed,
+        *(Path(cfg.OUTPUT_DIR) / "matches", portions, seed),
     )

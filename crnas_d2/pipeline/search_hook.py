@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from torch import nn
 from tqdm import tqdm
@@ -16,9 +16,14 @@ from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs
 from crnas_d2.engine.gradients import broadcast_model
 from crnas_d2.engine.hooks import progress_bar
+from crnas_d2.engine.trainer import seed_of
+from crnas_d2.search.alternatives import evolution, random_search
+from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Candidate, Journal
 from crnas_d2.search.race import Compare, Race, Scorer
+from crnas_d2.search.stage import stage_search
 from crnas_d2.space import Space
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -27,14 +32,7 @@ Search = Callable[[Any, Budget, Compare, Costs], list[Candidate]]
 
 
 class SearchHook(HookBase):
-    """Calls a function with the trained detector when training has come to its end.
-
-    Args:
-        search: as run_searches with all but the detector.
-
-    Attributes:
-        results: what it returns; empty until then.
-    """
+    """Calls ``search`` with the detector when training has ended; ``results`` is what it returns."""
 
     def __init__(self, search: Callable[[nn.Module], dict[Budget, list[Candidate]]]) -> None:
         self._search = search
@@ -51,63 +49,66 @@ class SearchHook(HookBase):
 
 
 def run_searches(
-    detector: nn.Module,
-    *,
-    build_scorer: Callable[[nn.Module], Scorer],
-    space: Space,
-    budgets: Sequence[Budget],
-    search: Search,
-    costs: Costs,
-    folder: Path,
-    confidence: float,
+    cfg: CfgNode, scorer: Scorer, space: Space, budgets: Sequence[Budget], costs: Costs
 ) -> dict[Budget, list[Candidate]]:
-    """A search for each budget; its candidates, best first. Raises as check_told_apart.
+    """The candidates of a search for each budget, best first. Raises as check_told_apart.
 
-    Args:
-        space: the supernet's; one supernet and one journal serve all budgets.
-        folder: of journal.jsonl, which remembers scored candidates, and of a race's race.jsonl.
-        confidence: as Race's.
+    All share the journals in OUTPUT_DIR: journal.jsonl of scored candidates, and a race's race.jsonl.
     """
-    scorer, logger = build_scorer(detector), logging.getLogger(__name__)
-    writes = comm.is_main_process()
-    journal, verdicts = (Journal(folder / f"{name}.jsonl", writes) for name in ("journal", "race"))
-    comm.synchronize()  # every rank has read the journals before rank 0 writes to them
-    results = {}
+    logger, results = logging.getLogger(__name__), {}
+    search, confidence = search_method(cfg, space.phase), cfg.SEARCH.RACE.CONFIDENCE
+    files = [Path(cfg.OUTPUT_DIR, name) for name in ("journal.jsonl", "race.jsonl")]
+    journal, verdicts = map(shared_journal, files)
     for budget in budgets:
         bar = functools.partial(search_bar, f"{space.phase} search {budget}")
         compare = Race(space.phase, budget.name, scorer, costs, journal, verdicts, confidence, bar)
         candidates = results[budget] = search(space, budget, compare, costs)
         check_told_apart([*journal.records, *verdicts.records], space.phase)
-        best = candidates[0]
-        logger.info(
-            "budget %s: best of %d: %s with %.2f",
-            *(budget, len(candidates), best.architecture, best.score),
-        )
+        best, count = candidates[0], len(candidates)
+        text = "budget %s: best of %d: %s with %.2f"
+        logger.info(text, budget, count, best.architecture, best.score)
     if len(scorer.images) > 1:
-        dropped = Counter(record["images"] for record in verdicts.records)
-        parts = [f"{count} after {images} images" for images, count in sorted(dropped.items())]
-        logger.info(
-            "race: dropped %s; %d saw all of archval (%s)",
-            *(", ".join(parts) or "none", len(journal.records), folder / "race.jsonl"),
-        )
+        dropped = sorted(Counter(record["images"] for record in verdicts.records).items())
+        parts = ", ".join(f"{count} after {images} images" for images, count in dropped)
+        text = "race: dropped %s; %d saw all of archval (%s)"
+        logger.info(text, parts or "none", len(journal.records), files[1])
     return results
+
+
+def search_method(cfg: CfgNode, phase: str) -> Search:
+    """What SEARCH.STAGE.METHOD or SEARCH.DILATION.METHOD names."""
+    options = {"evaluations": cfg.SEARCH.EVALUATIONS, "seed": seed_of(cfg)}
+    top_k = cfg.SEARCH.DILATION.TOP_K
+    methods: dict[str, Search] = {
+        "exhaustive": stage_search,
+        "greedy": lambda space, budget, compare, costs: greedy_search(space, compare, top_k),
+        "evolution": functools.partial(evolution, **options),
+        "random": functools.partial(random_search, **options),
+    }
+    return methods[cfg.SEARCH[phase.upper()].METHOD]
+
+
+def shared_journal(path: Path) -> Journal:
+    """A journal that every rank has read, and that rank 0 writes to."""
+    journal = Journal(path, writes=comm.is_main_process())
+    comm.synchronize()  # nothing is written before
+    return journal
 
 
 def check_told_apart(records: Sequence[dict[str, Any]], phase: str) -> None:
     """Raise FloatingPointError if all candidates of a phase scored 0, or several all the same.
 
-    ``records`` are those of the journal, and of candidates that a race has dropped.
+    ``records``: of the journal, and of candidates that a race has dropped.
     """
     scores = [record["score"] for record in records if record["phase"].split()[0] == phase]
+    count = len(scores)
     if scores and not any(scores):
+        found = f"every candidate scored 0 ({count} of them): the supernet detects nothing"
+        raise FloatingPointError(f"{phase} search: {found}; train it longer")
+    if count > 1 and len(set(scores)) == 1:
         raise FloatingPointError(
-            f"{phase} search: every candidate scored 0 ({len(scores)} of them): the supernet detects "
-            "nothing; train it longer"
-        )
-    if len(scores) > 1 and len(set(scores)) == 1:
-        raise FloatingPointError(
-            f"{phase} search: all {len(scores)} candidates scored {scores[0]:g}: archval does not tell "
-            "the supernet's paths apart; train it longer, or hold out more images (SEARCH.ARCHVAL.SIZE)"
+            f"{phase} search: all {count} candidates scored {scores[0]:g}: archval does not tell the "
+            "supernet's paths apart; train it longer, or hold out more images (SEARCH.ARCHVAL.SIZE)"
         )
 
 
