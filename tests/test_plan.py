@@ -74,7 +74,7 @@ def test_a_search_that_judges_another_detector_says_so(
         planned(tmp_path, {"five": [*N5, *keys]})
     (warning,) = (r.getMessage() for r in caplog.records if "another detector" in r.getMessage())
     assert "five.yaml" in warning
-    assert warning.endswith(": INPUT.MIN_SIZE_TEST, MODEL.FPN.OUT_CHANNELS differ")
+    assert warning.endswith("; keys that differ: INPUT.MIN_SIZE_TEST, MODEL.FPN.OUT_CHANNELS")
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         planned(tmp_path, {"five": N5}, "MODEL.CRNAS.WIDTH_MULTIPLIER", 0.5)

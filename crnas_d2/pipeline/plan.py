@@ -150,7 +150,7 @@ def _check_bases(cfg: CfgNode, networks: Mapping[str, CfgNode]) -> Costs:
             )
         keys = ", ".join(differing_keys(cfg, network))
         if keys:
-            text = "the search judges another detector than %s describes: %s differ"
+            text = "the search judges another detector than %s describes; keys that differ: %s"
             logging.getLogger(__name__).warning(text, path, keys)
     first, *others = networks
     costs = backbone_costs(networks[first])
