@@ -92,6 +92,20 @@ def test_the_checkpoint_before_a_damaged_one_serves(
     assert last_whole(str(out)) == (str(out / "model_final.pth"), [])
 
 
+@pytest.mark.parametrize("damage", ["removed", "halved"])
+def test_a_kill_between_the_last_two_checkpoints(damage: str, folder: Path) -> None:
+    """model_final.pth is missing or damaged, and no iteration is left; resuming writes it."""
+    final, tag = folder / "out" / "model_final.pth", folder / "out" / "last_checkpoint"
+    expected = torch.load(final, weights_only=True)["model"]
+    DAMAGES[damage](final)
+    tag.write_text("model_0000005.pth")
+    trainer_in(folder).train()
+    found = torch.load(final, weights_only=True)
+    assert found["iteration"] == 5 and tag.read_text() == "model_final.pth"
+    assert found["model"].keys() == expected.keys()
+    assert all(torch.equal(found["model"][key], expected[key]) for key in expected)
+
+
 TAGS = ["", "\0\0\0", "model_0000003.pth\n", "gone.pth", "../gone.pth", "\xff"]
 
 
@@ -99,8 +113,8 @@ TAGS = ["", "\0\0\0", "model_0000003.pth\n", "gone.pth", "../gone.pth", "\xff"]
 def test_a_damaged_tag(tag: str, folder: Path) -> None:
     (folder / "out" / "last_checkpoint").write_bytes(tag.encode("latin-1"))
     expected = "model_0000003.pth" if "3" in tag else "model_0000005.pth"
-    assert trainer_in(folder).start_iter == (4 if "3" in tag else 6)
     assert last_whole(str(folder / "out"))[0] == str(folder / "out" / expected)
+    assert trainer_in(folder).start_iter == (4 if "3" in tag else 6)
 
 
 @pytest.mark.parametrize("damage", ["emptied", "removed"])

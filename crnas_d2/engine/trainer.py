@@ -155,6 +155,8 @@ class DetectionTrainer(DefaultTrainer):
         self.checkpointer.load(path, checkpointables=None if resume else [])
         if resume:
             self.start_iter = self.data_loader.start_iteration = self.iter + 1
+            if self.start_iter >= self.max_iter and not path.endswith("model_final.pth"):
+                self.checkpointer.save("model_final", iteration=self.iter)  # no step is left to do it
 
     def train(self) -> Any:
         """Raises FloatingPointError, naming the iteration, the network and the last checkpoint."""
