@@ -23,6 +23,7 @@ from crnas_d2.engine.gradients import GradientAverage, broadcast_model, path_onl
 from crnas_d2.engine.hooks import PathSampler, ProgressBar
 from crnas_d2.engine.schedule import resolve_schedule
 from crnas_d2.errors import InputError
+from crnas_d2.evaluation.coco import DetectionEvaluator
 from crnas_d2.evaluation.topk import TopKEvaluator
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, input_convention
@@ -31,7 +32,7 @@ from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.utils import comm
 
 
@@ -207,7 +208,8 @@ class DetectionTrainer(DefaultTrainer):
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
         with as_scored(dataset_name) as scored:
-            return COCOEvaluator(scored, output_dir=f"{cfg.OUTPUT_DIR}/inference")
+            folder, most = f"{cfg.OUTPUT_DIR}/inference", cfg.TEST.DETECTIONS_PER_IMAGE
+            return DetectionEvaluator(scored, folder, max_detections=most)
 
 
 class SupernetTrainer(DetectionTrainer):
