@@ -82,7 +82,7 @@ FILES: dict[str, tuple[str, Callable[..., list[Any]], Any, str]] = {
         f"{CONV} has shape (1,) there",
     ),
     "only checkpoint, truncated": (TRAIN, earlier, DAMAGES["truncated"], "000001.pth is damaged ("),
-    "only checkpoint, emptied": (TRAIN, earlier, DAMAGES["emptied"], "is damaged (0 bytes"),
+    "only checkpoint, emptied": (TRAIN, earlier, DAMAGES["emptied"], "is damaged (BadZipFile"),
     "only checkpoint, flipped": (TRAIN, earlier, DAMAGES["flipped"], "is damaged ("),
     "journal, garbage inside": (SEARCH, journal(RECORD, "garbage"), None, "jsonl:2: not a scored"),
     "journal, a line torn inside": (SEARCH, journal('{"phase": "st'), None, "jsonl:1: not a scored"),

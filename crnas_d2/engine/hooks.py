@@ -1,4 +1,4 @@
-"""Hooks of training: the path of an iteration, and the progress bar."""
+"""The path of an iteration, and progress bars."""
 
 from __future__ import annotations
 
@@ -18,13 +18,9 @@ from detectron2.utils import comm
 
 def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
     """A tqdm bar, on rank 0 only; a line every ten seconds where standard error is a file."""
-    return tqdm(
-        *args,
-        disable=not comm.is_main_process(),
-        mininterval=0.2 if sys.stderr.isatty() else 10,
-        dynamic_ncols=True,
-        **kwargs,
-    )
+    interval = 0.2 if sys.stderr.isatty() else 10
+    disable = not comm.is_main_process()
+    return tqdm(*args, disable=disable, mininterval=interval, dynamic_ncols=True, **kwargs)
 
 
 class PathSampler(HookBase):
@@ -34,8 +30,7 @@ class PathSampler(HookBase):
     """
 
     def __init__(self, supernet: Supernet, seed: int, budgets: Sequence[BudgetSpec] = ()) -> None:
-        self._supernet, self._seed = supernet, seed
-        space = supernet.space
+        self._supernet, self._seed, space = supernet, seed, supernet.space
         self._codes: list[Architecture] = []
         if isinstance(space, StageSpace):
             self._codes = [code for budget in budgets for code in space.eligible(budget)]
@@ -45,23 +40,3 @@ class PathSampler(HookBase):
 
     def after_train(self) -> None:
         self._supernet.set_path(None)
-
-
-class ProgressBar(HookBase):
-    """Iterations, time left and total loss."""
-
-    _bar = tqdm(disable=True)  # until before_train, since that of another hook may fail
-
-    def before_train(self) -> None:
-        self._bar = progress_bar(
-            total=self.trainer.max_iter, initial=self.trainer.start_iter, desc="training", unit="it"
-        )
-
-    def after_step(self) -> None:
-        if comm.is_main_process():
-            loss = self.trainer.storage.history("total_loss").latest()
-            self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        self._bar.update()
-
-    def after_train(self) -> None:
-        self._bar.close()

@@ -22,9 +22,8 @@ from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_text, write_to_log
-from crnas_d2.modeling.build import architecture_of, input_convention, stage_space_of
+from crnas_d2.modeling.build import input_convention
 from crnas_d2.modeling.checkpoint.weights import check_backbone_weights, read_checkpoint
-from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
@@ -32,58 +31,53 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 
-def check_network(cfg: CfgNode) -> None:
-    """Check that the backbone exists, its codes and space are sound, and the network can be built.
+def check_network(cfg: CfgNode) -> nn.Module | None:
+    """The network with shapes and no values, quick to build; None over a backbone of detectron2's.
 
-    Raises InputError: the key, its value and what is allowed.
+    Raises InputError: no such backbone, or codes, a space or other keys that it cannot be built with.
     """
     name, freeze = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT
-    supernet = cfg.MODEL.CRNAS.SUPERNET
-    if name not in BACKBONE_REGISTRY or (supernet and "crnas" not in name):
+    meta = cfg.MODEL.META_ARCHITECTURE
+    if name not in BACKBONE_REGISTRY or (cfg.MODEL.CRNAS.SUPERNET and "crnas" not in name):
         ours = ", ".join(sorted(known for known, _ in BACKBONE_REGISTRY if "crnas" in known))
-        raise InputError(
-            f"MODEL.BACKBONE.NAME: {name!r}: unknown, or not for a supernet; ours are {ours}"
-        )
+        why = f"unknown, or not for a supernet; ours are {ours}"
+        raise InputError(f"MODEL.BACKBONE.NAME: {name!r}: {why}")
     if "crnas" not in name:
-        return
-    if supernet and cfg.TEST.PRECISE_BN.ENABLED:
-        raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
+        return None
     if freeze and not cfg.MODEL.WEIGHTS:
         raise InputError(f"MODEL.BACKBONE.FREEZE_AT: {freeze}: without MODEL.WEIGHTS allowed is 0")
-    architecture_of(cfg)
-    stage_space_of(cfg)
-    _outline(cfg)
-
-
-def _outline(cfg: CfgNode) -> nn.Module:
-    """The network with shapes and no values: as quick to build as it is small."""
-    name = cfg.MODEL.META_ARCHITECTURE
     try:
         with torch.device("meta"):
-            return META_ARCH_REGISTRY.get(name)(cfg)
+            return META_ARCH_REGISTRY.get(meta)(cfg)
     except InputError:
         raise
-    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # builders may raise any
+        why = f"{type(error).__name__} {' '.join(str(error).split())}"
         raise InputError(
-            f"MODEL.META_ARCHITECTURE: {name!r}: cannot be built over {cfg.MODEL.BACKBONE.NAME!r} with "
-            f"these keys of MODEL: {type(error).__name__} {' '.join(str(error).split())}"
+            f"MODEL.META_ARCHITECTURE: {meta!r}: cannot be built over {name!r} with these keys: {why}"
         ) from error
 
 
-def check_weights(cfg: CfgNode, resume: bool) -> None:
-    """Check the file that a run starts from: OUTPUT_DIR's last checkpoint, or MODEL.WEIGHTS.
+def check_weights(cfg: CfgNode, resume: bool) -> tuple[str, bool]:
+    """The file that a run starts from, MODEL.WEIGHTS or, if it resumes, OUTPUT_DIR's last checkpoint.
+
+    Returns its path, and whether the run resumes: ``resume``, and there is a checkpoint.
 
     Raises InputError: no such file, none undamaged, or a backbone of another network, space or input.
     """
     path, key = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
-    if resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
-        (path, _), key = last_whole(cfg.OUTPUT_DIR), "--resume"
-    if path and "://" not in path and not os.path.isfile(path):
+    resumes = resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
+    if resumes:
+        path, key = last_whole(cfg.OUTPUT_DIR), "--resume"
+    local = bool(path) and "://" not in path
+    if local and not os.path.isfile(path):
         raise InputError(f"{key}: {path}: no such file")
-    if path and "crnas" in cfg.MODEL.BACKBONE.NAME:
-        check_backbone_weights(_outline(cfg).backbone, path, key, input_convention(cfg))
-    elif path.endswith(".pth") and "://" not in path:
+    network = check_network(cfg) if path else None
+    if network is not None:
+        check_backbone_weights(network.backbone, path, key, input_convention(cfg))
+    elif local and path.endswith(".pth"):
         read_checkpoint(path, key)
+    return path, resumes
 
 
 def check_output(folder: str, resume: bool, traces: Iterable[str]) -> None:
@@ -156,17 +150,14 @@ def check_data(cfg: CfgNode, side: str, annotated: bool = True) -> None:
         labelled = is_image_folder(name)
         if not labelled and not cfg.DATASETS[f"{side}_JSON"]:  # which use_own_data has checked
             check_dataset(cfg, side, name, annotated)
-        if labelled != (network == ImageClassifier.__name__):
+        if labelled != (network == "ImageClassifier"):
+            why = "labelled images are for ImageClassifier, boxes for a detector"
             raise InputError(
-                f"MODEL.META_ARCHITECTURE: {network!r}: does not take {key} {name!r}; "
-                "labelled images are for ImageClassifier, boxes for a detector"
+                f"MODEL.META_ARCHITECTURE: {network!r}: does not take {key} {name!r}; {why}"
             )
-        if not labelled:
-            continue
-        found = len(check_imagenet(name, key))
-        if found != classes:
+        if labelled and (found := len(check_imagenet(name, key))) != classes:
             raise InputError(f"MODEL.CLASSIFIER.NUM_CLASSES: {classes}: {key} {name!r} has {found}")
-        if crop > resize:
+        if labelled and crop > resize:
             raise InputError(f"INPUT.CLASSIFIER_CROP: {crop}: allowed are 1 to {resize} (TEST_RESIZE)")
 
 

@@ -20,14 +20,13 @@ from crnas_d2.data.imagenet import is_image_folder
 from crnas_d2.data.loader import TrainLoader, build_test_loader, build_train_loader
 from crnas_d2.engine.checkpoint import SafeCheckpointer
 from crnas_d2.engine.gradients import GradientAverage, broadcast_model, path_only
-from crnas_d2.engine.hooks import PathSampler, ProgressBar
+from crnas_d2.engine.hooks import PathSampler, progress_bar
 from crnas_d2.engine.schedule import resolve_schedule
+from crnas_d2.engine.setup import check_weights
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.coco import DetectionEvaluator
 from crnas_d2.evaluation.topk import TopKEvaluator
 from crnas_d2.modeling.backbone.supernet import find_supernet
-from crnas_d2.modeling.build import architecture_of, input_convention
-from crnas_d2.modeling.checkpoint.weights import check_backbone_weights
 from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -44,11 +43,8 @@ def seed_of(cfg: CfgNode) -> int:
 class StepTrainer(SimpleTrainer):
     """One training step: forward and backward, once or more; average the gradients; optimize.
 
-    Args:
-        seed: of the random draws in the losses.
-        amp: mixed precision, on a GPU.
-        passes: parts of the batch that go through the network one by one; losses are means over
-            images, so the step is that of the whole batch.
+    ``passes``: parts of the batch that go through the network one by one; losses are means over images,
+    so the step is that of the whole batch. ``amp``: mixed precision, on a GPU.
     """
 
     def __init__(self, *args: Any, seed: int, amp: bool, passes: int) -> None:
@@ -112,16 +108,14 @@ class DetectionTrainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         loader = self.build_train_loader(cfg)
         cfg = resolve_schedule(cfg, loader.num_images)
-        seed = seed_of(cfg)
+        seed, amp, passes = seed_of(cfg), cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE
         torch.manual_seed(derive_seed(seed, "init"))
         model = self.build_model(cfg)
         broadcast_model(model)
         optimizer = self.build_optimizer(cfg, model)
-        amp, passes = cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE
         self._trainer = StepTrainer(model, loader, optimizer, seed=seed, amp=amp, passes=passes)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        states = {"trainer": weakref.proxy(self)}
-        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, input_convention(cfg), **states)
+        self.checkpointer = SafeCheckpointer(model, cfg, trainer=weakref.proxy(self))
         self.max_iter, self.cfg = cfg.SOLVER.MAX_ITER, cfg
         self.register_hooks(self.build_hooks())
 
@@ -133,10 +127,6 @@ class DetectionTrainer(DefaultTrainer):
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
-    def build_hooks(self) -> list[HookBase]:
-        self._bar = ProgressBar()
-        return [*super().build_hooks(), self._bar]
-
     @property
     def last_results(self) -> dict[str, dict[str, float]]:
         """Results of the evaluation at the end of training, by task; on rank 0."""
@@ -147,39 +137,42 @@ class DetectionTrainer(DefaultTrainer):
 
         Raises InputError: weights of another network, space or input, or none that can be read.
         """
-        resume = resume and self.checkpointer.has_checkpoint()
-        path, key = self.cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
-        if resume:
-            path, key = self.checkpointer.get_checkpoint_file(), "--resume"
-        if path and "crnas" in self.cfg.MODEL.BACKBONE.NAME:
-            check_backbone_weights(self.model.backbone, path, key, input_convention(self.cfg))
-        self.checkpointer.load(path, checkpointables=None if resume else [])
-        if resume:
+        path, resumes = check_weights(self.cfg, resume)
+        self.checkpointer.load(path, checkpointables=None if resumes else [])
+        if resumes:
             self.start_iter = self.data_loader.start_iteration = self.iter + 1
             if self.start_iter >= self.max_iter and not path.endswith("model_final.pth"):
                 self.checkpointer.save("model_final", iteration=self.iter)  # no step is left to do it
 
     def train(self) -> Any:
-        """Raises FloatingPointError, naming the iteration, the network and the last checkpoint."""
+        """Raises FloatingPointError: naming iteration, a supernet's path, and the last checkpoint."""
         try:
             return super().train()
         except FloatingPointError as error:
             if self.iter >= self.max_iter:
                 raise  # not from a step
-            supernet, network = find_supernet(self.model), self.cfg.MODEL.META_ARCHITECTURE
-            if "crnas" in self.cfg.MODEL.BACKBONE.NAME:
-                network = supernet.path if supernet else architecture_of(self.cfg)
+            supernet = find_supernet(self.model)
+            where = f"iteration {self.iter}" + (f", {supernet.path}" if supernet else "")
             saved = self.checkpointer.has_checkpoint()
             last = self.checkpointer.get_checkpoint_file() if saved else "none"
-            line = f"iteration {self.iter}, {network}: {error}; last checkpoint: {last}"
-            raise FloatingPointError(line) from error
+            raise FloatingPointError(f"{where}: {error}; last checkpoint: {last}") from error
+
+    def before_train(self) -> None:
+        self._bar = progress_bar(desc="training", total=self.max_iter, initial=self.start_iter)
+        super().before_train()
+
+    def after_step(self) -> None:
+        super().after_step()
+        if comm.is_main_process():
+            loss = self.storage.history("total_loss").latest()
+            self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self._bar.update()
 
     def after_train(self) -> None:
-        """After an error close the bar only: other hooks need processes that may be gone."""
+        """After an error without hooks: they need processes that may be gone."""
+        self._bar.close()
         if self.iter >= self.max_iter:
             super().after_train()
-        else:
-            self._bar.after_train()
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -216,13 +209,9 @@ class SupernetTrainer(DetectionTrainer):
     """Trains a supernet: one path an iteration, the same on every process; no test set is seen."""
 
     def build_hooks(self) -> list[HookBase]:
-        # fvcore's update_bn_stats would overwrite the statistics of layers off the path with zeros.
-        if self.cfg.TEST.PRECISE_BN.ENABLED:
-            raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
         supernet = find_supernet(self.model)
         if supernet is None:
-            kind = self.cfg.MODEL.CRNAS.SUPERNET
-            raise InputError(f"MODEL.CRNAS.SUPERNET: {kind!r}: 'stage' or 'dilation' is needed")
+            raise InputError("MODEL.CRNAS.SUPERNET: '': 'stage' or 'dilation' is needed")
         budgets = self.cfg.SEARCH.BUDGETS if self.cfg.SEARCH.STAGE.SAMPLING == "eligible" else ()
         others = [hook for hook in super().build_hooks() if not isinstance(hook, hooks.EvalHook)]
         return [PathSampler(supernet, seed_of(self.cfg), budgets), *others]
