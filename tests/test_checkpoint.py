@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import tiny_config
+from detectors import assert_same_weights, tiny_config
 
 from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.setup import check_weights
@@ -22,11 +22,11 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 
-def trainer_in(folder: Path, *options: Any, resume: bool = True) -> DetectionTrainer:
+def trainer_in(folder: Path, *options: Any) -> DetectionTrainer:
     """Six iterations with checkpoints after the second, the fourth and the sixth; no evaluation."""
     options = ("MODEL.CRNAS.SUPERNET", "stage", *options)
     trainer = SupernetTrainer(tiny_config(folder / "data", folder / "out", *options))
-    trainer.resume_or_load(resume=resume)
+    trainer.resume_or_load(resume=True)
     return trainer
 
 
@@ -86,9 +86,7 @@ def test_the_checkpoint_before_a_damaged_one_serves(
         (out / "model_0000005.pth").rmdir()
         (out / "model_final.pth").rmdir()
     trainer.train()
-    found = trainer.model.state_dict()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert_same_weights(trainer.model.state_dict(), expected)
     assert last_whole(str(out)) == str(out / "model_final.pth")
 
 
@@ -102,8 +100,7 @@ def test_a_kill_between_the_last_two_checkpoints(damage: str, folder: Path) -> N
     trainer_in(folder).train()
     found = torch.load(final, weights_only=True)
     assert found["iteration"] == 5 and tag.read_text() == "model_final.pth"
-    assert found["model"].keys() == expected.keys()
-    assert all(torch.equal(found["model"][key], expected[key]) for key in expected)
+    assert_same_weights(found["model"], expected)
 
 
 TAGS = ["", "\0\0\0", "model_0000003.pth\n", "gone.pth", "../gone.pth", "\xff"]
@@ -227,8 +224,7 @@ def test_a_pickle_of_the_model_zoo_is_loaded(tmp_path: Path) -> None:
     cfg.MODEL.WEIGHTS = str(path)
     trainer = DetectionTrainer(cfg)
     trainer.resume_or_load(resume=False)
-    found = trainer.model.backbone.bottom_up.state_dict()
-    assert all(torch.equal(found[key], value) for key, value in state.items())
+    assert_same_weights(trainer.model.backbone.bottom_up.state_dict(), state)
 
 
 # ---- a loss that is not finite -------------------------------------------------------------------
@@ -258,17 +254,22 @@ def test_a_loss_that_is_not_finite_ends_training(kind: str, value: float, tmp_pa
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
+def after_step(trainer: DetectionTrainer, iteration: int, act: Callable[[], object]) -> None:
+    """Let ``act`` be called when the step of that iteration is done."""
+    step = type(trainer).run_step
+
+    def stepped() -> None:
+        step(trainer)
+        if trainer.iter == iteration:
+            act()
+
+    trainer.run_step = stepped
+
+
 def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path: Path) -> None:
     """A gradient may overflow right before a checkpoint is due."""
     trainer = trainer_in(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1)
-    step = type(trainer).run_step
-
-    def overflowing() -> None:
-        step(trainer)
-        if trainer.iter == 2:
-            next(trainer.model.parameters()).data[0] = float("inf")
-
-    trainer.run_step = overflowing
+    after_step(trainer, 2, lambda: next(trainer.model.parameters()).data.fill_(float("inf")))
     with pytest.raises(FloatingPointError) as caught:
         trainer.train()
     first = next(name for name, _ in trainer.model.named_parameters())
@@ -281,14 +282,11 @@ def test_nothing_is_evaluated_after_an_error(tmp_path: Path) -> None:
     """detectron2 would in the last iteration, with processes that are gone."""
     trainer = DetectionTrainer(tiny_config(tmp_path / "data", tmp_path / "out", "SOLVER.MAX_ITER", 2))
     trainer.test = lambda *_: pytest.fail("evaluated")
-    step = type(trainer).run_step
 
-    def failing() -> None:
-        step(trainer)
-        if trainer.iter == 1:
-            raise LookupError
+    def fail() -> None:
+        raise LookupError
 
-    trainer.run_step = failing
+    after_step(trainer, 1, fail)
     with pytest.raises(LookupError):
         trainer.train()
 

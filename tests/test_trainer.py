@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import HEADS, tiny_config
+from detectors import HEADS, assert_same_weights, tiny_config
 
 from crnas_d2.data.datasets import register_coco
 from crnas_d2.engine import trainer as trainer_module
@@ -110,9 +110,7 @@ def test_a_resumed_run_is_the_same_run(kind: str, cut: int, tmp_path: Path) -> N
     resumed = trainer_of(tmp_path / "data", tmp_path / "cut", *options)
     assert resumed.start_iter == cut - 1  # checkpoints after iterations 2, 4, 6
     resumed.train()
-    expected, found = whole.model.state_dict(), resumed.model.state_dict()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert_same_weights(resumed.model.state_dict(), whole.model.state_dict())
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
@@ -163,15 +161,11 @@ def test_an_error_before_training_is_not_hidden(tmp_path: Path) -> None:
         trainer.train()
 
 
-def test_precise_bn_is_refused_on_a_supernet(tmp_path: Path) -> None:
-    options = ["MODEL.CRNAS.SUPERNET", "stage", "TEST.PRECISE_BN.ENABLED", True]
-    with pytest.raises(InputError, match=r"TEST\.PRECISE_BN\.ENABLED"):
-        trainer_of(tmp_path / "data", tmp_path / "out", *options)
-
-
-def test_supernet_trainer_needs_a_supernet(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"MODEL\.CRNAS\.SUPERNET"):
-        SupernetTrainer(tiny_config(tmp_path / "data", tmp_path / "out"))
+@pytest.mark.parametrize(("kind", "key"), [("stage", "TEST.PRECISE_BN"), ("", "MODEL.CRNAS.SUPERNET")])
+def test_what_a_supernets_trainer_refuses(kind: str, key: str, tmp_path: Path) -> None:
+    options = ["MODEL.CRNAS.SUPERNET", kind, "TEST.PRECISE_BN.ENABLED", True]
+    with pytest.raises(InputError, match=f"^{key}"):
+        SupernetTrainer(tiny_config(tmp_path / "data", tmp_path / "out", *options))
 
 
 def test_training_leaves_its_memory_to_scoring(tmp_path: Path) -> None:

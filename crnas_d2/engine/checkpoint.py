@@ -92,6 +92,7 @@ def _damage(path: Path) -> str:
     """What is wrong with a file that torch.save wrote; empty: its checksums are right."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() or ""
+            part = archive.testzip()
+            return f"{part} has changed" if part else ""
     except Exception as error:  # a broken archive may raise any
         return repr(error)

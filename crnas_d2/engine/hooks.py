@@ -9,9 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.budget import BudgetSpec
 from crnas_d2.modeling.backbone.supernet import Supernet
-from crnas_d2.space import StageSpace
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -24,16 +22,10 @@ def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
 
 
 class PathSampler(HookBase):
-    """Sets the supernet's path before each step: a function of (seed, iteration) only.
+    """Sets the supernet's path before each step, drawn by (seed, iteration), from ``codes`` if any."""
 
-    With ``budgets``, of blocks, stage paths are drawn from the codes that meet one of them.
-    """
-
-    def __init__(self, supernet: Supernet, seed: int, budgets: Sequence[BudgetSpec] = ()) -> None:
-        self._supernet, self._seed, space = supernet, seed, supernet.space
-        self._codes: list[Architecture] = []
-        if isinstance(space, StageSpace):
-            self._codes = [code for budget in budgets for code in space.eligible(budget)]
+    def __init__(self, supernet: Supernet, seed: int, codes: Sequence[Architecture] = ()) -> None:
+        self._supernet, self._seed, self._codes = supernet, seed, codes
 
     def before_step(self) -> None:
         self._supernet.set_path(self._supernet.space.sample(self._seed, self.trainer.iter, self._codes))

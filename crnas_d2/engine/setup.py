@@ -22,7 +22,7 @@ from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_text, write_to_log
-from crnas_d2.modeling.build import input_convention
+from crnas_d2.modeling.build import input_convention, stage_space_of
 from crnas_d2.modeling.checkpoint.weights import check_backbone_weights, read_checkpoint
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
@@ -46,16 +46,16 @@ def check_network(cfg: CfgNode) -> nn.Module | None:
         return None
     if freeze and not cfg.MODEL.WEIGHTS:
         raise InputError(f"MODEL.BACKBONE.FREEZE_AT: {freeze}: without MODEL.WEIGHTS allowed is 0")
+    stage_space_of(cfg)
     try:
         with torch.device("meta"):
             return META_ARCH_REGISTRY.get(meta)(cfg)
     except InputError:
         raise
     except Exception as error:  # builders may raise any
-        why = f"{type(error).__name__} {' '.join(str(error).split())}"
-        raise InputError(
-            f"MODEL.META_ARCHITECTURE: {meta!r}: cannot be built over {name!r} with these keys: {why}"
-        ) from error
+        text = f"{type(error).__name__} {' '.join(str(error).split())}"
+        why = f"{meta!r}: cannot be built over {name!r} with these keys of MODEL: {text}"
+        raise InputError(f"MODEL.META_ARCHITECTURE: {why}") from error
 
 
 def check_weights(cfg: CfgNode, resume: bool) -> tuple[str, bool]:
@@ -90,10 +90,8 @@ def check_output(folder: str, resume: bool, traces: Iterable[str]) -> None:
         raise InputError(f"OUTPUT_DIR: {folder!r}: is not a folder")
     found = [file for trace in traces for file in path.glob(trace)]
     if found and not resume:
-        raise InputError(
-            f"OUTPUT_DIR: {folder}: holds {found[0].relative_to(path)} of an earlier run; "
-            "--resume continues it, or name another folder"
-        )
+        what = f"holds {found[0].relative_to(path)} of an earlier run"
+        raise InputError(f"OUTPUT_DIR: {folder}: {what}; --resume continues it, or name another folder")
 
 
 # Keys whose values a resumed training takes from the checkpoint's optimizer.
@@ -123,10 +121,8 @@ def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
         settings["SOLVER.BASE_LR"] = by_image or settings["SOLVER.BASE_LR"]
     for key in keys:
         if before[key] != now[key]:
-            raise InputError(
-                f"{key}: {now[key]!r}: the run in {cfg.OUTPUT_DIR} has {before[key]!r}, which --resume "
-                "keeps; to change it, start in another OUTPUT_DIR"
-            )
+            held = f"the run in {cfg.OUTPUT_DIR} has {before[key]!r}, which --resume keeps"
+            raise InputError(f"{key}: {now[key]!r}: {held}; to change it, start in another OUTPUT_DIR")
 
 
 def write_config(cfg: CfgNode) -> None:
@@ -138,11 +134,7 @@ def write_config(cfg: CfgNode) -> None:
 
 
 def check_data(cfg: CfgNode, side: str, annotated: bool = True) -> None:
-    """Check that the data sets of DATASETS.TRAIN or TEST are there and suit the network.
-
-    Raises InputError: as check_dataset and check_imagenet, a set for another kind of network or with
-        another number of classes, or a crop larger than the image.
-    """
+    """Raise InputError unless the sets of DATASETS.TRAIN or TEST are sound and suit the network."""
     key, network = f"DATASETS.{side}", cfg.MODEL.META_ARCHITECTURE
     classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     crop, resize = cfg.INPUT.CLASSIFIER_CROP, cfg.INPUT.CLASSIFIER_TEST_RESIZE
@@ -151,19 +143,14 @@ def check_data(cfg: CfgNode, side: str, annotated: bool = True) -> None:
         if not labelled and not cfg.DATASETS[f"{side}_JSON"]:  # which use_own_data has checked
             check_dataset(cfg, side, name, annotated)
         if labelled != (network == "ImageClassifier"):
-            why = "labelled images are for ImageClassifier, boxes for a detector"
-            raise InputError(
-                f"MODEL.META_ARCHITECTURE: {network!r}: does not take {key} {name!r}; {why}"
+            why = (
+                f"does not take {key} {name!r}; labelled images, and no others, are for ImageClassifier"
             )
+            raise InputError(f"MODEL.META_ARCHITECTURE: {network!r}: {why}")
         if labelled and (found := len(check_imagenet(name, key))) != classes:
             raise InputError(f"MODEL.CLASSIFIER.NUM_CLASSES: {classes}: {key} {name!r} has {found}")
         if labelled and crop > resize:
             raise InputError(f"INPUT.CLASSIFIER_CROP: {crop}: allowed are 1 to {resize} (TEST_RESIZE)")
-
-
-def processes(args: argparse.Namespace) -> int:
-    """How many there are, or will be once --num-gpus has started them."""
-    return max(comm.get_world_size(), (args.num_gpus or 1) * args.num_machines)
 
 
 def train_config(args: argparse.Namespace) -> CfgNode:
@@ -175,7 +162,7 @@ def train_config(args: argparse.Namespace) -> CfgNode:
     use_own_data(cfg, train=not args.eval_only, test=not supernet, annotated=False)
     check_output(cfg.OUTPUT_DIR, args.resume or args.eval_only, ["last_checkpoint"])
     if not args.eval_only:
-        check_loading(cfg, processes(args))
+        check_loading(cfg)
         check_schedule(cfg)
         check_data(cfg, "TRAIN")
         if (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
@@ -198,13 +185,13 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
     rank = comm.get_rank()
     if quiet:
         # detectron2 caches these calls by their arguments, so they are those of default_setup.
-        for logger in (
-            setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore"),
-            setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank),
+        fvcore = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")
+        for handler in (
+            *fvcore.handlers,
+            *setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank).handlers,
         ):
-            for handler in logger.handlers:
-                if handler.stream is sys.stdout:
-                    handler.setLevel(logging.WARNING)
+            if handler.stream is sys.stdout:
+                handler.setLevel(logging.WARNING)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="crnas_d2")
     default_setup(cfg, args)
     register_own_data(cfg)  # rank 0 has read and checked it

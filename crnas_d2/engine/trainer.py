@@ -28,6 +28,7 @@ from crnas_d2.evaluation.coco import DetectionEvaluator
 from crnas_d2.evaluation.topk import TopKEvaluator
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.seeding import derive_seed
+from crnas_d2.space import StageSpace
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
@@ -133,10 +134,7 @@ class DetectionTrainer(DefaultTrainer):
         return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As DefaultTrainer's, but a damaged checkpoint is skipped for the one before.
-
-        Raises InputError: weights of another network, space or input, or none that can be read.
-        """
+        """As DefaultTrainer's, of what check_weights finds: a damaged checkpoint is passed over."""
         path, resumes = check_weights(self.cfg, resume)
         self.checkpointer.load(path, checkpointables=None if resumes else [])
         if resumes:
@@ -212,6 +210,8 @@ class SupernetTrainer(DetectionTrainer):
         supernet = find_supernet(self.model)
         if supernet is None:
             raise InputError("MODEL.CRNAS.SUPERNET: '': 'stage' or 'dilation' is needed")
-        budgets = self.cfg.SEARCH.BUDGETS if self.cfg.SEARCH.STAGE.SAMPLING == "eligible" else ()
+        space, codes = supernet.space, []
+        if isinstance(space, StageSpace) and self.cfg.SEARCH.STAGE.SAMPLING == "eligible":
+            codes = [code for budget in self.cfg.SEARCH.BUDGETS for code in space.eligible(budget)]
         others = [hook for hook in super().build_hooks() if not isinstance(hook, hooks.EvalHook)]
-        return [PathSampler(supernet, seed_of(self.cfg), budgets), *others]
+        return [PathSampler(supernet, seed_of(self.cfg), codes), *others]

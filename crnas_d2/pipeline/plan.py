@@ -24,7 +24,6 @@ from crnas_d2.engine.setup import (
     check_output,
     check_same_run,
     check_weights,
-    processes,
 )
 from crnas_d2.engine.trainer import seed_of
 from crnas_d2.errors import InputError
@@ -100,7 +99,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     check_network(first)
     retrains = "retrain" in cfg.SEARCH.PHASES
     content = use_own_data(cfg, test=retrains).get("TRAIN")
-    _check_training(cfg, args)
+    _check_training(cfg)
     if len(cfg.DATASETS.TRAIN) != 1:
         raise InputError(f"DATASETS.TRAIN: {tuple(cfg.DATASETS.TRAIN)}: a search takes one set")
     bases = base_paths(cfg, args.config_file, budgets)
@@ -111,7 +110,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     pretrain = _check_pretraining(cfg, first, args)
     if retrains:
         for base, network in dict(zip(bases, networks)).items():
-            _check_retraining(base, network, pretrain, args)
+            _check_retraining(base, network, pretrain)
     content = content or check_dataset(cfg, "TRAIN", cfg.DATASETS.TRAIN[0])
     if content is None:
         name = cfg.DATASETS.TRAIN[0]
@@ -211,9 +210,9 @@ def check_budgets(
                 )
 
 
-def _check_training(cfg: CfgNode, args: argparse.Namespace, *sides: str) -> None:
+def _check_training(cfg: CfgNode, *sides: str) -> None:
     """A phase's training has a batch, a schedule, and data of these sides, TRAIN and TEST."""
-    check_loading(cfg, processes(args))
+    check_loading(cfg)
     check_schedule(cfg)
     for side in sides:
         check_data(cfg, side)
@@ -226,11 +225,11 @@ def _check_pretraining(cfg: CfgNode, first: CfgNode, args: argparse.Namespace) -
     path = config_path(cfg.SEARCH.PRETRAIN, args.config_file, "SEARCH.PRETRAIN")
     run = pretrain_config(first, path)
     check_network(run)
-    _check_training(run, args, "TRAIN", *(["TEST"] if "retrain" in cfg.SEARCH.PHASES else []))
+    _check_training(run, "TRAIN", *(["TEST"] if "retrain" in cfg.SEARCH.PHASES else []))
     return path
 
 
-def _check_retraining(base: str, run: CfgNode, pretrain: str, args: argparse.Namespace) -> None:
+def _check_retraining(base: str, run: CfgNode, pretrain: str) -> None:
     if run.MODEL.WEIGHTS:
         raise InputError(
             f"SEARCH.FOUND_BASE: {base}: has MODEL.WEIGHTS {run.MODEL.WEIGHTS}, which a found network "
@@ -241,7 +240,7 @@ def _check_retraining(base: str, run: CfgNode, pretrain: str, args: argparse.Nam
     if len(run.DATASETS.TEST) != 1:
         names = tuple(run.DATASETS.TEST)
         raise InputError(f"DATASETS.TEST: {names}: one test set is needed to retrain (SEARCH.PHASES)")
-    _check_training(run, args, "TRAIN", "TEST")
+    _check_training(run, "TRAIN", "TEST")
 
 
 def _check_journals(folder: Path) -> None:
