@@ -111,18 +111,28 @@ def test_ranks_with_gradients_for_different_parameters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["stage", "dilation"])
 @pytest.mark.parametrize("head", ["FasterRCNN", "MaskRCNN", "RetinaNet", "NASFPN"])
-def test_what_is_averaged_is_what_has_a_gradient(head: str, kind: str, tmp_path: Path) -> None:
+def test_what_is_averaged(
+    head: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The path's and everything around the supernet; frozen ones and other branches are not sent."""
     options = ["MODEL.CRNAS.SUPERNET", kind, *HEADS[head]]
     trainer = SupernetTrainer(tiny_config(tmp_path / "data", tmp_path / "out", *options))
-    trainer.model.backbone.bottom_up.stem.requires_grad_(False)
+    supernet = trainer.model.backbone.bottom_up
+    supernet.stem.requires_grad_(False)
     trainer._hooks[0].before_step()
     with EventStorage(0):
         trainer.run_step()
-    sent = {id(parameter) for parameter in trainer._trainer._average.parameters()}
-    trained = {name for name, p in trainer.model.named_parameters() if p.grad is not None}
-    assert trained == {name for name, p in trainer.model.named_parameters() if id(p) in sent}
-    assert len(sent) == len(trainer._trainer._average.parameters())
+    sent: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(gradients.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(gradients, "average", sent.append)
+    gradients.average_gradients(trainer._trainer._parameters, torch.zeros(()))
+    path, prefix = supernet.subnet_keys(supernet.path), "backbone.bottom_up."
+    expected = {
+        id(p.grad)
+        for name, p in trainer.model.named_parameters()
+        if p.requires_grad and (not name.startswith(prefix) or name[len(prefix) :] in path)
+    }
+    assert {id(gradient) for gradient in sent[1]} == expected and len(sent[1]) == len(expected)
 
 
 def test_buckets_are_small_and_of_one_dtype(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,6 @@ def check_network(cfg: CfgNode) -> nn.Module | None:
     Raises InputError: no such backbone, or codes, a space or other keys that it cannot be built with.
     """
     name, freeze = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT
-    meta = cfg.MODEL.META_ARCHITECTURE
     if name not in BACKBONE_REGISTRY or (cfg.MODEL.CRNAS.SUPERNET and "crnas" not in name):
         ours = ", ".join(sorted(known for known, _ in BACKBONE_REGISTRY if "crnas" in known))
         why = f"unknown, or not for a supernet; ours are {ours}"
@@ -49,13 +48,13 @@ def check_network(cfg: CfgNode) -> nn.Module | None:
     stage_space_of(cfg)
     try:
         with torch.device("meta"):
-            return META_ARCH_REGISTRY.get(meta)(cfg)
+            return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     except InputError:
         raise
     except Exception as error:  # builders may raise any
         text = f"{type(error).__name__} {' '.join(str(error).split())}"
-        why = f"{meta!r}: cannot be built over {name!r} with these keys of MODEL: {text}"
-        raise InputError(f"MODEL.META_ARCHITECTURE: {why}") from error
+        what = f"{cfg.MODEL.META_ARCHITECTURE!r}: cannot be built over {name!r} with these keys"
+        raise InputError(f"MODEL.META_ARCHITECTURE: {what}: {text}") from error
 
 
 def check_weights(cfg: CfgNode, resume: bool) -> tuple[str, bool]:
@@ -143,9 +142,7 @@ def check_data(cfg: CfgNode, side: str, annotated: bool = True) -> None:
         if not labelled and not cfg.DATASETS[f"{side}_JSON"]:  # which use_own_data has checked
             check_dataset(cfg, side, name, annotated)
         if labelled != (network == "ImageClassifier"):
-            why = (
-                f"does not take {key} {name!r}; labelled images, and no others, are for ImageClassifier"
-            )
+            why = f"does not take {key} {name!r}; labelled images are for ImageClassifier alone"
             raise InputError(f"MODEL.META_ARCHITECTURE: {network!r}: {why}")
         if labelled and (found := len(check_imagenet(name, key))) != classes:
             raise InputError(f"MODEL.CLASSIFIER.NUM_CLASSES: {classes}: {key} {name!r} has {found}")
@@ -186,10 +183,8 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
     if quiet:
         # detectron2 caches these calls by their arguments, so they are those of default_setup.
         fvcore = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")
-        for handler in (
-            *fvcore.handlers,
-            *setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank).handlers,
-        ):
+        others = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
+        for handler in (*fvcore.handlers, *others.handlers):
             if handler.stream is sys.stdout:
                 handler.setLevel(logging.WARNING)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="crnas_d2")

@@ -19,7 +19,7 @@ from crnas_d2.data.datasets import as_scored
 from crnas_d2.data.imagenet import is_image_folder
 from crnas_d2.data.loader import TrainLoader, build_test_loader, build_train_loader
 from crnas_d2.engine.checkpoint import SafeCheckpointer
-from crnas_d2.engine.gradients import GradientAverage, broadcast_model, path_only
+from crnas_d2.engine.gradients import average_gradients, broadcast_model, path_only
 from crnas_d2.engine.hooks import PathSampler, progress_bar
 from crnas_d2.engine.schedule import resolve_schedule
 from crnas_d2.engine.setup import check_weights
@@ -51,7 +51,7 @@ class StepTrainer(SimpleTrainer):
     def __init__(self, *args: Any, seed: int, amp: bool, passes: int) -> None:
         super().__init__(*args)
         self._seed, self._amp, self._passes = seed, amp, passes
-        self._average = GradientAverage(self.model)
+        self._parameters = list(self.model.parameters())  # a walk through a supernet takes milliseconds
         self._scaler = torch.amp.GradScaler("cuda", enabled=amp)
 
     def run_step(self) -> None:
@@ -68,7 +68,7 @@ class StepTrainer(SimpleTrainer):
         losses = {key: sum(each[key] for each in of_passes) / self._passes for key in of_passes[0]}
         total = sum(losses.values())
         normalizer = total.new_tensor(self._normalizer or 0.0)
-        self._average(total, normalizer)  # so that all processes judge the same loss
+        average_gradients(self._parameters, total, normalizer)  # all processes judge the same loss
         if self._normalizer is not None:
             self.model.loss_normalizer = normalizer.item()  # one for all, as in the checkpoint
         if not math.isfinite(total):
