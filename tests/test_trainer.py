@@ -60,12 +60,8 @@ def test_only_the_path_moves(kind: str, tmp_path: Path) -> None:
             before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
             path = supernet.path
             trainer.run_step()
-            on_path = set()
-            prefix = "backbone.bottom_up."
-            for key in before:
-                inner = key[len(prefix) :]
-                if not key.startswith(prefix) or inner in supernet.subnet_keys(path):
-                    on_path.add(key)
+            off_path = supernet.state_dict().keys() - supernet.subnet_keys(path).keys()
+            on_path = before.keys() - {f"backbone.bottom_up.{key}" for key in off_path}
             after = trainer.model.state_dict()
             moved = {key for key in before if not torch.equal(before[key], after[key])}
             assert moved <= on_path

@@ -142,8 +142,9 @@ def check_data(cfg: CfgNode, side: str, annotated: bool = True) -> None:
         if not labelled and not cfg.DATASETS[f"{side}_JSON"]:  # which use_own_data has checked
             check_dataset(cfg, side, name, annotated)
         if labelled != (network == "ImageClassifier"):
-            why = f"does not take {key} {name!r}; labelled images are for ImageClassifier alone"
-            raise InputError(f"MODEL.META_ARCHITECTURE: {network!r}: {why}")
+            what = f"{network!r}: does not take {key} {name!r}"
+            why = "labelled images are for ImageClassifier, boxes for a detector"
+            raise InputError(f"MODEL.META_ARCHITECTURE: {what}; {why}")
         if labelled and (found := len(check_imagenet(name, key))) != classes:
             raise InputError(f"MODEL.CLASSIFIER.NUM_CLASSES: {classes}: {key} {name!r} has {found}")
         if labelled and crop > resize:
