@@ -14,7 +14,6 @@ from crnas_d2.engine.checkpoint import SafeCheckpointer
 from crnas_d2.engine.setup import start_run, train_config
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.launch import run
-from crnas_d2.modeling.build import input_convention
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
@@ -24,9 +23,7 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
     start_run(cfg, args)
     if args.eval_only:
         model = DetectionTrainer.build_model(cfg)
-        SafeCheckpointer(model, cfg.OUTPUT_DIR, input_convention(cfg)).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
+        SafeCheckpointer(model, cfg).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         DetectionTrainer.test(cfg, model)
         return
     trainer = (SupernetTrainer if cfg.MODEL.CRNAS.SUPERNET else DetectionTrainer)(cfg)

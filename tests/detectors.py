@@ -148,6 +148,12 @@ def tiny_config(data: Path, output: Path, *overrides: Any) -> CfgNode:
     return cfg
 
 
+def assert_same_weights(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Of two state dicts: the same names, and bit-exact values."""
+    assert found.keys() == expected.keys()
+    assert all(found[key].equal(value) for key, value in expected.items())
+
+
 def command_line(options: list[Any]) -> list[str]:
     """KEY VALUE pairs as a shell passes them."""
     return [option if isinstance(option, str) else repr(option) for option in options]

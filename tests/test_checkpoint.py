@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import tiny_config
+from detectors import assert_same_weights, tiny_config
 
 from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.setup import check_weights
@@ -22,11 +22,11 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 
-def trainer_in(folder: Path, *options: Any, resume: bool = True) -> DetectionTrainer:
+def trainer_in(folder: Path, *options: Any) -> DetectionTrainer:
     """Six iterations with checkpoints after the second, the fourth and the sixth; no evaluation."""
     options = ("MODEL.CRNAS.SUPERNET", "stage", *options)
     trainer = SupernetTrainer(tiny_config(folder / "data", folder / "out", *options))
-    trainer.resume_or_load(resume=resume)
+    trainer.resume_or_load(resume=True)
     return trainer
 
 
@@ -86,10 +86,21 @@ def test_the_checkpoint_before_a_damaged_one_serves(
         (out / "model_0000005.pth").rmdir()
         (out / "model_final.pth").rmdir()
     trainer.train()
-    found = trainer.model.state_dict()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
-    assert last_whole(str(out)) == (str(out / "model_final.pth"), [])
+    assert_same_weights(trainer.model.state_dict(), expected)
+    assert last_whole(str(out)) == str(out / "model_final.pth")
+
+
+@pytest.mark.parametrize("damage", ["removed", "halved"])
+def test_a_kill_between_the_last_two_checkpoints(damage: str, folder: Path) -> None:
+    """model_final.pth is missing or damaged, and no iteration is left; resuming writes it."""
+    final, tag = folder / "out" / "model_final.pth", folder / "out" / "last_checkpoint"
+    expected = torch.load(final, weights_only=True)["model"]
+    DAMAGES[damage](final)
+    tag.write_text("model_0000005.pth")
+    trainer_in(folder).train()
+    found = torch.load(final, weights_only=True)
+    assert found["iteration"] == 5 and tag.read_text() == "model_final.pth"
+    assert_same_weights(found["model"], expected)
 
 
 TAGS = ["", "\0\0\0", "model_0000003.pth\n", "gone.pth", "../gone.pth", "\xff"]
@@ -99,8 +110,8 @@ TAGS = ["", "\0\0\0", "model_0000003.pth\n", "gone.pth", "../gone.pth", "\xff"]
 def test_a_damaged_tag(tag: str, folder: Path) -> None:
     (folder / "out" / "last_checkpoint").write_bytes(tag.encode("latin-1"))
     expected = "model_0000003.pth" if "3" in tag else "model_0000005.pth"
+    assert last_whole(str(folder / "out")) == str(folder / "out" / expected)
     assert trainer_in(folder).start_iter == (4 if "3" in tag else 6)
-    assert last_whole(str(folder / "out"))[0] == str(folder / "out" / expected)
 
 
 @pytest.mark.parametrize("damage", ["emptied", "removed"])
@@ -157,7 +168,7 @@ def test_old_checkpoints_are_deleted(case: str, folder: Path) -> None:
     trainer.checkpointer.save(f"model_{saved:07}", iteration=saved)
     names = [f"model_{iteration:07}.pth" for iteration in left]
     assert sorted(path.name for path in out.glob("*.pth")) == sorted([*names, "model_final.pth"])
-    assert last_whole(str(out)) == (str(out / f"model_{saved:07}.pth"), [])
+    assert last_whole(str(out)) == str(out / f"model_{saved:07}.pth")
 
 
 class Trap:
@@ -213,8 +224,7 @@ def test_a_pickle_of_the_model_zoo_is_loaded(tmp_path: Path) -> None:
     cfg.MODEL.WEIGHTS = str(path)
     trainer = DetectionTrainer(cfg)
     trainer.resume_or_load(resume=False)
-    found = trainer.model.backbone.bottom_up.state_dict()
-    assert all(torch.equal(found[key], value) for key, value in state.items())
+    assert_same_weights(trainer.model.backbone.bottom_up.state_dict(), state)
 
 
 # ---- a loss that is not finite -------------------------------------------------------------------
@@ -237,46 +247,46 @@ def test_a_loss_that_is_not_finite_ends_training(kind: str, value: float, tmp_pa
     trainer.model.forward = diverging
     with pytest.raises(FloatingPointError) as caught:
         trainer.train()
-    path = trainer.model.backbone.bottom_up.path if kind else "resnet/1-2-1-1/0-00-0-0"
+    where = f"iteration 3, {trainer.model.backbone.bottom_up.path}" if kind else "iteration 3"
     checkpoint = tmp_path / "out" / "model_0000001.pth"
-    assert str(caught.value) == (
-        f"iteration 3, {path}: the loss is {value}; last checkpoint: {checkpoint}"
-    )
-    assert last_whole(str(tmp_path / "out")) == (str(checkpoint), [])
+    assert str(caught.value) == f"{where}: the loss is {value}; last checkpoint: {checkpoint}"
+    assert last_whole(str(tmp_path / "out")) == str(checkpoint)
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def after_step(trainer: DetectionTrainer, iteration: int, act: Callable[[], object]) -> None:
+    """Let ``act`` be called when the step of that iteration is done."""
+    step = type(trainer).run_step
+
+    def stepped() -> None:
+        step(trainer)
+        if trainer.iter == iteration:
+            act()
+
+    trainer.run_step = stepped
 
 
 def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path: Path) -> None:
     """A gradient may overflow right before a checkpoint is due."""
     trainer = trainer_in(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1)
-    step = type(trainer).run_step
-
-    def overflowing() -> None:
-        step(trainer)
-        if trainer.iter == 2:
-            next(trainer.model.parameters()).data[0] = float("inf")
-
-    trainer.run_step = overflowing
+    after_step(trainer, 2, lambda: next(trainer.model.parameters()).data.fill_(float("inf")))
     with pytest.raises(FloatingPointError) as caught:
         trainer.train()
     first = next(name for name, _ in trainer.model.named_parameters())
     assert "iteration 2, resnet/" in str(caught.value)
     assert f"{first} is not finite, so model_0000002.pth was not written" in str(caught.value)
-    assert last_whole(str(tmp_path / "out"))[0] == str(tmp_path / "out" / "model_0000001.pth")
+    assert last_whole(str(tmp_path / "out")) == str(tmp_path / "out" / "model_0000001.pth")
 
 
 def test_nothing_is_evaluated_after_an_error(tmp_path: Path) -> None:
     """detectron2 would in the last iteration, with processes that are gone."""
     trainer = DetectionTrainer(tiny_config(tmp_path / "data", tmp_path / "out", "SOLVER.MAX_ITER", 2))
     trainer.test = lambda *_: pytest.fail("evaluated")
-    step = type(trainer).run_step
 
-    def failing() -> None:
-        step(trainer)
-        if trainer.iter == 1:
-            raise LookupError
+    def fail() -> None:
+        raise LookupError
 
-    trainer.run_step = failing
+    after_step(trainer, 1, fail)
     with pytest.raises(LookupError):
         trainer.train()
 

@@ -20,18 +20,11 @@ def run(processes: int, config: Path, mode: str) -> dict[str, Any]:
     """The file that rank 0 wrote."""
     out = config.with_name(f"{mode}-{processes}.pt")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    start = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT)]
-    done = subprocess.run(
-        [*start, str(config), str(out), mode], capture_output=True, text=True, timeout=600
-    )
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT)]
+    command += [str(config), str(out), mode]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(out, weights_only=True)
-
-
-def written(cfg: Any, folder: Path) -> Path:
-    path = folder / "test_config.yaml"
-    path.write_text(cfg.dump())
-    return path
 
 
 @pytest.mark.slow
@@ -42,7 +35,8 @@ def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
     All images have one size, and with full quotas nothing is drawn; SyncBN joins the statistics.
     """
     options = ["MODEL.CRNAS.SUPERNET", kind, "SOLVER.IMS_PER_BATCH", 4, *FULL_QUOTAS]
-    config = written(tiny_config(tmp_path / "data", tmp_path / "out", *options), tmp_path)
+    config = tmp_path / "test_config.yaml"
+    config.write_text(tiny_config(tmp_path / "data", tmp_path / "out", *options).dump())
     one, two = run(1, config, "gradients"), run(2, config, "gradients")
     assert [e["paths"] for e in two["ranks"]] == [one["paths"]] * 2
     assert len(set(one["paths"])) > 1
@@ -64,7 +58,8 @@ def test_any_number_of_processes_scores_the_same(kind: str, tmp_path: Path) -> N
     cfg = tiny_config(tmp_path / "data", tmp_path / "out", *options)
     SupernetTrainer(cfg).train()
     cfg.MODEL.WEIGHTS = str(tmp_path / "out" / "model_final.pth")
-    config = written(cfg, tmp_path)
+    config = tmp_path / "test_config.yaml"
+    config.write_text(cfg.dump())
     one = run(1, config, "scores")
     assert max(one["scores"]) > 0
     for processes in (2, 4):

@@ -23,14 +23,9 @@ from test_bad_runs import FILES
 
 
 def start(folder: Path, script: str, *options: Any, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", str(ROOT / script), *command_line([*options])],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={**os.environ, **environ},
-    )
+    command = [sys.executable, "-W", "ignore", str(ROOT / script), *command_line([*options])]
+    environ = {**os.environ, **environ}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environ)
 
 
 @pytest.mark.slow
@@ -44,8 +39,8 @@ def test_a_fault_in_a_real_process(bench: Bench, fault: str) -> None:
         name, (change, shown) = SEARCH, JSONS[fault]
         options = ["DATASETS.TRAIN_JSON", bench.json(change)]
     else:
-        name, make, damage, shown = FILES[fault]
-        options = make(bench, damage)
+        name, make, shown = FILES[fault]
+        options = make(bench)
     before = snapshot(bench.folder)
     done = start(bench.folder, name, *bench.arguments(options))
     assert done.returncode == 2 and done.stdout == ""
@@ -71,39 +66,27 @@ def test_a_broken_image_in_archtrain(bench: Bench, workers: int) -> None:
 
 # ---- while a run is under way --------------------------------------------------------------------
 
+GONE = "cannot be read as an image: No such file"
+WORKERS = ["DATALOADER.NUM_WORKERS", 2, "SOLVER.MAX_ITER", 20]
 # What happens (faulty_search.py), options of both runs, the status, and what the line shows.
 UNDER_WAY = {
     "full disk, checkpoint": ("0 training full100000", [], 1, "/model_0000003.pth'; fix it and"),
     "full disk, matches": ("0 search full400", [], 1, ".npz'; fix it and"),
     "full disk, journal": ("0 matched full400", [], 1, "stage/journal.jsonl'; fix it and"),
-    "pictures gone, training": ("0 training gone", [], 2, "cannot be read as an image: No such file"),
-    "pictures gone, workers": (
-        "0 training gone",
-        ["DATALOADER.NUM_WORKERS", 2, "SOLVER.MAX_ITER", 20],
-        2,
-        "cannot be read as an image: No such file",
-    ),
-    "pictures gone, search": (
-        "0 search gone",
-        ["SEARCH.EVAL.CACHE_GB", 0.0],
-        2,
-        "cannot be read as an image: No such file",
-    ),
+    "pictures gone, training": ("0 training gone", [], 2, GONE),
+    "pictures gone, workers": ("0 training gone", WORKERS, 2, GONE),
+    "pictures gone, search": ("0 search gone", ["SEARCH.EVAL.CACHE_GB", 0.0], 2, GONE),
 }
 
 
 def search(folder: Path, out: str, fault: str, *options: Any) -> subprocess.CompletedProcess[str]:
     """A stage search in ``out``."""
     pairs = [*tiny_shapes(folder / "data"), "OUTPUT_DIR", str(folder / out)]
-    flags = ["--resume"] if (folder / out).exists() else []
-    return start(
-        ROOT,
-        "tests/faulty_search.py",
-        *("--config-file", str(tiny_yaml(folder / "search.yaml")), *flags),
-        *(*pairs, "SEARCH.PHASES", ("stage",), *options),
-        FAULT=fault,
-        IMAGES=str(folder / "data" / "images"),
-    )
+    flags = ["--config-file", str(tiny_yaml(folder / "search.yaml"))]
+    flags += ["--resume"] if (folder / out).exists() else []
+    environ = {"FAULT": fault, "IMAGES": str(folder / "data" / "images")}
+    words = [*flags, *pairs, "SEARCH.PHASES", ("stage",), *options]
+    return start(ROOT, "tests/faulty_search.py", *words, **environ)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -31,21 +31,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, name: str, resume: bool) -> subprocess.Popen[bytes]:
-    options = [*tiny_shapes(folder / "data"), "OUTPUT_DIR", str(folder / name)]
-    command = [sys.executable, str(SCRIPT), "--config-file", str(folder / "search.yaml")]
-    log = open(folder / f"{name}.out", "ab")
-    return subprocess.Popen(
-        [*command, *(["--resume"] if resume else []), *command_line(options)],
-        env={**os.environ, "COUNT_FILE": str(folder / f"{name}-passes.txt")},
-        stdout=log,
-        stderr=log,
-    )
+def start(folder: Path, name: str, *options: Any, processes: int = 1) -> subprocess.Popen[bytes]:
+    """A search in a process group of its own; resumed, if its folder exists."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    pairs = [*tiny_shapes(folder / "data"), "OUTPUT_DIR", str(folder / name), *options]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT)]
+    command += ["--config-file", str(folder / "search.yaml")]
+    command += ["--resume"] if (folder / name).exists() else []
+    environ = {**os.environ, "COUNT_FILE": str(folder / f"{name}-passes.txt")}
+    with open(folder / f"{name}.out", "ab") as log:
+        output = {"stdout": log, "stderr": log, "start_new_session": True}
+        return subprocess.Popen([*command, *command_line(pairs)], env=environ, **output)
 
 
-def finish(folder: Path, name: str, resume: bool = False) -> Path:
-    assert start(folder, name, resume).wait(timeout=600) == 0, (folder / f"{name}.out").read_text()
+def finish(folder: Path, name: str, *options: Any) -> Path:
+    assert start(folder, name, *options).wait(timeout=600) == 0, (folder / f"{name}.out").read_text()
     return folder / name
+
+
+def kill_at(process: subprocess.Popen[bytes], moment: Callable[[], bool], log: Path) -> None:
+    """Kill the processes of a search as soon as a moment has come."""
+    while not moment():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +93,12 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 def test_a_killed_search_loses_nothing(moment: str, folder: Path, alone: Path) -> None:
     name = moment.replace(" ", "-")
     run, passes = folder / name, folder / f"{name}-passes.txt"
-    process = start(folder, name, resume=False)
-    while not MOMENTS[moment](run):
-        assert process.poll() is None, (folder / f"{name}.out").read_text()
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_at(start(folder, name), lambda: MOMENTS[moment](run), folder / f"{name}.out")
     assert not (run / "found.yaml").exists()
     scored = len(list(run.glob("*/matches/0/*.npz")))
     passes.unlink(missing_ok=True)
 
-    finish(folder, name, resume=True)
+    finish(folder, name)
     for step, count in (("stage", CODES), ("dilation", DIGITS)):
         assert journal(run, step) == journal(alone, step)
         assert len(journal(run, step)) == count
@@ -109,7 +114,7 @@ def test_a_complete_search_has_nothing_to_do(folder: Path, alone: Path) -> None:
     assert len(lines(passes)) == (CODES + DIGITS) * PASSES
     before = (alone / "found.yaml").read_bytes(), (alone / "stage" / "model_final.pth").stat()
     passes.unlink()
-    finish(folder, "alone", resume=True)
+    finish(folder, "alone")
     assert not lines(passes)
     after = (alone / "found.yaml").read_bytes(), (alone / "stage" / "model_final.pth").stat()
     assert after[0] == before[0] and after[1].st_mtime_ns == before[1].st_mtime_ns

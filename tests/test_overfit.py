@@ -14,38 +14,21 @@ from detectors import ROOT, command_line
 CONFIG = ROOT / "configs" / "COCO-InstanceSegmentation" / "mask_rcnn_CR_R_50_FPN_1x.yaml"
 # A quarter of the width everywhere; no augmentation, so that there are eight pictures and no more.
 QUARTER = [
-    *("MODEL.CRNAS.WIDTH_MULTIPLIER", 0.25),
-    *("MODEL.FPN.OUT_CHANNELS", 64),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", 256),
-    *("MODEL.ROI_MASK_HEAD.CONV_DIM", 64),
-    *("MODEL.ROI_MASK_HEAD.NUM_CONV", 2),
+    *("MODEL.CRNAS.WIDTH_MULTIPLIER", 0.25, "MODEL.FPN.OUT_CHANNELS", 64),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", 256, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 64),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", 64, "MODEL.ROI_MASK_HEAD.NUM_CONV", 2),
     *("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [24], [64], [128], [256]]),
-    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 200),
-    *("MODEL.RPN.POST_NMS_TOPK_TEST", 200),
-    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 64),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 200, "MODEL.RPN.POST_NMS_TOPK_TEST", 200),
     *("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2),  # the default, adaptive, takes longer
     *("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 2),
-    *("INPUT.RANDOM_FLIP", "none"),
-    *("INPUT.MIN_SIZE_TRAIN", [320]),
-    *("INPUT.MAX_SIZE_TRAIN", 480),
-    *("INPUT.MIN_SIZE_TEST", 320),
-    *("INPUT.MAX_SIZE_TEST", 480),
-    *("SOLVER.IMS_PER_BATCH", 4),
-    *("SOLVER.LR_PER_IMAGE", 0.0),
-    *("SOLVER.BASE_LR", 0.02),
-    *("SOLVER.EPOCHS", 0),
-    *("SOLVER.STEP_EPOCHS", []),
-    *("SOLVER.MAX_ITER", 450),
-    *("SOLVER.STEPS", []),
-    *("SOLVER.WARMUP_ITERS", 50),
+    *("INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN", [320], "INPUT.MAX_SIZE_TRAIN", 480),
+    *("INPUT.MIN_SIZE_TEST", 320, "INPUT.MAX_SIZE_TEST", 480),
+    *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 0.02, "SOLVER.WARMUP_ITERS", 50),
+    *("SOLVER.MAX_ITER", 450, "SOLVER.STEPS", []),
     *("SOLVER.CLIP_GRADIENTS.ENABLED", True),  # from scratch at this rate it diverges without
-    *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),
-    *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0),
-    *("SOLVER.CHECKPOINT_PERIOD", 10000),
-    *("DATALOADER.NUM_WORKERS", 0),
-    *("MODEL.DEVICE", "cpu"),
-    *("NUM_THREADS", 2),
-    *("SEED", 0),
+    *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0),
+    *("SOLVER.CHECKPOINT_PERIOD", 10000, "DATALOADER.NUM_WORKERS", 0),
+    *("MODEL.DEVICE", "cpu", "NUM_THREADS", 2, "SEED", 0),
 ]
 
 
@@ -67,14 +50,9 @@ def test_mask_rcnn_overfits_eight_coco_images(shared_data: Path, tmp_path: Path)
         own += [f"DATASETS.{side}_JSON", str(path)]
         own += [f"DATASETS.{side}_IMAGES", str(shared_data / "coco_open" / "images")]
     options = command_line([*QUARTER, *own, "OUTPUT_DIR", str(tmp_path / "output")])
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(CONFIG), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(CONFIG), *options]
+    environ = {**os.environ, "OMP_NUM_THREADS": "2"}
+    run = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=1500)
     assert run.returncode == 0, run.stderr[-3000:]
     lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
     metrics = json.loads(lines[-1])

@@ -12,12 +12,9 @@ from image_folders import make_image_folder, tiny_classifier
 from crnas_d2.data import loader
 from crnas_d2.engine.trainer import DetectionTrainer
 from crnas_d2.evaluation import topk as classification
+from crnas_d2.evaluation.coco import DetectionEvaluator
 from crnas_d2.evaluation.topk import TopKEvaluator
-from detectron2.evaluation import (
-    COCOEvaluator,
-    PascalVOCDetectionEvaluator,
-    inference_on_dataset,
-)
+from detectron2.evaluation import PascalVOCDetectionEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 
 
@@ -94,7 +91,7 @@ def test_top_k_of_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         ("imagenet_val", TopKEvaluator),
         ("voc_2007_test", PascalVOCDetectionEvaluator),
-        ("bccd_val", COCOEvaluator),
+        ("bccd_val", DetectionEvaluator),
     ],
 )
 @pytest.mark.usefixtures("shared_data")

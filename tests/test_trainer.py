@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from detectors import HEADS, tiny_config
+from detectors import HEADS, assert_same_weights, tiny_config
 
+from crnas_d2.data.datasets import register_coco
 from crnas_d2.engine import trainer as trainer_module
 from crnas_d2.engine.trainer import DetectionTrainer, StepTrainer, SupernetTrainer
 from crnas_d2.errors import InputError
@@ -16,6 +18,7 @@ from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.pipeline.search_hook import SearchHook
 from detectron2.engine import HookBase
 from detectron2.solver import build_optimizer
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 
@@ -57,12 +60,8 @@ def test_only_the_path_moves(kind: str, tmp_path: Path) -> None:
             before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
             path = supernet.path
             trainer.run_step()
-            on_path = set()
-            prefix = "backbone.bottom_up."
-            for key in before:
-                inner = key[len(prefix) :]
-                if not key.startswith(prefix) or inner in supernet.subnet_keys(path):
-                    on_path.add(key)
+            off_path = supernet.state_dict().keys() - supernet.subnet_keys(path).keys()
+            on_path = before.keys() - {f"backbone.bottom_up.{key}" for key in off_path}
             after = trainer.model.state_dict()
             moved = {key for key in before if not torch.equal(before[key], after[key])}
             assert moved <= on_path
@@ -107,9 +106,7 @@ def test_a_resumed_run_is_the_same_run(kind: str, cut: int, tmp_path: Path) -> N
     resumed = trainer_of(tmp_path / "data", tmp_path / "cut", *options)
     assert resumed.start_iter == cut - 1  # checkpoints after iterations 2, 4, 6
     resumed.train()
-    expected, found = whole.model.state_dict(), resumed.model.state_dict()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert_same_weights(resumed.model.state_dict(), whole.model.state_dict())
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
@@ -160,15 +157,11 @@ def test_an_error_before_training_is_not_hidden(tmp_path: Path) -> None:
         trainer.train()
 
 
-def test_precise_bn_is_refused_on_a_supernet(tmp_path: Path) -> None:
-    options = ["MODEL.CRNAS.SUPERNET", "stage", "TEST.PRECISE_BN.ENABLED", True]
-    with pytest.raises(InputError, match=r"TEST\.PRECISE_BN\.ENABLED"):
-        trainer_of(tmp_path / "data", tmp_path / "out", *options)
-
-
-def test_supernet_trainer_needs_a_supernet(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"MODEL\.CRNAS\.SUPERNET"):
-        SupernetTrainer(tiny_config(tmp_path / "data", tmp_path / "out"))
+@pytest.mark.parametrize(("kind", "key"), [("stage", "TEST.PRECISE_BN"), ("", "MODEL.CRNAS.SUPERNET")])
+def test_what_a_supernets_trainer_refuses(kind: str, key: str, tmp_path: Path) -> None:
+    options = ["MODEL.CRNAS.SUPERNET", kind, "TEST.PRECISE_BN.ENABLED", True]
+    with pytest.raises(InputError, match=f"^{key}"):
+        SupernetTrainer(tiny_config(tmp_path / "data", tmp_path / "out", *options))
 
 
 def test_training_leaves_its_memory_to_scoring(tmp_path: Path) -> None:
@@ -188,3 +181,33 @@ def test_training_leaves_its_memory_to_scoring(tmp_path: Path) -> None:
         trainer.train()
     last = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
     assert last["trainer"]["_trainer"]["optimizer"]["state"]
+
+
+@pytest.mark.parametrize(("allowed", "perfect", "half"), [(100, 44.55, 44.55), (300, 100.0, 48.51)])
+def test_ap_counts_as_many_detections_as_an_image_may_have(
+    allowed: int, perfect: float, half: float, tmp_path: Path
+) -> None:
+    """A picture with 225 objects (case 08); all of them are found, and 110."""
+    squares = [[40.0 * (i % 25), 40.0 * (i // 25), 20.0, 20.0] for i in range(225)]
+    common = {"image_id": 1, "category_id": 1, "iscrowd": 0, "area": 400.0}
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 400, "width": 1000}],
+        "categories": [{"id": 1, "name": "square"}, {"id": 2, "name": "other"}],
+        "annotations": [{"id": i, "bbox": box, **common} for i, box in enumerate(squares)],
+    }
+    path = tmp_path / "many.json"
+    path.write_text(json.dumps(content))
+    register_coco(str(path), str(path), str(tmp_path))
+    cfg = tiny_config(tmp_path / "data", tmp_path / "out", "TEST.DETECTIONS_PER_IMAGE", allowed)
+    evaluator = DetectionTrainer.build_evaluator(cfg, str(path))
+    for count, expected in ((225, perfect), (110, half)):
+        found = Instances((400, 1000))
+        corners = torch.tensor(squares[:count])
+        corners[:, 2:] += corners[:, :2]
+        found.pred_boxes, found.scores = Boxes(corners), torch.linspace(0.9, 0.1, count)
+        found.pred_classes = torch.zeros(count, dtype=torch.int64)
+        evaluator.reset()
+        evaluator.process([{"image_id": 1}], [{"instances": found}])
+        results = evaluator.evaluate()["bbox"]
+        for metric in ("AP", "AP50", "AP75", "APs", "AP-square"):
+            assert results[metric] == pytest.approx(expected, abs=0.01), metric

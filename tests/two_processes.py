@@ -47,18 +47,16 @@ def gradients(trainer: SupernetTrainer) -> dict:
     trainer.model.double()
     trainer.optimizer.step = lambda: None
     supernet = find_supernet(trainer.model)
-    found = {"paths": [], "gradients": []}
+    paths, averaged = [], []
     with detectors_in_float64(), EventStorage(0) as trainer.storage:
         for trainer.iter in range(ITERATIONS):
             trainer._trainer.iter = trainer.iter
             trainer._hooks[0].before_step()
             trainer.run_step()
-            found["paths"].append(str(supernet.path))
-            found["gradients"].append(
-                {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
-            )
-    buffers = {n: b.clone() for n, b in trainer.model.named_buffers()}
-    return {**found, "buffers": buffers}
+            paths.append(str(supernet.path))
+            parameters = trainer.model.named_parameters()
+            averaged.append({name: p.grad for name, p in parameters if p.grad is not None})
+    return {"paths": paths, "gradients": averaged, "buffers": dict(trainer.model.named_buffers())}
 
 
 def scores(trainer: SupernetTrainer, cfg) -> dict:

@@ -158,13 +158,14 @@ def _packed(samples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Sequen
     return samples, torch.stack(images) if len({image.shape for image in images}) == 1 else images
 
 
-def check_loading(cfg: CfgNode, processes: int) -> None:
-    """build_train_loader can work with the config in so many processes.
+def check_loading(cfg: CfgNode) -> None:
+    """build_train_loader can work with the config in these processes.
 
     Raises InputError: no training set, another sampler than TrainingSampler, a batch that does not
     divide by processes and passes, or keys of INPUT that detectron2 refuses.
     """
     sampler, batch_size = cfg.DATALOADER.SAMPLER_TRAIN, cfg.SOLVER.IMS_PER_BATCH
+    processes = comm.get_world_size()
     if not cfg.DATASETS.TRAIN:
         needed = "DATASETS.TRAIN_JSON and DATASETS.TRAIN_IMAGES, or a registered name"
         raise InputError(f"DATASETS.TRAIN: (): needed are {needed}")
@@ -186,7 +187,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
 
     Raises InputError: as check_loading and load_image_folder.
     """
-    check_loading(cfg, comm.get_world_size())
+    check_loading(cfg)
     labelled = all(map(is_image_folder, cfg.DATASETS.TRAIN))
     dicts: list[dict[str, Any]] = []
     if comm.is_main_process() and labelled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,20 @@ from torch import nn
 
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_atomically, write_bytes
+from crnas_d2.modeling.build import input_convention
 from crnas_d2.modeling.checkpoint.weights import read_checkpoint, read_file
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 
 KEPT = 3  # undamaged periodic checkpoints; with two, there is one to fall back on
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """detectron2's checkpointer, whose files are whole or not there, and hold ``input_convention``."""
+    """detectron2's, in OUTPUT_DIR; files are whole or not there, and hold the input convention."""
 
-    def __init__(
-        self, model: nn.Module, save_dir: str, input_convention: dict[str, Any], **kwargs: Any
-    ) -> None:
-        super().__init__(model, save_dir, **kwargs)
-        self._input_convention = input_convention
+    def __init__(self, model: nn.Module, cfg: CfgNode, **checkpointables: Any) -> None:
+        super().__init__(model, cfg.OUTPUT_DIR, **checkpointables)
+        self._input_convention = input_convention(cfg)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth, name it in last_checkpoint, and delete old periodic checkpoints.
@@ -32,7 +33,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         Raises FloatingPointError: a weight is not finite, so training could not resume from it.
         Raises OSError: naming the file; the earlier ones stay as they are.
         """
-        if not self.save_dir or not self.save_to_disk:
+        if not self.save_to_disk:
             return
         model = self.model.state_dict()
         for key, tensor in model.items():
@@ -51,11 +52,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 kept += 1
 
     def get_checkpoint_file(self) -> str:
-        """As last_whole, which gives the path; damaged ones are logged."""
-        path, damaged = last_whole(self.save_dir)
-        for line in damaged:
-            self.logger.warning("%s; resuming from %s", line, path)
-        return path
+        return last_whole(self.save_dir)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """As detectron2's, of .pth and .pkl files, but no code in them is run; else an InputError."""
@@ -74,19 +71,19 @@ def _periodic(folder: str) -> list[Path]:
     return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
 
 
-def last_whole(folder: str) -> tuple[str, list[str]]:
+def last_whole(folder: str) -> str:
     """The checkpoint to resume from: what last_checkpoint names or, if that is damaged, the undamaged
-    model_*.pth of the highest iteration; and a line on each damaged one before it in that order.
-
-    Raises InputError: all are damaged.
+    model_*.pth of the highest iteration. Those passed over are logged; an InputError if there is none.
     """
     tag = Path(folder) / "last_checkpoint"
-    named = tag.parent / Path(tag.read_text("utf-8", errors="replace").strip("\0\n ") or tag.name).name
+    name = Path(tag.read_text("utf-8", errors="replace").strip("\0\n ") or tag.name).name
     damaged: list[str] = []
-    for path in dict.fromkeys([named, *_periodic(folder)]):
+    for path in dict.fromkeys([tag.with_name(name), *_periodic(folder)]):
         damage = _damage(path)
         if not damage:
-            return str(path), damaged
+            for line in damaged:
+                logging.getLogger(__name__).warning("%s; resuming from %s", line, path)
+            return str(path)
         damaged.append(f"{path} is damaged ({damage})")
     raise InputError(f"--resume: {'; '.join(damaged)}; start anew in another OUTPUT_DIR")
 
@@ -96,8 +93,6 @@ def _damage(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
-        return f"{part} has changed" if part else ""
-    except FileNotFoundError:
-        return "no such file"
+            return f"{part} has changed" if part else ""
     except Exception as error:  # a broken archive may raise any
-        return f"{path.stat().st_size} bytes, {error}" if path.is_file() else str(error)
+        return repr(error)

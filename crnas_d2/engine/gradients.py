@@ -5,7 +5,7 @@ Parameters off the path have no gradient: they are neither sent nor stepped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,52 +13,26 @@ import torch.distributed as dist
 from torch import nn
 from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
 
-from crnas_d2.modeling.backbone.supernet import find_supernet
 from detectron2.utils import comm
 
 BUCKET = 25 * 2**20  # bytes, DistributedDataParallel's default; a larger tensor has its own
 
 
-class GradientAverage:
-    """Averages a model's gradients over all processes after each backward pass.
+def average_gradients(parameters: Sequence[nn.Parameter], *values: torch.Tensor) -> None:
+    """Average gradients and ``values``, at least one scalar, over all processes, in place.
 
-    What is sent is the same list on every process, even if a rank has no gradient for some of it (a
-    mask head without a mask in the rank's images): all parameters of the current path and outside of
-    the supernet.
+    A rank without a gradient counts as zeros (a mask head, if its images have no mask); what has one on
+    no rank, such as all that is off the path, is not sent and stays without.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._supernet = find_supernet(model)
-        inside = set() if self._supernet is None else set(self._supernet.parameters())
-        # Cached, since a walk through all modules takes milliseconds.
-        self._outside = [p for p in model.parameters() if p not in inside]
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Those that are trained in the current step."""
-        found = list(self._outside)
-        if self._supernet is not None:
-            for segment in self._supernet.segments(self._supernet.path):
-                for _, module in segment.modules():
-                    found += module.parameters(recurse=False)
-        return [parameter for parameter in found if parameter.requires_grad]
-
-    def __call__(self, *values: torch.Tensor) -> None:
-        """Average the gradients and ``values``, at least one scalar, in place.
-
-        A rank without a gradient counts as zeros; a parameter that has none on any rank stays without
-        one, so that the optimizer skips it.
-        """
-        if comm.get_world_size() == 1:
-            return
-        parameters = self.parameters()
-        ranks = values[0].new_tensor([parameter.grad is not None for parameter in parameters])
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        average([*values, ranks, *(parameter.grad for parameter in parameters)])
-        for parameter, share in zip(parameters, ranks.tolist()):
-            if not share:
-                parameter.grad = None
+    if comm.get_world_size() == 1:
+        return
+    ranks = values[0].new_tensor([parameter.grad is not None for parameter in parameters])
+    average([*values, ranks])
+    sent = [parameter for parameter, share in zip(parameters, ranks.tolist()) if share]
+    for parameter in sent:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    average([parameter.grad for parameter in sent])
 
 
 def average(tensors: list[torch.Tensor]) -> None:

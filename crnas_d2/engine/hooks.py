@@ -1,4 +1,4 @@
-"""Hooks of training: the path of an iteration, and the progress bar."""
+"""The path of an iteration, and progress bars."""
 
 from __future__ import annotations
 
@@ -9,59 +9,26 @@ from typing import Any
 from tqdm import tqdm
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.budget import BudgetSpec
 from crnas_d2.modeling.backbone.supernet import Supernet
-from crnas_d2.space import StageSpace
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 
 def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
     """A tqdm bar, on rank 0 only; a line every ten seconds where standard error is a file."""
-    return tqdm(
-        *args,
-        disable=not comm.is_main_process(),
-        mininterval=0.2 if sys.stderr.isatty() else 10,
-        dynamic_ncols=True,
-        **kwargs,
-    )
+    interval = 0.2 if sys.stderr.isatty() else 10
+    disable = not comm.is_main_process()
+    return tqdm(*args, disable=disable, mininterval=interval, dynamic_ncols=True, **kwargs)
 
 
 class PathSampler(HookBase):
-    """Sets the supernet's path before each step: a function of (seed, iteration) only.
+    """Sets the supernet's path before each step, drawn by (seed, iteration), from ``codes`` if any."""
 
-    With ``budgets``, of blocks, stage paths are drawn from the codes that meet one of them.
-    """
-
-    def __init__(self, supernet: Supernet, seed: int, budgets: Sequence[BudgetSpec] = ()) -> None:
-        self._supernet, self._seed = supernet, seed
-        space = supernet.space
-        self._codes: list[Architecture] = []
-        if isinstance(space, StageSpace):
-            self._codes = [code for budget in budgets for code in space.eligible(budget)]
+    def __init__(self, supernet: Supernet, seed: int, codes: Sequence[Architecture] = ()) -> None:
+        self._supernet, self._seed, self._codes = supernet, seed, codes
 
     def before_step(self) -> None:
         self._supernet.set_path(self._supernet.space.sample(self._seed, self.trainer.iter, self._codes))
 
     def after_train(self) -> None:
         self._supernet.set_path(None)
-
-
-class ProgressBar(HookBase):
-    """Iterations, time left and total loss."""
-
-    _bar = tqdm(disable=True)  # until before_train, since that of another hook may fail
-
-    def before_train(self) -> None:
-        self._bar = progress_bar(
-            total=self.trainer.max_iter, initial=self.trainer.start_iter, desc="training", unit="it"
-        )
-
-    def after_step(self) -> None:
-        if comm.is_main_process():
-            loss = self.trainer.storage.history("total_loss").latest()
-            self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        self._bar.update()
-
-    def after_train(self) -> None:
-        self._bar.close()

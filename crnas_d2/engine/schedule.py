@@ -27,10 +27,8 @@ def check_schedule(cfg: CfgNode) -> None:
     numbers = all(type(step) in (int, float) for step in steps)
     bounds = [0, *steps, epochs]
     if steps and not (numbers and sorted(set(bounds)) == bounds):
-        raise InputError(
-            f"SOLVER.STEP_EPOCHS: {steps}: ascending numbers between 0 and SOLVER.EPOCHS, which is "
-            f"{epochs}, are needed"
-        )
+        needed = f"ascending numbers between 0 and SOLVER.EPOCHS, which is {epochs}, are needed"
+        raise InputError(f"SOLVER.STEP_EPOCHS: {steps}: {needed}")
     # What detectron2 makes of the other keys of SOLVER shows on one weight.
     weight = torch.zeros(1, requires_grad=True)
     try:

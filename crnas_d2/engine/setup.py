@@ -22,9 +22,8 @@ from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_text, write_to_log
-from crnas_d2.modeling.build import architecture_of, input_convention, stage_space_of
+from crnas_d2.modeling.build import input_convention, stage_space_of
 from crnas_d2.modeling.checkpoint.weights import check_backbone_weights, read_checkpoint
-from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
@@ -32,58 +31,52 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 
-def check_network(cfg: CfgNode) -> None:
-    """Check that the backbone exists, its codes and space are sound, and the network can be built.
+def check_network(cfg: CfgNode) -> nn.Module | None:
+    """The network with shapes and no values, quick to build; None over a backbone of detectron2's.
 
-    Raises InputError: the key, its value and what is allowed.
+    Raises InputError: no such backbone, or codes, a space or other keys that it cannot be built with.
     """
     name, freeze = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT
-    supernet = cfg.MODEL.CRNAS.SUPERNET
-    if name not in BACKBONE_REGISTRY or (supernet and "crnas" not in name):
+    if name not in BACKBONE_REGISTRY or (cfg.MODEL.CRNAS.SUPERNET and "crnas" not in name):
         ours = ", ".join(sorted(known for known, _ in BACKBONE_REGISTRY if "crnas" in known))
-        raise InputError(
-            f"MODEL.BACKBONE.NAME: {name!r}: unknown, or not for a supernet; ours are {ours}"
-        )
+        why = f"unknown, or not for a supernet; ours are {ours}"
+        raise InputError(f"MODEL.BACKBONE.NAME: {name!r}: {why}")
     if "crnas" not in name:
-        return
-    if supernet and cfg.TEST.PRECISE_BN.ENABLED:
-        raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
+        return None
     if freeze and not cfg.MODEL.WEIGHTS:
         raise InputError(f"MODEL.BACKBONE.FREEZE_AT: {freeze}: without MODEL.WEIGHTS allowed is 0")
-    architecture_of(cfg)
     stage_space_of(cfg)
-    _outline(cfg)
-
-
-def _outline(cfg: CfgNode) -> nn.Module:
-    """The network with shapes and no values: as quick to build as it is small."""
-    name = cfg.MODEL.META_ARCHITECTURE
     try:
         with torch.device("meta"):
-            return META_ARCH_REGISTRY.get(name)(cfg)
+            return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     except InputError:
         raise
-    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"MODEL.META_ARCHITECTURE: {name!r}: cannot be built over {cfg.MODEL.BACKBONE.NAME!r} with "
-            f"these keys of MODEL: {type(error).__name__} {' '.join(str(error).split())}"
-        ) from error
+    except Exception as error:  # builders may raise any
+        text = f"{type(error).__name__} {' '.join(str(error).split())}"
+        what = f"{cfg.MODEL.META_ARCHITECTURE!r}: cannot be built over {name!r} with these keys"
+        raise InputError(f"MODEL.META_ARCHITECTURE: {what}: {text}") from error
 
 
-def check_weights(cfg: CfgNode, resume: bool) -> None:
-    """Check the file that a run starts from: OUTPUT_DIR's last checkpoint, or MODEL.WEIGHTS.
+def check_weights(cfg: CfgNode, resume: bool) -> tuple[str, bool]:
+    """The file that a run starts from, MODEL.WEIGHTS or, if it resumes, OUTPUT_DIR's last checkpoint.
+
+    Returns its path, and whether the run resumes: ``resume``, and there is a checkpoint.
 
     Raises InputError: no such file, none undamaged, or a backbone of another network, space or input.
     """
     path, key = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
-    if resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
-        (path, _), key = last_whole(cfg.OUTPUT_DIR), "--resume"
-    if path and "://" not in path and not os.path.isfile(path):
+    resumes = resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
+    if resumes:
+        path, key = last_whole(cfg.OUTPUT_DIR), "--resume"
+    local = bool(path) and "://" not in path
+    if local and not os.path.isfile(path):
         raise InputError(f"{key}: {path}: no such file")
-    if path and "crnas" in cfg.MODEL.BACKBONE.NAME:
-        check_backbone_weights(_outline(cfg).backbone, path, key, input_convention(cfg))
-    elif path.endswith(".pth") and "://" not in path:
+    network = check_network(cfg) if path else None
+    if network is not None:
+        check_backbone_weights(network.backbone, path, key, input_convention(cfg))
+    elif local and path.endswith(".pth"):
         read_checkpoint(path, key)
+    return path, resumes
 
 
 def check_output(folder: str, resume: bool, traces: Iterable[str]) -> None:
@@ -96,10 +89,8 @@ def check_output(folder: str, resume: bool, traces: Iterable[str]) -> None:
         raise InputError(f"OUTPUT_DIR: {folder!r}: is not a folder")
     found = [file for trace in traces for file in path.glob(trace)]
     if found and not resume:
-        raise InputError(
-            f"OUTPUT_DIR: {folder}: holds {found[0].relative_to(path)} of an earlier run; "
-            "--resume continues it, or name another folder"
-        )
+        what = f"holds {found[0].relative_to(path)} of an earlier run"
+        raise InputError(f"OUTPUT_DIR: {folder}: {what}; --resume continues it, or name another folder")
 
 
 # Keys whose values a resumed training takes from the checkpoint's optimizer.
@@ -129,10 +120,8 @@ def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
         settings["SOLVER.BASE_LR"] = by_image or settings["SOLVER.BASE_LR"]
     for key in keys:
         if before[key] != now[key]:
-            raise InputError(
-                f"{key}: {now[key]!r}: the run in {cfg.OUTPUT_DIR} has {before[key]!r}, which --resume "
-                "keeps; to change it, start in another OUTPUT_DIR"
-            )
+            held = f"the run in {cfg.OUTPUT_DIR} has {before[key]!r}, which --resume keeps"
+            raise InputError(f"{key}: {now[key]!r}: {held}; to change it, start in another OUTPUT_DIR")
 
 
 def write_config(cfg: CfgNode) -> None:
@@ -144,11 +133,7 @@ def write_config(cfg: CfgNode) -> None:
 
 
 def check_data(cfg: CfgNode, side: str, annotated: bool = True) -> None:
-    """Check that the data sets of DATASETS.TRAIN or TEST are there and suit the network.
-
-    Raises InputError: as check_dataset and check_imagenet, a set for another kind of network or with
-        another number of classes, or a crop larger than the image.
-    """
+    """Raise InputError unless the sets of DATASETS.TRAIN or TEST are sound and suit the network."""
     key, network = f"DATASETS.{side}", cfg.MODEL.META_ARCHITECTURE
     classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     crop, resize = cfg.INPUT.CLASSIFIER_CROP, cfg.INPUT.CLASSIFIER_TEST_RESIZE
@@ -156,23 +141,14 @@ def check_data(cfg: CfgNode, side: str, annotated: bool = True) -> None:
         labelled = is_image_folder(name)
         if not labelled and not cfg.DATASETS[f"{side}_JSON"]:  # which use_own_data has checked
             check_dataset(cfg, side, name, annotated)
-        if labelled != (network == ImageClassifier.__name__):
-            raise InputError(
-                f"MODEL.META_ARCHITECTURE: {network!r}: does not take {key} {name!r}; "
-                "labelled images are for ImageClassifier, boxes for a detector"
-            )
-        if not labelled:
-            continue
-        found = len(check_imagenet(name, key))
-        if found != classes:
+        if labelled != (network == "ImageClassifier"):
+            what = f"{network!r}: does not take {key} {name!r}"
+            why = "labelled images are for ImageClassifier, boxes for a detector"
+            raise InputError(f"MODEL.META_ARCHITECTURE: {what}; {why}")
+        if labelled and (found := len(check_imagenet(name, key))) != classes:
             raise InputError(f"MODEL.CLASSIFIER.NUM_CLASSES: {classes}: {key} {name!r} has {found}")
-        if crop > resize:
+        if labelled and crop > resize:
             raise InputError(f"INPUT.CLASSIFIER_CROP: {crop}: allowed are 1 to {resize} (TEST_RESIZE)")
-
-
-def processes(args: argparse.Namespace) -> int:
-    """How many there are, or will be once --num-gpus has started them."""
-    return max(comm.get_world_size(), (args.num_gpus or 1) * args.num_machines)
 
 
 def train_config(args: argparse.Namespace) -> CfgNode:
@@ -184,7 +160,7 @@ def train_config(args: argparse.Namespace) -> CfgNode:
     use_own_data(cfg, train=not args.eval_only, test=not supernet, annotated=False)
     check_output(cfg.OUTPUT_DIR, args.resume or args.eval_only, ["last_checkpoint"])
     if not args.eval_only:
-        check_loading(cfg, processes(args))
+        check_loading(cfg)
         check_schedule(cfg)
         check_data(cfg, "TRAIN")
         if (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
@@ -207,13 +183,11 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
     rank = comm.get_rank()
     if quiet:
         # detectron2 caches these calls by their arguments, so they are those of default_setup.
-        for logger in (
-            setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore"),
-            setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank),
-        ):
-            for handler in logger.handlers:
-                if handler.stream is sys.stdout:
-                    handler.setLevel(logging.WARNING)
+        fvcore = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")
+        others = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
+        for handler in (*fvcore.handlers, *others.handlers):
+            if handler.stream is sys.stdout:
+                handler.setLevel(logging.WARNING)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="crnas_d2")
     default_setup(cfg, args)
     register_own_data(cfg)  # rank 0 has read and checked it

@@ -19,19 +19,20 @@ from crnas_d2.data.datasets import as_scored
 from crnas_d2.data.imagenet import is_image_folder
 from crnas_d2.data.loader import TrainLoader, build_test_loader, build_train_loader
 from crnas_d2.engine.checkpoint import SafeCheckpointer
-from crnas_d2.engine.gradients import GradientAverage, broadcast_model, path_only
-from crnas_d2.engine.hooks import PathSampler, ProgressBar
+from crnas_d2.engine.gradients import average_gradients, broadcast_model, path_only
+from crnas_d2.engine.hooks import PathSampler, progress_bar
 from crnas_d2.engine.schedule import resolve_schedule
+from crnas_d2.engine.setup import check_weights
 from crnas_d2.errors import InputError
+from crnas_d2.evaluation.coco import DetectionEvaluator
 from crnas_d2.evaluation.topk import TopKEvaluator
 from crnas_d2.modeling.backbone.supernet import find_supernet
-from crnas_d2.modeling.build import architecture_of, input_convention
-from crnas_d2.modeling.checkpoint.weights import check_backbone_weights
 from crnas_d2.seeding import derive_seed
+from crnas_d2.space import StageSpace
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.utils import comm
 
 
@@ -43,17 +44,14 @@ def seed_of(cfg: CfgNode) -> int:
 class StepTrainer(SimpleTrainer):
     """One training step: forward and backward, once or more; average the gradients; optimize.
 
-    Args:
-        seed: of the random draws in the losses.
-        amp: mixed precision, on a GPU.
-        passes: parts of the batch that go through the network one by one; losses are means over
-            images, so the step is that of the whole batch.
+    ``passes``: parts of the batch that go through the network one by one; losses are means over images,
+    so the step is that of the whole batch. ``amp``: mixed precision, on a GPU.
     """
 
     def __init__(self, *args: Any, seed: int, amp: bool, passes: int) -> None:
         super().__init__(*args)
         self._seed, self._amp, self._passes = seed, amp, passes
-        self._average = GradientAverage(self.model)
+        self._parameters = list(self.model.parameters())  # a walk through a supernet takes milliseconds
         self._scaler = torch.amp.GradScaler("cuda", enabled=amp)
 
     def run_step(self) -> None:
@@ -70,7 +68,7 @@ class StepTrainer(SimpleTrainer):
         losses = {key: sum(each[key] for each in of_passes) / self._passes for key in of_passes[0]}
         total = sum(losses.values())
         normalizer = total.new_tensor(self._normalizer or 0.0)
-        self._average(total, normalizer)  # so that all processes judge the same loss
+        average_gradients(self._parameters, total, normalizer)  # all processes judge the same loss
         if self._normalizer is not None:
             self.model.loss_normalizer = normalizer.item()  # one for all, as in the checkpoint
         if not math.isfinite(total):
@@ -111,16 +109,14 @@ class DetectionTrainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         loader = self.build_train_loader(cfg)
         cfg = resolve_schedule(cfg, loader.num_images)
-        seed = seed_of(cfg)
+        seed, amp, passes = seed_of(cfg), cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE
         torch.manual_seed(derive_seed(seed, "init"))
         model = self.build_model(cfg)
         broadcast_model(model)
         optimizer = self.build_optimizer(cfg, model)
-        amp, passes = cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE
         self._trainer = StepTrainer(model, loader, optimizer, seed=seed, amp=amp, passes=passes)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        states = {"trainer": weakref.proxy(self)}
-        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, input_convention(cfg), **states)
+        self.checkpointer = SafeCheckpointer(model, cfg, trainer=weakref.proxy(self))
         self.max_iter, self.cfg = cfg.SOLVER.MAX_ITER, cfg
         self.register_hooks(self.build_hooks())
 
@@ -132,51 +128,49 @@ class DetectionTrainer(DefaultTrainer):
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
-    def build_hooks(self) -> list[HookBase]:
-        self._bar = ProgressBar()
-        return [*super().build_hooks(), self._bar]
-
     @property
     def last_results(self) -> dict[str, dict[str, float]]:
         """Results of the evaluation at the end of training, by task; on rank 0."""
         return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As DefaultTrainer's, but a damaged checkpoint is skipped for the one before.
-
-        Raises InputError: weights of another network, space or input, or none that can be read.
-        """
-        resume = resume and self.checkpointer.has_checkpoint()
-        path, key = self.cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
-        if resume:
-            path, key = self.checkpointer.get_checkpoint_file(), "--resume"
-        if path and "crnas" in self.cfg.MODEL.BACKBONE.NAME:
-            check_backbone_weights(self.model.backbone, path, key, input_convention(self.cfg))
-        self.checkpointer.load(path, checkpointables=None if resume else [])
-        if resume:
+        """As DefaultTrainer's, of what check_weights finds: a damaged checkpoint is passed over."""
+        path, resumes = check_weights(self.cfg, resume)
+        self.checkpointer.load(path, checkpointables=None if resumes else [])
+        if resumes:
             self.start_iter = self.data_loader.start_iteration = self.iter + 1
+            if self.start_iter >= self.max_iter and not path.endswith("model_final.pth"):
+                self.checkpointer.save("model_final", iteration=self.iter)  # no step is left to do it
 
     def train(self) -> Any:
-        """Raises FloatingPointError, naming the iteration, the network and the last checkpoint."""
+        """Raises FloatingPointError: naming iteration, a supernet's path, and the last checkpoint."""
         try:
             return super().train()
         except FloatingPointError as error:
             if self.iter >= self.max_iter:
                 raise  # not from a step
-            supernet, network = find_supernet(self.model), self.cfg.MODEL.META_ARCHITECTURE
-            if "crnas" in self.cfg.MODEL.BACKBONE.NAME:
-                network = supernet.path if supernet else architecture_of(self.cfg)
+            supernet = find_supernet(self.model)
+            where = f"iteration {self.iter}" + (f", {supernet.path}" if supernet else "")
             saved = self.checkpointer.has_checkpoint()
             last = self.checkpointer.get_checkpoint_file() if saved else "none"
-            line = f"iteration {self.iter}, {network}: {error}; last checkpoint: {last}"
-            raise FloatingPointError(line) from error
+            raise FloatingPointError(f"{where}: {error}; last checkpoint: {last}") from error
+
+    def before_train(self) -> None:
+        self._bar = progress_bar(desc="training", total=self.max_iter, initial=self.start_iter)
+        super().before_train()
+
+    def after_step(self) -> None:
+        super().after_step()
+        if comm.is_main_process():
+            loss = self.storage.history("total_loss").latest()
+            self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self._bar.update()
 
     def after_train(self) -> None:
-        """After an error close the bar only: other hooks need processes that may be gone."""
+        """After an error without hooks: they need processes that may be gone."""
+        self._bar.close()
         if self.iter >= self.max_iter:
             super().after_train()
-        else:
-            self._bar.after_train()
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -205,20 +199,19 @@ class DetectionTrainer(DefaultTrainer):
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
         with as_scored(dataset_name) as scored:
-            return COCOEvaluator(scored, output_dir=f"{cfg.OUTPUT_DIR}/inference")
+            folder, most = f"{cfg.OUTPUT_DIR}/inference", cfg.TEST.DETECTIONS_PER_IMAGE
+            return DetectionEvaluator(scored, folder, max_detections=most)
 
 
 class SupernetTrainer(DetectionTrainer):
     """Trains a supernet: one path an iteration, the same on every process; no test set is seen."""
 
     def build_hooks(self) -> list[HookBase]:
-        # fvcore's update_bn_stats would overwrite the statistics of layers off the path with zeros.
-        if self.cfg.TEST.PRECISE_BN.ENABLED:
-            raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
         supernet = find_supernet(self.model)
         if supernet is None:
-            kind = self.cfg.MODEL.CRNAS.SUPERNET
-            raise InputError(f"MODEL.CRNAS.SUPERNET: {kind!r}: 'stage' or 'dilation' is needed")
-        budgets = self.cfg.SEARCH.BUDGETS if self.cfg.SEARCH.STAGE.SAMPLING == "eligible" else ()
+            raise InputError("MODEL.CRNAS.SUPERNET: '': 'stage' or 'dilation' is needed")
+        space, codes = supernet.space, []
+        if isinstance(space, StageSpace) and self.cfg.SEARCH.STAGE.SAMPLING == "eligible":
+            codes = [code for budget in self.cfg.SEARCH.BUDGETS for code in space.eligible(budget)]
         others = [hook for hook in super().build_hooks() if not isinstance(hook, hooks.EvalHook)]
-        return [PathSampler(supernet, seed_of(self.cfg), budgets), *others]
+        return [PathSampler(supernet, seed_of(self.cfg), codes), *others]

@@ -130,6 +130,8 @@ def build_crnas_bottom_up(
         return build_network(family, architecture_of(cfg), freeze_at=freeze_at, **shape)
     if freeze_at != 0:
         raise InputError(f"MODEL.BACKBONE.FREEZE_AT: {freeze_at}: a supernet takes 0 only")
+    if cfg.TEST.PRECISE_BN.ENABLED:  # it would zero the statistics of layers off the path
+        raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
     if node.SUPERNET == "stage":
         return StageSupernet(family, stage_space_of(cfg), nested=node.NESTED_DEPTHS, **shape)
     space = DilationSpace(family.name, architecture_of(cfg).stage_code)

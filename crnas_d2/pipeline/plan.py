@@ -43,7 +43,6 @@ from crnas_d2.search.alternatives import eligible_draws
 from crnas_d2.search.journal import Journal
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.utils import comm
 
 LATENCIES = "latency.jsonl"
 # What a search leaves in its OUTPUT_DIR, and below it in the folders of its phases.
@@ -131,7 +130,7 @@ def _training_set(cfg: CfgNode) -> Record:
 def _check_training(cfg: CfgNode, *sides: str) -> None:
     """A training has a network, a batch, a schedule, and data of these sides, TRAIN and TEST."""
     check_network(cfg)
-    check_loading(cfg, comm.get_world_size())
+    check_loading(cfg)
     check_schedule(cfg)
     for side in sides:
         check_data(cfg, side)
