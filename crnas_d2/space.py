@@ -41,15 +41,10 @@ BLOCK_COSTS: dict[str, tuple[float, ...]] = {
 }
 
 
-def block_cost(architecture: Architecture) -> float:
-    """Weighted number of blocks, the unit of a budget; plain blocks in the ResNet series."""
-    weights = BLOCK_COSTS[architecture.family]
-    return sum(n * weight for n, weight in zip(architecture.stage_code, weights))
-
-
 def block_costs(architecture: Architecture) -> dict[str, float]:
-    """The one cost that is known without a network."""
-    return {"blocks": block_cost(architecture)}
+    """The weighted number of blocks: the one cost that is known without a network."""
+    weights = BLOCK_COSTS[architecture.family]
+    return {"blocks": sum(n * weight for n, weight in zip(architecture.stage_code, weights))}
 
 
 @dataclass(frozen=True)
@@ -83,16 +78,14 @@ class StageSpace:
         return Architecture.undilated(self.family, code)
 
     def eligible(self, budget: BudgetSpec, costs: Costs | None = None) -> list[Architecture]:
-        """The codes that meet the budget (paper, Eq. 1), or an InputError with the nearest costs.
+        """The codes that meet the budget (paper, Eq. 1), which without ``costs`` is of blocks alone.
 
-        Without ``costs`` the budget may limit blocks alone.
+        Raises InputError: there is none, or the budget limits another cost.
         """
         budget = Budget.parse(budget)
-        if costs is None and not budget.limits_only("blocks"):
-            raise InputError(
-                f"SEARCH.BUDGETS: {budget}: SEARCH.STAGE.ONLY_ELIGIBLE and SAMPLING 'eligible' allow "
-                "limits of blocks only"
-            )
+        if costs is None and budget.without("blocks").limits:
+            keys = "SEARCH.STAGE.ONLY_ELIGIBLE and SAMPLING 'eligible'"
+            raise InputError(f"SEARCH.BUDGETS: {budget}: {keys} allow limits of blocks only")
         return budget.within(self.codes(), costs or block_costs)
 
     def only_eligible(self, budgets: Sequence[BudgetSpec]) -> StageSpace:
@@ -132,7 +125,8 @@ class DilationSpace:
     @property
     def alternatives(self) -> tuple[tuple[int, ...], ...]:
         """Digits of each block; 0 alone where there is no choice."""
-        return tuple(DIGITS if self.root.has_choice(b) else (0,) for b in range(self.root.blocks))
+        root = self.root
+        return tuple(DIGITS if root.has_choice(block) else (0,) for block in range(root.blocks))
 
     def code_of(self, architecture: Architecture) -> tuple[int, ...]:
         """The dilation code."""
@@ -158,10 +152,8 @@ class DilationSpace:
         return partial.extended(digit(b) if partial.has_choice(b) else 0 for b in open_blocks)
 
     def complete(self, partial: Architecture, seed: int, batch: int) -> Architecture:
-        """Draw the blocks that ``partial`` leaves open, uniformly (paper, Sec. 3.3.2).
-
-        The candidates of one greedy step have equally many digits and meet the same draws.
-        """
+        """Draw the blocks that ``partial`` leaves open, uniformly (paper, Sec. 3.3.2)."""
+        # The candidates of one greedy step have equally many digits and meet the same draws.
         rng = random.Random(derive_seed(seed, "completion", len(partial.dilation_code), batch))
         return self._filled(partial, lambda _: rng.choice(DIGITS))
 

@@ -11,7 +11,7 @@ from detectors import FAMILIES, HEADS, TINY
 from crnas_d2.config import read_config
 from crnas_d2.modeling import build
 from crnas_d2.modeling.backbone.supernet import find_supernet
-from crnas_d2.modeling.build import SUPERNETS, architecture_of
+from crnas_d2.modeling.build import architecture_of
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -40,7 +40,7 @@ def test_every_family_is_tested() -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("supernet", SUPERNETS)
+@pytest.mark.parametrize("supernet", ["", "stage", "dilation"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_detector_trains_and_detects(family: str, supernet: str, head: str) -> None:
     options = [*FAMILIES[family], "MODEL.CRNAS.SUPERNET", supernet, *HEADS[head]]

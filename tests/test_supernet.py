@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import FAMILIES, SMALL_CODES, SMALL_WIDTHS, randomise
+from networks import FAMILIES, SMALL_CODES, SMALL_WIDTHS, randomise, subnet_keys
 from torch import nn
 
 from crnas_d2.architecture import Architecture
@@ -57,7 +57,8 @@ def test_a_subnet_gives_its_paths_outputs_exactly(kind: str, family: str) -> Non
     for i in range(20):
         path = supernet.space.sample(seed=5, iteration=i)
         subnet = build_network(FAMILIES[family], path, **shape(family)).eval()
-        subnet.load_state_dict(supernet.subnet_state_dict(path), strict=True)
+        state = supernet.state_dict()
+        subnet.load_state_dict({there: state[k] for k, there in subnet_keys(supernet, path).items()})
         with torch.no_grad(), supernet.using_path(path):
             ours, alone = supernet(image()), subnet(image())
         assert list(ours) == list(alone) == list(STAGES)

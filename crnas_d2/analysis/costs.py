@@ -17,7 +17,7 @@ from crnas_d2.analysis.flops import count_modules
 from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
 from crnas_d2.budget import Costs
 from crnas_d2.modeling.build import build_crnas_bottom_up, family_of
-from crnas_d2.space import block_cost
+from crnas_d2.space import block_costs
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
@@ -65,6 +65,6 @@ def backbone_costs(cfg: CfgNode) -> Costs:
         for i, block in last.items():
             more = architecture.stage_code[i] - node.STAGE_CODE[i]
             found.update({cost: more * n for cost, n in counts[block].items()})
-        return {"blocks": block_cost(architecture), "macs": found["macs"], "params": found["params"]}
+        return {**block_costs(architecture), "macs": found["macs"], "params": found["params"]}
 
     return costs

@@ -41,7 +41,7 @@ from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Candidate, Journal
 from crnas_d2.search.race import Compare
 from crnas_d2.search.stage import stage_search
-from crnas_d2.space import DilationSpace, Space, block_cost
+from crnas_d2.space import DilationSpace, Space, block_costs
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
@@ -66,7 +66,7 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
     else:
         named = architecture_of(cfg)
         met = [budget for budget in plan.budgets if budget.meets(phases.costs(named))]
-        winners = {met[0] if met else Budget.parse(block_cost(named)): named}
+        winners = {met[0] if met else Budget.parse(block_costs(named)): named}
     written = []
     for budget, architecture in winners.items():
         suffix = f"_{budget.name}" if len(winners) > 1 else ""

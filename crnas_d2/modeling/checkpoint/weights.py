@@ -33,26 +33,23 @@ BARE, BELOW_NECK = "backbone.", "backbone.bottom_up."
 
 
 def read_file(path: str, key: str) -> dict[str, Any]:
-    """The content of a .pkl, a .safetensors or what torch.save wrote; nothing in it is run.
+    """The content of a .pkl, a .safetensors or what torch.save wrote, of a URL, too; no code is run.
 
     For the last, that is torch's promise, which hostile files could break before torch 2.10
-    (CVE-2025-32434, CVE-2026-24747). The path may be a URL that detectron2 can fetch; ``key`` is the
-    config key or option that named it, for the InputError if no dict can be read.
+    (CVE-2025-32434, CVE-2026-24747). Raises InputError: no dict; ``key`` named the file.
     """
     try:
         file = PathManager.get_local_path(path)
         if path.endswith(".pkl"):
             content = load_arrays(file)
         elif path.endswith(".safetensors"):
-            from safetensors.torch import load_file
+            from safetensors.torch import load_file  # pip install safetensors
 
             content = load_file(file)
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not isinstance(content.get("model", content), dict):
             raise TypeError("it holds no dict of weights")
-    except ModuleNotFoundError as error:
-        raise InputError(f"{key}: {path}: reading it takes `pip install safetensors`") from error
     except Exception as error:  # a broken file may raise any
         text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # colours of the terminal
         text = text.rpartition("WeightsUnpickler error: ")[2]  # without torch's advice
@@ -64,11 +61,23 @@ def read_file(path: str, key: str) -> dict[str, Any]:
 def read_checkpoint(path: str, key: str) -> dict[str, Any]:
     """As ``read_file``, but of a .pth file only; an InputError for another format."""
     if path.endswith((".pkl", ".safetensors")):
-        raise InputError(
-            f"{key}: {path}: a pickle or safetensors file does not say what input it was made for; "
-            "allowed is a .pth file, and tools/convert_weights.py makes one from it"
-        )
+        needed = "allowed is a .pth file, and tools/convert_weights.py makes one from it"
+        raise InputError(f"{key}: {path}: does not say what input it was made for; {needed}")
     return read_file(path, key)
+
+
+def first_difference(
+    own: Mapping[str, Any], held: Mapping[str, Any]
+) -> tuple[str, object, object] | None:
+    """(name, shape in own, shape in held) of a tensor that is in one alone, or differs in shape."""
+    for name in [*own, *held]:
+        here, there = (
+            tuple(state[name].shape) if isinstance(state.get(name), torch.Tensor) else "none"
+            for state in (own, held)
+        )
+        if here != there and not name.endswith("num_batches_tracked"):  # frozen norms have no counter
+            return name, here, there
+    return None
 
 
 def check_backbone_weights(
@@ -80,38 +89,28 @@ def check_backbone_weights(
     below = getattr(backbone, "bottom_up", backbone)
     has_neck = below is not backbone and any(name.startswith(BELOW_NECK) for name in state)
     prefix = BELOW_NECK if has_neck else BARE
-    own, held = _shapes(below.state_dict(), ""), _shapes(state, prefix)
-    for name in [*own, *held]:
-        if own.get(name) != held.get(name):
-            raise InputError(
-                f"{key}: {path}: is of another network or space: {prefix}{name} has shape "
-                f"{held.get(name, 'none')} there, the backbone of this config {own.get(name, 'none')}; "
-                f"allowed is a checkpoint with its {len(own)} weights; tools/convert_weights.py takes "
-                "ImageNet weights from one network to another"
-            )
+    own = {prefix + name: value for name, value in below.state_dict().items()}
+    held = {name: value for name, value in state.items() if name.startswith(prefix)}
+    if different := first_difference(own, held):
+        name, here, there = different
+        raise InputError(
+            f"{key}: {path}: is of another network or space: {name} has shape {there} there, the "
+            f"backbone of this config {here}; allowed is a checkpoint with its weights; "
+            "tools/convert_weights.py takes ImageNet weights from one network to another"
+        )
     check_convention(checkpoint.get("input_convention", {}), path, convention)
-
-
-def _shapes(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
-    """Shapes below the prefix, without BatchNorm's counters, which frozen norms lack."""
-    return {
-        name[len(prefix) :]: tuple(getattr(value, "shape", ()))
-        for name, value in state.items()
-        if name.startswith(prefix) and not name.endswith("num_batches_tracked")
-    }
 
 
 def check_convention(held: Mapping[str, Any], path: str, convention: Mapping[str, Any]) -> None:
     """Raise an InputError if a part of the weights' convention is not the config's."""
     for part, theirs in held.items():
         ours = convention[part]
-        is_near = isinstance(theirs, list) and len(ours) == len(theirs)
-        is_near = is_near and np.allclose(ours, theirs, rtol=0, atol=TOLERANCE)
-        if ours != theirs and not is_near:
-            raise InputError(
-                f"{CONVENTION_KEYS[part]}: {ours!r}: the weights in {path} were made with {theirs!r}; "
-                "allowed is the same"
-            )
+        is_same = ours == theirs
+        if isinstance(theirs, list) and len(ours) == len(theirs):
+            is_same = np.allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+        if not is_same:
+            needed = f"the weights in {path} were made with {theirs!r}; allowed is the same"
+            raise InputError(f"{CONVENTION_KEYS[part]}: {ours!r}: {needed}")
 
 
 def load_below_neck(neck: Neck) -> Neck:
