@@ -1,7 +1,7 @@
 """The two search spaces and how a path is drawn from them (paper, Sec. 3.2).
 
 A draw is a pure function of (seed, iteration), never of a global random state. Evolutionary and random
-search see a space as ``alternatives``, the values that each position of a code may take.
+search see architectures as codes, and a space as the ``alternatives`` of each position of a code.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def block_costs(architecture: Architecture) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class StageSpace:
-    """All stage codes with one depth from each entry's tuple, undilated."""
+    """All stage codes with one depth from each entry's tuple, undilated; a code is a stage code."""
 
     phase: ClassVar[str] = "stage"  # of the search over it, in journals
     family: str
@@ -66,22 +66,16 @@ class StageSpace:
 
     @property
     def alternatives(self) -> tuple[tuple[int, ...], ...]:
-        """Depths of each entry."""
         return self.depths
 
     def code_of(self, architecture: Architecture) -> tuple[int, ...]:
-        """The stage code."""
         return architecture.stage_code
 
     def with_code(self, code: Sequence[int]) -> Architecture:
-        """The undilated architecture of a stage code."""
         return Architecture.undilated(self.family, code)
 
     def eligible(self, budget: BudgetSpec, costs: Costs | None = None) -> list[Architecture]:
-        """The codes that meet the budget (paper, Eq. 1), which without ``costs`` is of blocks alone.
-
-        Raises InputError: there is none, or the budget limits another cost.
-        """
+        """The codes that meet the budget (paper, Eq. 1), or an InputError; blocks alone if no costs."""
         budget = Budget.parse(budget)
         if costs is None and budget.without("blocks").limits:
             keys = "SEARCH.STAGE.ONLY_ELIGIBLE and SAMPLING 'eligible'"
@@ -103,7 +97,7 @@ class StageSpace:
 
 @dataclass(frozen=True)
 class DilationSpace:
-    """All dilation codes of one stage code."""
+    """All dilation codes of one stage code; a code is a dilation code."""
 
     phase: ClassVar[str] = "dilation"
     family: str
@@ -118,22 +112,15 @@ class DilationSpace:
         return self._past_fixed(Architecture(self.family, self.stage_code, ()))
 
     @property
-    def choices(self) -> int:
-        """Number of choice blocks."""
-        return self.alternatives.count(DIGITS)
-
-    @property
     def alternatives(self) -> tuple[tuple[int, ...], ...]:
         """Digits of each block; 0 alone where there is no choice."""
         root = self.root
         return tuple(DIGITS if root.has_choice(block) else (0,) for block in range(root.blocks))
 
     def code_of(self, architecture: Architecture) -> tuple[int, ...]:
-        """The dilation code."""
         return architecture.dilation_code
 
     def with_code(self, code: Sequence[int]) -> Architecture:
-        """The architecture of a dilation code."""
         return Architecture(self.family, self.stage_code, tuple(code))
 
     def _past_fixed(self, partial: Architecture) -> Architecture:

@@ -127,11 +127,7 @@ def test_a_tolerance_is_to_both_sides_and_included(cost: float, met: bool) -> No
     for name in LIMITED:
         assert Budget.parse({name: [100, 0.02]}).meets({name: cost}) == met
     assert Limit("macs", 100, 0.01).allows(cost, times=2) == met
-
-
-def test_blocks_without_a_tolerance_are_exact() -> None:
-    assert Budget.parse(16).meets({"blocks": 16})
-    assert not Budget.parse(16).meets({"blocks": 16.25})
+    assert Budget.parse(100).meets({"blocks": cost}) == (cost == 100)  # exactly
 
 
 class Lazy(Mapping[str, float]):

@@ -60,8 +60,7 @@ def ours(architecture: Architecture, stem: int, widths: tuple[int, ...]) -> nn.M
             FAMILIES[architecture.family],
             architecture,
             in_channels=3,
-            stem_channels=stem,
-            widths=widths,
+            widths=(stem, *widths),
             norm="BN",
             out_features=("res5",),
         )

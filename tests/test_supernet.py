@@ -16,7 +16,6 @@ from crnas_d2.modeling.backbone.supernet import (
     DilationSupernet,
     StageSupernet,
     Supernet,
-    find_supernet,
 )
 from crnas_d2.space import FAMILY_DEPTHS, DilationSpace, StageSpace
 
@@ -28,8 +27,7 @@ KINDS = ("stage", "nested", "dilation")
 def shape(family: str) -> dict[str, Any]:
     return {
         "in_channels": 3,
-        "stem_channels": 4,
-        "widths": SMALL_WIDTHS[family],
+        "widths": (4, *SMALL_WIDTHS[family]),
         "norm": "BN",
         "out_features": STAGES,
     }
@@ -84,7 +82,7 @@ def test_no_two_branches_share_a_parameter(kind: str, family: str) -> None:
     else:
         choices = [m for m in supernet.modules() if isinstance(m, ChoiceBlock)]
         branches = [conv for choice in choices for conv in choice]
-        assert len(branches) == 3 * supernet.space.choices
+        assert len(branches) == 3 * supernet.space.alternatives.count((0, 1, 2))
     pointers = [p.data_ptr() for branch in branches for p in branch.parameters()]
     assert len(pointers) == len(set(pointers))
     assert not stem & set(pointers)
@@ -125,9 +123,3 @@ def test_a_path_of_another_space_is_refused(kind: str, path: str) -> None:
     with pytest.raises(ValueError, match=path):
         supernet.set_path(Architecture.parse(path))
     assert supernet.path == before
-
-
-def test_find_supernet() -> None:
-    supernet = make("stage", "resnet")
-    assert find_supernet(nn.Sequential(nn.ReLU(), supernet)) is supernet
-    assert find_supernet(nn.Sequential(nn.ReLU())) is None

@@ -16,7 +16,7 @@ import torch
 from crnas_d2.analysis.flops import count_modules
 from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
 from crnas_d2.budget import Costs
-from crnas_d2.modeling.build import build_crnas_bottom_up, family_of
+from crnas_d2.modeling.build import build_bottom_up, family_of
 from crnas_d2.space import block_costs
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -51,7 +51,7 @@ def backbone_costs(cfg: CfgNode) -> Costs:
     cfg.MODEL.BACKBONE.FREEZE_AT = 0  # detectron2 turns weights of frozen norms into buffers
     channels, family = len(cfg.MODEL.PIXEL_MEAN), family_of(cfg)
     with torch.device("meta"):
-        backbone = build_crnas_bottom_up(cfg, ShapeSpec(channels=channels), tuple(family.stages))
+        backbone = build_bottom_up(cfg, ShapeSpec(channels=channels), tuple(family.stages))
     backbone = backbone.to_empty(device="cpu").eval()
     shape = (channels, *input_size(cfg))
     counts = count_modules(backbone, lambda network, images: network(images).values(), shape)

@@ -6,7 +6,7 @@ MODEL.CRNAS.SUPERNET names. crnas_d2/config.py explains the keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
@@ -45,11 +45,10 @@ def architecture_of(cfg: CfgNode) -> Architecture:
         undilated = Architecture.undilated(node.FAMILY, node.STAGE_CODE)
         key = "DILATION_CODE"
         digits = tuple(node.DILATION_CODE) or undilated.dilation_code
-        architecture = Architecture(node.FAMILY, undilated.stage_code, digits)
-        if not architecture.is_complete:
+        if len(digits) < undilated.blocks:
             needed = f"stage code {list(node.STAGE_CODE)} takes {undilated.blocks} digits, or none"
             raise ValueError(f"{list(digits)}: {needed}")
-        return architecture
+        return Architecture(node.FAMILY, undilated.stage_code, digits)
     except ValueError as error:
         raise InputError(f"MODEL.CRNAS.{key}: {error}") from error
 
@@ -81,7 +80,7 @@ def stage_space_of(cfg: CfgNode) -> StageSpace:
 
 
 def _scaled_widths(node: CfgNode, family: Family) -> list[int]:
-    """Channels after the stem, then the width of each chain."""
+    """The widths of the stem and of each chain."""
     widths, factor = node.WIDTHS or family.widths, node.WIDTH_MULTIPLIER
     equal = family.projects_by_width and any(a == b for a, b in zip(widths, widths[1:]))
     scaled = [width * factor for width in (node.STEM_CHANNELS or family.stem_channels, *widths)]
@@ -94,16 +93,12 @@ def _scaled_widths(node: CfgNode, family: Family) -> list[int]:
     return [int(width) for width in scaled]
 
 
-def build_crnas_bottom_up(
-    cfg: CfgNode, input_shape: ShapeSpec, out_features: tuple[str, ...]
-) -> Backbone:
+def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str]) -> Backbone:
     """The fixed network or supernet of MODEL.CRNAS, without a neck; an InputError if it has none."""
     node, family = cfg.MODEL.CRNAS, family_of(cfg)
-    stem_channels, *widths = _scaled_widths(node, family)
     shape: dict[str, Any] = {
         "in_channels": input_shape.channels,
-        "stem_channels": stem_channels,
-        "widths": widths,
+        "widths": _scaled_widths(node, family),
         "norm": resolve_norm(node.NORM, cfg.MODEL.DEVICE),
         "out_features": out_features,
     }
@@ -121,14 +116,14 @@ def build_crnas_bottom_up(
 @BACKBONE_REGISTRY.register()
 def build_crnas_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """The bare backbone, with the stages of MODEL.CRNAS.OUT_FEATURES."""
-    return build_crnas_bottom_up(cfg, input_shape, tuple(cfg.MODEL.CRNAS.OUT_FEATURES))
+    return build_bottom_up(cfg, input_shape, cfg.MODEL.CRNAS.OUT_FEATURES)
 
 
 def _neck_options(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
     """What FPN and NASFPN have in common."""
     node = cfg.MODEL.FPN
     return {
-        "bottom_up": build_crnas_bottom_up(cfg, input_shape, tuple(node.IN_FEATURES)),
+        "bottom_up": build_bottom_up(cfg, input_shape, node.IN_FEATURES),
         "in_features": list(node.IN_FEATURES),
         "out_channels": node.OUT_CHANNELS,
         "norm": resolve_norm(node.NORM, cfg.MODEL.DEVICE),

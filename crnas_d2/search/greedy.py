@@ -15,7 +15,7 @@ def greedy_search(space: DilationSpace, compare: Compare, top_k: int = TOP_K) ->
     Every step extends each kept partial code by each rate. Scoring draws what a code leaves open.
     """
     kept, best = [space.root], []
-    for _ in range(space.choices):
+    while not kept[0].is_complete:
         best = compare([longer for code in kept for longer in space.extensions(code)], top_k)
         kept = [candidate.architecture for candidate in best[:top_k]]
     return best

@@ -68,8 +68,7 @@ def build_network(
     architecture: Architecture,
     *,
     in_channels: int,
-    stem_channels: int,
-    widths: Sequence[int],
+    widths: Sequence[int],  # of the stem and of each chain
     norm: Norm,
     out_features: Sequence[str],
     freeze_at: int = 0,
@@ -77,11 +76,11 @@ def build_network(
     """A fixed network of detectron2's own ResNet class; a ValueError if the architecture is partial."""
     if not architecture.is_complete:
         raise ValueError(f"architecture {architecture}: every block needs its digit")
-    stem = family.stem(in_channels, stem_channels, norm)
+    stem = family.stem(in_channels, widths[0], norm)
     stages: dict[str, list[CNNBlockBase]] = {name: [] for name in family.stages}
     groups = architecture.digits_by_stage()
     channels = stem.out_channels
-    for (name, chain), width in zip(family.chains(), widths):
+    for (name, chain), width in zip(family.chains(), widths[1:]):
         blocks = make_chain(family, chain, channels, width, norm, groups[chain.position])
         stages[name] += blocks
         channels = blocks[-1].out_channels

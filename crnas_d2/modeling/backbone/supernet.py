@@ -74,8 +74,7 @@ class Supernet(Backbone):
         space: Space,
         *,
         in_channels: int,
-        stem_channels: int,
-        widths: Sequence[int],
+        widths: Sequence[int],  # of the stem and of each chain
         norm: Norm,
         out_features: Sequence[str],
     ) -> None:
@@ -87,11 +86,11 @@ class Supernet(Backbone):
         self._out_feature_strides: dict[str, int] = {}
         self._path: Architecture | None = None
         self._known: Mapping[str, torch.Tensor] | None = None
-        self.stem = family.stem(in_channels, stem_channels, norm)
+        self.stem = family.stem(in_channels, widths[0], norm)
         for stage in family.stages:
             self.add_module(stage, nn.ModuleList())
         channels, scale = self.stem.out_channels, self.stem.stride
-        for (stage, chain), width in zip(family.chains(), widths):
+        for (stage, chain), width in zip(family.chains(), widths[1:]):
             make = functools.partial(make_chain, family, chain, channels, width, norm)
             channels = self._add_chain(getattr(self, stage), chain.position, make)
             scale *= chain.stride

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.backbone.family import Family
 from crnas_d2.modeling.checkpoint.published import Source, Weights
-from crnas_d2.modeling.checkpoint.weights import first_difference
+from crnas_d2.modeling.checkpoint.weights import difference
 from detectron2.layers import CNNBlockBase
 
 LAST_LAYERS = ("conv3", "conv2", "project", "conv")  # a block ends with the first of these that it has
@@ -38,12 +38,10 @@ def convert(source: Source, backbone: nn.Module, family: Family) -> tuple[Weight
         held, block = source.blocks[origin], blocks[name].state_dict()
         # The source's name of each weight: without the digit of its rate, which supernets alone have.
         layers = {key: re.sub(rf"^({family.choice})\.\d\.", r"\1.", key) for key in block}
-        if different := first_difference({layers[key]: block[key] for key in block}, held):
-            layer, here, there = different
+        if differs := difference({layers[key]: block[key] for key in block}, held):
             raise InputError(
-                f"--weights: {source.path}: {name} from the source's {origin}: {layer} has shape "
-                f"{here} in this config, {there} in the source; allowed are equal blocks, groups and "
-                "widths (a supernet's with MODEL.CRNAS.WIDTH_MULTIPLIER 1.0)"
+                f"--weights: {source.path}: {name} from the source's {origin}: {differs}; allowed are "
+                "equal blocks, groups and widths (a supernet's with MODEL.CRNAS.WIDTH_MULTIPLIER 1.0)"
             )
         none = torch.zeros(())  # of a counter that the source lacks
         for key, value in block.items():

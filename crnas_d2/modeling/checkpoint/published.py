@@ -33,7 +33,6 @@ CONVENTIONS = {
         ("detectron", "BGR", MEAN_BGR, UNIT_STD, False),  # X-152-32x8d-IN5k.pkl
     )
 }
-WRAPPERS = ("model", "state_dict", "blobs")  # keys under which a file has the state dict
 # A stem's first weight, after the prefixes of data parallelism, Lightning, MoCo, mmcls and detectors.
 STEM = re.compile(
     r"((?:(?:module|model|encoder_q|backbone|bottom_up)\.)*)"
@@ -59,11 +58,7 @@ OUR_NAMES = (
     (r"^((?:stem|features)\..+)\.0\.", r"\1."),
     (r"^((?:stem|features)\..+)\.1\.", r"\1.norm."),
 )
-TORCHVISIONS = {
-    "layer1.0.conv1.weight",
-    "features.0.0.weight",
-}  # a ResNet has one, MobileNetV2 the other
-EPSILON = 1e-5  # of every BatchNorm here
+TORCHVISIONS = {"layer1.0.conv1.weight", "features.0.0.weight"}  # of ResNets, and of MobileNetV2
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ def read_source(path: str, convention: str | None = None) -> Source:
 def _unwrapped(content: dict[str, Any]) -> Weights:
     """The tensors of the state dict, their names without the prefix that the stem has."""
     state = content
-    for key in WRAPPERS:
+    for key in ("model", "state_dict", "blobs"):
         state = state[key] if isinstance(state.get(key), dict) else state
     state = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
     prefix = min((match[1] for match in map(STEM.fullmatch, state) if match), key=len, default="")
@@ -126,12 +121,12 @@ def _from_caffe2(state: Weights, path: str) -> tuple[Weights, dict[str, Any], bo
         raise InputError(f"--weights: {path}: has GroupNorm; allowed are weights with BatchNorm")
     state = {name: value for name, value in state.items() if not name.endswith("_momentum")}
     state = dict(zip(convert_basic_c2_names(list(state)), state.values()))
-    # A fused norm gets statistics that change nothing, as in detectron2's FrozenBatchNorm2d.
+    # A fused norm gets statistics that change nothing: 1e-5 is the epsilon of every norm here.
     norms = [name[: -len("weight")] for name in state if name.endswith(".norm.weight")]
     fused = [norm for norm in norms if f"{norm}running_mean" not in state]
     for norm in fused:
         state[f"{norm}running_mean"] = torch.zeros_like(state[f"{norm}weight"])
-        state[f"{norm}running_var"] = torch.full_like(state[f"{norm}weight"], 1 - EPSILON)
+        state[f"{norm}running_var"] = torch.full_like(state[f"{norm}weight"], 1 - 1e-5)
     # The first convolution of MSRA's ResNet50 adds a bias, which the norm after it subtracts.
     mean, bias = "stem.conv1.norm.running_mean", state.pop("stem.conv1.bias", None)
     if bias is not None and mean in state:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ CONVENTION_KEYS = {
     "pixel_std": "MODEL.PIXEL_STD",
     "stride_in_1x1": "MODEL.CRNAS.STRIDE_IN_1X1",
 }
-Neck = TypeVar("Neck", bound=nn.Module)
 TOLERANCE = 0.01  # of means and deviations, values 0..255, which projects round differently
 BARE, BELOW_NECK = "backbone.", "backbone.bottom_up."
 
@@ -66,22 +65,20 @@ def read_checkpoint(path: str, key: str) -> dict[str, Any]:
     return read_file(path, key)
 
 
-def first_difference(
-    own: Mapping[str, Any], held: Mapping[str, Any]
-) -> tuple[str, object, object] | None:
-    """(name, shape in own, shape in held) of a tensor that is in one alone, or differs in shape."""
+def difference(own: Mapping[str, Any], held: Mapping[str, Any]) -> str:
+    """The first tensor that only one of this config and a file has, or in another shape; "": none."""
     for name in [*own, *held]:
         here, there = (
             tuple(state[name].shape) if isinstance(state.get(name), torch.Tensor) else "none"
             for state in (own, held)
         )
         if here != there and not name.endswith("num_batches_tracked"):  # frozen norms have no counter
-            return name, here, there
-    return None
+            return f"{name} has shape {there} there, {here} in this config"
+    return ""
 
 
 def check_backbone_weights(
-    backbone: nn.Module, path: str, key: str, convention: Mapping[str, Any]
+    backbone: nn.Module, path: str, key: str, convention: dict[str, Any]
 ) -> None:
     """Raise an InputError unless a file has a backbone's weights (no neck), shapes and convention."""
     checkpoint = read_checkpoint(path, key)
@@ -91,17 +88,15 @@ def check_backbone_weights(
     prefix = BELOW_NECK if has_neck else BARE
     own = {prefix + name: value for name, value in below.state_dict().items()}
     held = {name: value for name, value in state.items() if name.startswith(prefix)}
-    if different := first_difference(own, held):
-        name, here, there = different
+    if differs := difference(own, held):
         raise InputError(
-            f"{key}: {path}: is of another network or space: {name} has shape {there} there, the "
-            f"backbone of this config {here}; allowed is a checkpoint with its weights; "
-            "tools/convert_weights.py takes ImageNet weights from one network to another"
+            f"{key}: {path}: is of another network or space: {differs}; allowed is a checkpoint with "
+            "its weights; tools/convert_weights.py takes ImageNet weights from one network to another"
         )
     check_convention(checkpoint.get("input_convention", {}), path, convention)
 
 
-def check_convention(held: Mapping[str, Any], path: str, convention: Mapping[str, Any]) -> None:
+def check_convention(held: dict[str, Any], path: str, convention: dict[str, Any]) -> None:
     """Raise an InputError if a part of the weights' convention is not the config's."""
     for part, theirs in held.items():
         ours = convention[part]
@@ -113,8 +108,8 @@ def check_convention(held: Mapping[str, Any], path: str, convention: Mapping[str
             raise InputError(f"{CONVENTION_KEYS[part]}: {ours!r}: {needed}")
 
 
-def load_below_neck(neck: Neck) -> Neck:
-    """Let an FPN or NASFPN load a checkpoint of its bare backbone, such as a classifier's."""
+def load_below_neck(neck: Any) -> Any:
+    """The FPN or NASFPN, which can now load a checkpoint of its bare backbone, as a classifier's is."""
     names = list(neck.bottom_up.state_dict())
 
     def rename(state: dict[str, Any], prefix: str, *_: object) -> None:

@@ -81,11 +81,7 @@ class Cell(nn.Module):
 
 
 class NASFPN(Backbone):
-    """A backbone with the pyramid above it; "7 @ 384" is seven cells of 384 channels.
-
-    With norm ``""`` convolutions have a bias instead. Raises ValueError: ``in_features`` are not
-    bottom_up's of strides 8, 16 and 32.
-    """
+    """The pyramid above a backbone's ``in_features`` of strides 8, 16 and 32; else a ValueError."""
 
     def __init__(
         self,
