@@ -80,7 +80,7 @@ KEYS = {
     "MODEL.CRNAS.STRIDE_IN_1X1": Key(False),
     # "auto": SyncBN when more than one process trains, BN otherwise; or a name for get_norm.
     "MODEL.CRNAS.NORM": Key(
-        "auto", one_of("auto", "", "BN", "SyncBN", "naiveSyncBN", "FrozenBN", "GN")
+        "auto", one_of("auto", "", "BN", "SyncBN", "naiveSyncBN", "nnSyncBN", "FrozenBN", "GN")
     ),
     # Stages that build_crnas_backbone returns; the FPN builders follow MODEL.FPN.IN_FEATURES.
     "MODEL.CRNAS.OUT_FEATURES": Key(["res2", "res3", "res4", "res5"]),

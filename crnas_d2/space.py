@@ -75,7 +75,10 @@ class StageSpace:
         return Architecture.undilated(self.family, code)
 
     def eligible(self, budget: BudgetSpec, costs: Costs | None = None) -> list[Architecture]:
-        """The codes that meet the budget (paper, Eq. 1), or an InputError; blocks alone if no costs."""
+        """The codes that meet the budget (paper, Eq. 1), or an InputError.
+
+        Without ``costs`` it may limit blocks alone.
+        """
         budget = Budget.parse(budget)
         if costs is None and budget.without("blocks").limits:
             keys = "SEARCH.STAGE.ONLY_ELIGIBLE and SAMPLING 'eligible'"

@@ -32,7 +32,9 @@ def bottleneck(
 
 def _family(name: str, block: Block) -> Family:
     stages = {stage: (Chain(i, block, stride),) for i, (stage, stride) in enumerate(STRIDES.items())}
-    return Family(name, BasicStem, stages, "conv2", 64, WIDTHS, projects_by_width=True)
+    return Family(
+        name, BasicStem, stages, "conv2", stem_channels=64, widths=WIDTHS, projects_by_width=True
+    )
 
 
 def resnext(num_groups: int = 32, width_per_group: int = 4, stride_in_1x1: bool = False) -> Family:

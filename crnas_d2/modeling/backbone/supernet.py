@@ -109,7 +109,7 @@ class Supernet(Backbone):
         return self._path
 
     def set_path(self, architecture: Architecture | None) -> None:
-        """Select the path that forward takes; a ValueError if it is partial or not in the space."""
+        """Select the path that forward takes, or None; a ValueError if partial or of another space."""
         if architecture and not (architecture in self.space and architecture.is_complete):
             raise ValueError(f"path {architecture}: not a whole path of {self.space}")
         self._path = architecture

@@ -32,10 +32,10 @@ BARE, BELOW_NECK = "backbone.", "backbone.bottom_up."
 
 
 def read_file(path: str, key: str) -> dict[str, Any]:
-    """The content of a .pkl, a .safetensors or what torch.save wrote, of a URL, too; no code is run.
+    """The content of a .pkl, a .safetensors or what torch.save wrote, by path or URL; no code is run.
 
     For the last, that is torch's promise, which hostile files could break before torch 2.10
-    (CVE-2025-32434, CVE-2026-24747). Raises InputError: no dict; ``key`` named the file.
+    (CVE-2025-32434, CVE-2026-24747). Raises InputError, which begins with ``key``: it holds no dict.
     """
     try:
         file = PathManager.get_local_path(path)
@@ -66,7 +66,7 @@ def read_checkpoint(path: str, key: str) -> dict[str, Any]:
 
 
 def difference(own: Mapping[str, Any], held: Mapping[str, Any]) -> str:
-    """The first tensor that only one of this config and a file has, or in another shape; "": none."""
+    """The first weight that a config's network and a file do not both have in one shape; "": none."""
     for name in [*own, *held]:
         here, there = (
             tuple(state[name].shape) if isinstance(state.get(name), torch.Tensor) else "none"
@@ -109,7 +109,7 @@ def check_convention(held: dict[str, Any], path: str, convention: dict[str, Any]
 
 
 def load_below_neck(neck: Any) -> Any:
-    """The FPN or NASFPN, which can now load a checkpoint of its bare backbone, as a classifier's is."""
+    """Let an FPN or NASFPN load a checkpoint of its bare backbone, such as a classifier's."""
     names = list(neck.bottom_up.state_dict())
 
     def rename(state: dict[str, Any], prefix: str, *_: object) -> None:
