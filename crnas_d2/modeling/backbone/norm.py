@@ -36,5 +36,6 @@ def resolve_norm(name: str, device: str) -> Norm:
     norm: Norm = "BN"
     if world > 1:
         norm = "SyncBN" if torch.device(device).type == "cuda" else UnbiasedSyncBatchNorm
-    logging.getLogger(__name__).info("backbone norm: %s (%d processes on %s)", norm, world, device)
+    shown = getattr(norm, "__name__", norm)
+    logging.getLogger(__name__).info("backbone norm: %s (%d processes on %s)", shown, world, device)
     return norm
