@@ -23,21 +23,11 @@ DIGITS = (0, 1, 2)  # dilation rates 1, 2, 3 (paper, Sec. 3.2.2)
 
 @dataclass(frozen=True)
 class Architecture:
-    """One network of a family.
+    """One network of a family, partial with fewer digits than blocks; a ValueError if it is none."""
 
-    Attributes:
-        family: a key of ``FAMILY_STAGES``.
-        stage_code: blocks in each stage, every entry at least 1.
-        dilation_code: digits of the first blocks, each in ``DIGITS``; with fewer digits than blocks the
-            architecture is partial.
-
-    Raises:
-        ValueError: an invalid code; the message shows it.
-    """
-
-    family: str
-    stage_code: tuple[int, ...]
-    dilation_code: tuple[int, ...]
+    family: str  # a key of FAMILY_STAGES
+    stage_code: tuple[int, ...]  # blocks in each stage, at least 1
+    dilation_code: tuple[int, ...]  # digits of the first blocks, each in DIGITS
 
     def __post_init__(self) -> None:
         if self.family not in FAMILY_STAGES:
@@ -45,14 +35,11 @@ class Architecture:
         code, digits = self.stage_code, self.dilation_code
         stages = FAMILY_STAGES[self.family]
         if len(code) != stages or not all(type(n) is int and n >= 1 for n in code):
-            raise ValueError(
-                f"stage code {list(code)}: {self.family} takes {stages} integers of at least 1"
-            )
+            needed = f"{self.family} takes {stages} integers of at least 1"
+            raise ValueError(f"stage code {list(code)}: {needed}")
         if len(digits) > self.blocks or not all(type(d) is int and d in DIGITS for d in digits):
-            raise ValueError(
-                f"dilation code {list(digits)}: stage code {list(code)} takes {self.blocks} digits, "
-                "each 0, 1 or 2 (rates 1, 2, 3)"
-            )
+            needed = f"stage code {list(code)} takes {self.blocks} digits, each 0, 1 or 2"
+            raise ValueError(f"dilation code {list(digits)}: {needed}")
         groups = self.digits_by_stage()
         for entry in FIXED_ENTRIES.get(self.family, ()):
             if code[entry] != 1 or any(groups[entry]):
@@ -75,10 +62,10 @@ class Architecture:
             family, stages, groups = text.split("/")
             digits = groups.replace("-", "").rstrip("_")
             found = cls(family, tuple(map(int, stages.split("-"))), tuple(map(int, digits)))
+            if str(found) != text:
+                raise ValueError(f"one group of digits a stage is needed, as in {found}")
         except ValueError as error:
             raise ValueError(f"architecture {text!r}: {error}") from error
-        if str(found) != text:
-            raise ValueError(f"architecture {text!r}: one group of digits a stage, as in {found}")
         return found
 
     def __str__(self) -> str:

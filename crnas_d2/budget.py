@@ -28,19 +28,18 @@ def _short(value: float) -> str:
 
 @dataclass(frozen=True)
 class Limit:
-    """A cost, its value, and the fraction by which it may differ from it; anything else: ValueError."""
+    """A cost, its value, and the fraction by which it may differ from it; else a ValueError."""
 
     cost: str  # one of LIMITED
     value: float  # above 0
-    tolerance: float = 0.0  # 0 .. 1; 0, exactly, for blocks alone
+    tolerance: float = 0.0  # between 0 and 1; 0, exactly, for blocks alone
 
     def __post_init__(self) -> None:
         if self.cost not in LIMITED:
             raise ValueError(f"no cost {self.cost!r}")
-        if not 0 < self.value < math.inf:
-            raise ValueError(f"{self.cost}: a value above 0 is needed")
-        if not (0 < self.tolerance < 1 or (self.cost == "blocks" and self.tolerance == 0)):
-            raise ValueError(f"{self.cost}: a tolerance above 0 and below 1 is needed")
+        is_exact = self.cost == "blocks" and self.tolerance == 0
+        if not (0 < self.value < math.inf and (is_exact or 0 < self.tolerance < 1)):
+            raise ValueError(f"{self.cost}: a tolerance between 0 and 1 and a value above 0 are needed")
 
     def allows(self, cost: float, times: float = 1) -> bool:
         """Whether a cost differs from the value by at most ``times`` the tolerance."""
@@ -59,14 +58,9 @@ class Budget:
 
     @classmethod
     def parse(cls, entry: BudgetSpec) -> Budget:
-        """The budget of an entry of SEARCH.BUDGETS.
+        """The budget of an entry of SEARCH.BUDGETS; an InputError if it is none.
 
-        Args:
-            entry: a number of blocks, or by cost [value, tolerance], of blocks also a number alone;
-                numbers may be text, as which YAML 1.1 reads 4.1e9. A budget is returned as it is.
-
-        Raises:
-            InputError: it is none of them.
+        Numbers may be text, as YAML 1.1 reads 4.1e9.
         """
         if isinstance(entry, Budget):
             return entry
@@ -88,30 +82,22 @@ class Budget:
         return all(limit.allows(costs[limit.cost]) for limit in self.limits)
 
     def within(self, architectures: Iterable[Architecture], costs: Costs) -> list[Architecture]:
-        """The architectures that cost no more and no less (paper, Eq. 1).
-
-        Raises:
-            InputError: there is none; the line gives the costs that come nearest.
-        """
-        costly = {architecture: costs(architecture) for architecture in architectures}
-        left = list(costly)
+        """The architectures that cost no more and no less (paper, Eq. 1); an InputError if none do."""
+        known = {architecture: costs(architecture) for architecture in architectures}
+        left = list(known)
         for i, limit in enumerate(self.limits):
-            values = {architecture: costly[architecture][limit.cost] for architecture in left}
-            left = [architecture for architecture in left if limit.allows(values[architecture])]
+            values = {architecture: known[architecture][limit.cost] for architecture in left}
+            left = [architecture for architecture, cost in values.items() if limit.allows(cost)]
             if not left:
-                known = sorted(set(values.values()))
-                near = sorted(sorted(known, key=lambda value: abs(value - limit.value))[:3])
+                found = sorted(set(values.values()))
+                nearest = sorted(sorted(found, key=lambda cost: abs(cost - limit.value))[:3])
+                met = f"with {', '.join(map(str, self.limits[:i]))}, " if i else ""
                 raise InputError(
-                    f"SEARCH.BUDGETS: {self}: none of {len(costly)} codes costs that; "
-                    + (f"with {', '.join(map(str, self.limits[:i]))}, " if i else "")
-                    + f"{limit.cost} from {_short(known[0])} to {_short(known[-1])}, nearest: "
-                    + ", ".join(map(_short, near))
+                    f"SEARCH.BUDGETS: {self}: none of {len(known)} codes costs that; {met}{limit.cost} "
+                    f"from {_short(found[0])} to {_short(found[-1])}, "
+                    f"nearest: {', '.join(map(_short, nearest))}"
                 )
         return left
-
-    def limits_only(self, name: str) -> bool:
-        """Whether no other cost than this one is limited."""
-        return all(limit.cost == name for limit in self.limits)
 
     def without(self, name: str) -> Budget:
         """The same budget with one cost not limited."""
@@ -128,10 +114,8 @@ class Budget:
 
 
 def _limit(cost: str, given: Any) -> Limit:
-    numbers = [_number(n) for n in (given if isinstance(given, (list, tuple)) else [given, 0])]
-    if len(numbers) != 2:
-        raise ValueError(f"{cost}: {given!r} is not [value, tolerance]")
-    return Limit(cost, *numbers)
+    value, tolerance = given if isinstance(given, (list, tuple)) else (given, 0)
+    return Limit(cost, _number(value), _number(tolerance))
 
 
 def _number(given: Any) -> float:

@@ -18,7 +18,7 @@ import yaml
 
 from crnas_d2.data import datasets, imagenet  # noqa: F401  (register our data sets)
 from crnas_d2.errors import InputError
-from crnas_d2.modeling import build  # noqa: F401  (registers our backbones)
+from crnas_d2.modeling import build  # registers our backbones
 from crnas_d2.modeling.meta_arch import classifier  # noqa: F401  (registers the classifier)
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
@@ -60,7 +60,7 @@ class Key(NamedTuple):
 KEYS = {
     # ---- the network -------------------------------------------------------------------------
     # resnet_basic (ResNet18, 34), resnet (ResNet50, 101, 152), resnext or mobilenetv2.
-    "MODEL.CRNAS.FAMILY": Key("resnet"),
+    "MODEL.CRNAS.FAMILY": Key("resnet", one_of(*build.FAMILIES)),
     # Blocks in each stage (paper, Table 5).
     "MODEL.CRNAS.STAGE_CODE": Key([3, 4, 6, 3]),
     # One digit a block, 0, 1, 2 for rates 1, 2, 3 (paper, Table 6); empty: rate 1 everywhere.
@@ -79,7 +79,9 @@ KEYS = {
     # resnet and resnext: stride in the first 1x1 convolution, as in MSRA's weights, not in the 3x3.
     "MODEL.CRNAS.STRIDE_IN_1X1": Key(False),
     # "auto": SyncBN when more than one process trains, BN otherwise; or a name for get_norm.
-    "MODEL.CRNAS.NORM": Key("auto"),
+    "MODEL.CRNAS.NORM": Key(
+        "auto", one_of("auto", "", "BN", "SyncBN", "naiveSyncBN", "nnSyncBN", "FrozenBN", "GN")
+    ),
     # Stages that build_crnas_backbone returns; the FPN builders follow MODEL.FPN.IN_FEATURES.
     "MODEL.CRNAS.OUT_FEATURES": Key(["res2", "res3", "res4", "res5"]),
     # Depths of each entry of the stage code in the supernet; empty: the paper's (Sec. 3.2.1, A.2).
@@ -88,7 +90,7 @@ KEYS = {
     "MODEL.CRNAS.NESTED_DEPTHS": Key(False),
     # ---- NAS-FPN and classification ----------------------------------------------------------
     # Stacked cells of build_crnas_nas_fpn_backbone (paper, Table 9: 7, with FPN.OUT_CHANNELS 384).
-    "MODEL.NAS_FPN.NUM_CELLS": Key(7),
+    "MODEL.NAS_FPN.NUM_CELLS": Key(7, at_least(1)),
     # META_ARCHITECTURE ImageClassifier: number of classes, and the stage that it pools.
     "MODEL.CLASSIFIER.NUM_CLASSES": Key(1000, at_least(1)),
     "MODEL.CLASSIFIER.IN_FEATURE": Key("res5"),

@@ -1,7 +1,7 @@
 """The two search spaces and how a path is drawn from them (paper, Sec. 3.2).
 
 A draw is a pure function of (seed, iteration), never of a global random state. Evolutionary and random
-search see a space as ``alternatives``, the values that each position of a code may take.
+search see architectures as codes, and a space as the ``alternatives`` of each position of a code.
 """
 
 from __future__ import annotations
@@ -41,20 +41,15 @@ BLOCK_COSTS: dict[str, tuple[float, ...]] = {
 }
 
 
-def block_cost(architecture: Architecture) -> float:
-    """Weighted number of blocks, the unit of a budget; plain blocks in the ResNet series."""
-    weights = BLOCK_COSTS[architecture.family]
-    return sum(n * weight for n, weight in zip(architecture.stage_code, weights))
-
-
 def block_costs(architecture: Architecture) -> dict[str, float]:
-    """The one cost that is known without a network."""
-    return {"blocks": block_cost(architecture)}
+    """The weighted number of blocks: the one cost that is known without a network."""
+    weights = BLOCK_COSTS[architecture.family]
+    return {"blocks": sum(n * weight for n, weight in zip(architecture.stage_code, weights))}
 
 
 @dataclass(frozen=True)
 class StageSpace:
-    """All stage codes with one depth from each entry's tuple, undilated."""
+    """All stage codes with one depth from each entry's tuple, undilated; a code is a stage code."""
 
     phase: ClassVar[str] = "stage"  # of the search over it, in journals
     family: str
@@ -71,28 +66,23 @@ class StageSpace:
 
     @property
     def alternatives(self) -> tuple[tuple[int, ...], ...]:
-        """Depths of each entry."""
         return self.depths
 
     def code_of(self, architecture: Architecture) -> tuple[int, ...]:
-        """The stage code."""
         return architecture.stage_code
 
     def with_code(self, code: Sequence[int]) -> Architecture:
-        """The undilated architecture of a stage code."""
         return Architecture.undilated(self.family, code)
 
     def eligible(self, budget: BudgetSpec, costs: Costs | None = None) -> list[Architecture]:
-        """The codes that meet the budget (paper, Eq. 1), or an InputError with the nearest costs.
+        """The codes that meet the budget (paper, Eq. 1), or an InputError.
 
-        Without ``costs`` the budget may limit blocks alone.
+        Without ``costs`` it may limit blocks alone.
         """
         budget = Budget.parse(budget)
-        if costs is None and not budget.limits_only("blocks"):
-            raise InputError(
-                f"SEARCH.BUDGETS: {budget}: SEARCH.STAGE.ONLY_ELIGIBLE and SAMPLING 'eligible' allow "
-                "limits of blocks only"
-            )
+        if costs is None and budget.without("blocks").limits:
+            keys = "SEARCH.STAGE.ONLY_ELIGIBLE and SAMPLING 'eligible'"
+            raise InputError(f"SEARCH.BUDGETS: {budget}: {keys} allow limits of blocks only")
         return budget.within(self.codes(), costs or block_costs)
 
     def only_eligible(self, budgets: Sequence[BudgetSpec]) -> StageSpace:
@@ -110,7 +100,7 @@ class StageSpace:
 
 @dataclass(frozen=True)
 class DilationSpace:
-    """All dilation codes of one stage code."""
+    """All dilation codes of one stage code; a code is a dilation code."""
 
     phase: ClassVar[str] = "dilation"
     family: str
@@ -125,21 +115,15 @@ class DilationSpace:
         return self._past_fixed(Architecture(self.family, self.stage_code, ()))
 
     @property
-    def choices(self) -> int:
-        """Number of choice blocks."""
-        return self.alternatives.count(DIGITS)
-
-    @property
     def alternatives(self) -> tuple[tuple[int, ...], ...]:
         """Digits of each block; 0 alone where there is no choice."""
-        return tuple(DIGITS if self.root.has_choice(b) else (0,) for b in range(self.root.blocks))
+        root = self.root
+        return tuple(DIGITS if root.has_choice(block) else (0,) for block in range(root.blocks))
 
     def code_of(self, architecture: Architecture) -> tuple[int, ...]:
-        """The dilation code."""
         return architecture.dilation_code
 
     def with_code(self, code: Sequence[int]) -> Architecture:
-        """The architecture of a dilation code."""
         return Architecture(self.family, self.stage_code, tuple(code))
 
     def _past_fixed(self, partial: Architecture) -> Architecture:
@@ -158,10 +142,8 @@ class DilationSpace:
         return partial.extended(digit(b) if partial.has_choice(b) else 0 for b in open_blocks)
 
     def complete(self, partial: Architecture, seed: int, batch: int) -> Architecture:
-        """Draw the blocks that ``partial`` leaves open, uniformly (paper, Sec. 3.3.2).
-
-        The candidates of one greedy step have equally many digits and meet the same draws.
-        """
+        """Draw the blocks that ``partial`` leaves open, uniformly (paper, Sec. 3.3.2)."""
+        # The candidates of one greedy step have equally many digits and meet the same draws.
         rng = random.Random(derive_seed(seed, "completion", len(partial.dilation_code), batch))
         return self._filled(partial, lambda _: rng.choice(DIGITS))
 

@@ -14,7 +14,7 @@ from crnas_d2.search.journal import Candidate, Journal
 from crnas_d2.search.race import Compare, Group, Race
 from crnas_d2.search.stage import stage_search
 from crnas_d2.seeding import derive_seed
-from crnas_d2.space import RESNET_DEPTHS, DilationSpace, Space, StageSpace, block_cost
+from crnas_d2.space import RESNET_DEPTHS, DilationSpace, Space, StageSpace, block_costs
 
 Found = list[Candidate]
 SMALL_SPACE = StageSpace("resnet_basic", RESNET_DEPTHS).only_eligible([8])
@@ -23,7 +23,7 @@ SMALL_SPACE = StageSpace("resnet_basic", RESNET_DEPTHS).only_eligible([8])
 def costs(architecture: Architecture) -> dict[str, float]:
     """A block of a later stage is cheaper; rates cost nothing, as in the real thing."""
     macs = sum((4 - i) * n for i, n in enumerate(architecture.stage_code))
-    return {"blocks": block_cost(architecture), "macs": macs}
+    return {**block_costs(architecture), "macs": macs}
 
 
 def arbitrary(architecture: Architecture) -> float:

@@ -82,7 +82,7 @@ CODES = [
         ["DILATION_CODE", "[0, 1, 2, 3, 0]", "each 0, 1 or 2"],
     ),
     (["MODEL.CRNAS.DILATION_CODE", [0, 1, -1, 0, 0]], ["DILATION_CODE", "-1", "each 0, 1 or 2"]),
-    (["MODEL.CRNAS.FAMILY", "vgg"], ["MODEL.CRNAS.FAMILY", "'vgg'", "resnet_basic, resnet"]),
+    (["MODEL.CRNAS.FAMILY", "vgg"], ["MODEL.CRNAS.FAMILY", "'vgg'", "'resnet_basic', 'resnet'"]),
     (["MODEL.CRNAS.WIDTHS", [4, 8, 12]], ["MODEL.CRNAS.WIDTHS", "[4, 8, 12]", "4 positive"]),
     (["MODEL.CRNAS.STAGE_SPACE", [[1], [1], [0], [1]]], ["STAGE_SPACE", "[0]", "positive depths"]),
     (

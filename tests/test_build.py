@@ -8,10 +8,13 @@ import pytest
 import torch
 from detectors import FAMILIES, HEADS, TINY
 
+from crnas_d2.architecture import Architecture
 from crnas_d2.config import read_config
 from crnas_d2.modeling import build
+from crnas_d2.modeling.backbone.family import build_network
+from crnas_d2.modeling.backbone.resnet import RESNET_BASIC
 from crnas_d2.modeling.backbone.supernet import find_supernet
-from crnas_d2.modeling.build import SUPERNETS, architecture_of
+from crnas_d2.modeling.build import architecture_of
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -40,7 +43,7 @@ def test_every_family_is_tested() -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("supernet", SUPERNETS)
+@pytest.mark.parametrize("supernet", ["", "stage", "dilation"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_detector_trains_and_detects(family: str, supernet: str, head: str) -> None:
     options = [*FAMILIES[family], "MODEL.CRNAS.SUPERNET", supernet, *HEADS[head]]
@@ -69,6 +72,13 @@ def test_pyramids_have_their_levels() -> None:
         shapes = build_backbone(config(*HEADS[head])).output_shape()
         assert list(shapes) == names
         assert [shapes[n].stride for n in names] == [2 ** int(n[1:]) for n in names]
+
+
+def test_a_partial_architecture_is_refused() -> None:
+    family, partial = RESNET_BASIC, Architecture("resnet_basic", (1, 1, 1, 1), (0, 1))
+    options = {"in_channels": 3, "widths": (4, 4, 6, 8, 12), "norm": "BN", "out_features": ("res5",)}
+    with pytest.raises(ValueError, match=r"resnet_basic/1-1-1-1/0-1-_-_.*needs its digit"):
+        build_network(family, partial, **options)
 
 
 def test_the_bare_backbone() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from detectors import FAMILIES, HEADS, ROOT, TINY, command_line, tiny_yaml
 from image_folders import COLOURS, TINY_CLASSIFIER, make_image_folder, register, tiny_classifier
+from test_trainer import stop_after
 
 from crnas_d2.config import read_config
 from crnas_d2.engine.setup import train_config
@@ -24,7 +25,6 @@ from crnas_d2.modeling.backbone.supernet import find_supernet
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
 
 KINDS = ["", "stage", "dilation"]
 
@@ -95,27 +95,16 @@ def test_the_linear_layer_starts_small() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_detector_has_the_same_backbone(kind: str, family: str) -> None:
-    """Below FPN: the same names and shapes, so that a classifier's weights are a detector's."""
-    options = [*FAMILIES[family], "MODEL.CRNAS.SUPERNET", kind]
-    detector = build_model(read_config("", [*TINY, *options]))
-    classifier = build_model(read_config("", [*TINY, *options, *TINY_CLASSIFIER]))
-    names = {
-        name.replace("backbone.", "backbone.bottom_up.", 1): value.shape
-        for name, value in classifier.state_dict().items()
-        if not name.startswith("fc.")
-    }
-    prefix = "backbone.bottom_up."
-    below = {k: v.shape for k, v in detector.state_dict().items() if k.startswith(prefix)}
-    assert names == below
-    assert set(classifier.state_dict()) > {"fc.weight", "fc.bias"}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", KINDS)
 def test_every_backbone_classifies(kind: str, family: str) -> None:
-    cfg = classifier_config(*FAMILIES[family], "MODEL.CRNAS.SUPERNET", kind)
-    model = build_model(cfg)
+    """A detector's, below FPN, has the same names and shapes, so that it can take the weights."""
+    options = [*FAMILIES[family], "MODEL.CRNAS.SUPERNET", kind]
+    model = build_model(classifier_config(*options))
+    detector = build_model(read_config("", [*TINY, *options]))
+    bare, below = model.backbone.state_dict(), detector.backbone.bottom_up.state_dict()
+    assert {name: v.shape for name, v in bare.items()} == {name: v.shape for name, v in below.items()}
+    others = {name for name in model.state_dict() if not name.startswith("backbone.")}
+    assert others == {"fc.weight", "fc.bias"}
+
     supernet = find_supernet(model)
     assert (supernet is None) == (kind == "")
     if supernet is not None:
@@ -177,9 +166,6 @@ def test_it_learns(tmp_path: Path) -> None:
 def test_a_resumed_run_is_the_same_run(kind: str, cut: int, tmp_path: Path) -> None:
     """Six iterations, or a cut after a checkpoint and one step beyond it; bit-exact."""
 
-    class Cut(Exception):
-        pass
-
     def trainer_in(folder: str) -> DetectionTrainer:
         overrides = ["MODEL.CRNAS.SUPERNET", kind, "DATASETS.TEST", ()]
         return trainer_of(tiny_classifier(tmp_path / "data", tmp_path / folder, *overrides))
@@ -187,16 +173,7 @@ def test_a_resumed_run_is_the_same_run(kind: str, cut: int, tmp_path: Path) -> N
     whole = trainer_in("whole")
     start = {key: value.clone() for key, value in whole.model.state_dict().items()}
     whole.train()
-    halted = trainer_in("cut")
-
-    def step() -> None:
-        if halted.iter == cut:
-            raise Cut
-        DetectionTrainer.run_step(halted)
-
-    halted.run_step = step
-    with pytest.raises(Cut):
-        halted.train()
+    stop_after(trainer_in("cut"), cut)
     torch.manual_seed(cut)
     resumed = trainer_in("cut")
     assert resumed.start_iter == cut - 1
@@ -205,37 +182,6 @@ def test_a_resumed_run_is_the_same_run(kind: str, cut: int, tmp_path: Path) -> N
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
     assert not all(torch.equal(start[key], found[key]) for key in expected)
-
-
-@pytest.mark.parametrize("kind", ["stage", "dilation"])
-def test_only_the_path_moves(kind: str, tmp_path: Path) -> None:
-    """A path is drawn in each iteration; weight decay and momentum move nothing off it."""
-    options = ["MODEL.CRNAS.SUPERNET", kind, "SOLVER.WARMUP_FACTOR", 1.0]
-    options += ["SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_NORM", 0.1]
-    trainer = trainer_of(tiny_classifier(tmp_path / "data", tmp_path / "out", *options))
-    supernet = find_supernet(trainer.model)
-    paths = []
-    with EventStorage(0) as trainer.storage:
-        for trainer.iter in range(5):
-            trainer._trainer.iter = trainer.iter
-            trainer._hooks[0].before_step()
-            before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-            path = supernet.path
-            trainer.run_step()
-            paths.append(path)
-            on_path = {
-                key
-                for key in before
-                if not key.startswith("backbone.")
-                or key[len("backbone.") :] in supernet.subnet_keys(path)
-            }
-            after = trainer.model.state_dict()
-            moved = {key for key in before if not torch.equal(before[key], after[key])}
-            assert moved <= on_path < set(before)
-            parameters = {name for name, _ in trainer.model.named_parameters()}
-            assert moved & parameters == on_path & parameters
-    assert paths == [supernet.space.sample(trainer.cfg.SEED, i) for i in range(5)]
-    assert len(set(paths)) > 1
 
 
 # ---- what is refused -----------------------------------------------------------------------------

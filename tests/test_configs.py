@@ -20,7 +20,7 @@ from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, family_of, stage_space_of
 from crnas_d2.pipeline.configs import base_paths, differing_keys
 from crnas_d2.pipeline.plan import plan_search
-from crnas_d2.space import block_cost
+from crnas_d2.space import block_costs
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser
@@ -146,10 +146,9 @@ def test_a_network_trains_a_step_and_answers(path: Path) -> None:
     cfg = shrunk(path)
     model = build_model(cfg)
     body = getattr(model.backbone, "bottom_up", model.backbone)
-    stages = family_of(cfg).digits(architecture_of(cfg))
-    assert {name: len(getattr(body, name)) for name in stages} == {
-        name: len(digits) for name, digits in stages.items()
-    }
+    code = architecture_of(cfg).stage_code
+    for name, chains in family_of(cfg).stages.items():
+        assert len(getattr(body, name)) == sum(code[chain.position] for chain in chains)
     trains_and_answers(cfg, model)
 
 
@@ -161,7 +160,7 @@ def test_a_search_has_codes_for_its_budgets_and_a_base(path: Path) -> None:
         network = read_config(base)
         assert network.MODEL.CRNAS.FAMILY == cfg.MODEL.CRNAS.FAMILY
         # The baseline that a found network is compared with costs what that may cost.
-        assert budget.meets({"blocks": block_cost(architecture_of(network))})
+        assert budget.meets(block_costs(architecture_of(network)))
         assert differing_keys(cfg, network) == []
 
 

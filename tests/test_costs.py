@@ -15,7 +15,7 @@ from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Costs
 from crnas_d2.config import add_crnas_config
 from crnas_d2.modeling.backbone.family import build_network
-from crnas_d2.space import DilationSpace, block_cost
+from crnas_d2.space import DilationSpace, block_costs
 from detectron2.config import CfgNode, get_cfg
 
 FULL = {name: (family.stem_channels, family.widths) for name, family in FAMILIES.items()}
@@ -53,7 +53,7 @@ def count_macs(network: nn.Module, size: tuple[int, int]) -> int:
 
 
 def ours(architecture: Architecture, stem: int, widths: tuple[int, ...]) -> nn.Module:
-    shape = dict(in_channels=3, stem_channels=stem, widths=widths, norm="BN", out_features=("res5",))
+    shape = dict(in_channels=3, widths=(stem, *widths), norm="BN", out_features=("res5",))
     with torch.device("meta"):
         return build_network(FAMILIES[architecture.family], architecture, **shape)
 
@@ -91,7 +91,7 @@ def test_random_codes_against_hooks(family: str, short: int, multiplier: float) 
         architecture = random_architecture(family, seed)
         network = ours(architecture, int(stem * multiplier), scaled)
         assert costs(architecture) == {
-            "blocks": block_cost(architecture),
+            **block_costs(architecture),
             "macs": count_macs(network, input_size(config(family, short))),
             "params": sum(p.numel() for p in network.parameters()),
         }

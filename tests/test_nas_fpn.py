@@ -208,16 +208,9 @@ def test_mixed_precision() -> None:
         ({"in_features": ["res2", "res3", "res4", "res5"]}, "takes three"),
         ({"in_features": ["res3", "res5", "res4"]}, "8, 16 and 32"),
         ({"in_features": ["res3", "res4", "res6"]}, r"'res6'\].*'res5': 32"),
-        ({"num_cells": 0}, "num_cells 0: at least one"),
     ],
     ids=str,
 )
 def test_what_cannot_be_built(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**changed)
-
-
-@pytest.mark.parametrize("size", [(128, 192), (64, 128)], ids=str)
-def test_image_sizes_that_do_not_divide(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"{size[0]}, {size[1]}.*multiples of 128"):
-        build()(images(1, 3, *size))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import SHARED_DATA
 from detectors import ROOT
+from networks import subnet_keys
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
@@ -24,7 +25,7 @@ from crnas_d2.modeling.backbone.norm import resolve_norm
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, family_of, stage_space_of
 from crnas_d2.pipeline.configs import base_paths, differing_keys, pretrain_config, supernet_config
-from crnas_d2.space import FAMILY_DEPTHS, block_cost
+from crnas_d2.space import FAMILY_DEPTHS, block_costs
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 from detectron2.utils import comm
@@ -209,7 +210,7 @@ def test_searches(name: str, tables: dict[str, Any]) -> None:
         assert (solver.MAX_ITER, solver.BASE_LR) == (1000 * expected["epochs"], expected["initial_lr"])
     for budget, base in base_paths(cfg, str(CONFIGS / f"{name}.yaml")).items():
         network = read_config(base)
-        assert budget.meets({"blocks": block_cost(architecture_of(network))})
+        assert budget.meets(block_costs(architecture_of(network)))
         assert differing_keys(cfg, network) == []
 
 
@@ -232,7 +233,7 @@ def test_supernets_at_full_size(name: str, supernet: str) -> None:
     found = []
     for path in paths:
         backbone.set_path(path)
-        on_path = [parameters[key].numel() for key in backbone.subnet_keys(path) if key in parameters]
+        on_path = [parameters[key].numel() for key in subnet_keys(backbone, path) if key in parameters]
         assert sum(on_path) == costs(path)["params"]
         found.append(sum(on_path))
     largest, smallest = max(found), min(found)

@@ -99,7 +99,7 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "R-50.pkl"
     path.write_bytes(b"anything")
     cfg = read_config("", [*TINY, "MODEL.WEIGHTS", str(path)])
-    with pytest.raises(InputError, match=r"R-50.pkl: a pickle .* tools/convert_weights.py"):
+    with pytest.raises(InputError, match=r"R-50.pkl: does not say .* tools/convert_weights.py"):
         check_weights(cfg, resume=False)
 
 

@@ -59,6 +59,7 @@ def test_only_the_path_moves(kind: str, tmp_path: Path) -> None:
             sampler.before_step()
             before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
             path = supernet.path
+            assert path == supernet.space.sample(trainer.cfg.SEED, trainer.iter)
             trainer.run_step()
             off_path = supernet.state_dict().keys() - supernet.subnet_keys(path).keys()
             on_path = before.keys() - {f"backbone.bottom_up.{key}" for key in off_path}

@@ -102,8 +102,7 @@ def test_safetensors_without_the_library(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"")
-    error = refused(config(RESNET18), str(path), tmp_path)
-    assert error == f"--weights: {path}: reading it takes `pip install safetensors`"
+    assert "safetensors" in refused(config(RESNET18), str(path), tmp_path).partition("state dict")[2]
 
 
 @pytest.mark.parametrize(
@@ -164,16 +163,16 @@ def test_the_option_overrides_the_files_convention(tmp_path: Path) -> None:
     [
         (
             ["MODEL.CRNAS.WIDTH_MULTIPLIER", 0.5],
-            "conv1.weight has shape (32, 3, 7, 7) in this config, (64, 3, 7, 7) in the source",
+            "conv1.weight has shape (64, 3, 7, 7) there, (32, 3, 7, 7) in this config",
         ),
         (
             ["MODEL.CRNAS.FAMILY", "resnext"],
-            "res2.0 from the source's res2.0: shortcut.weight has shape (256, 64, 1, 1) in this config",
+            "source's res2.0: shortcut.weight has shape none there, (256, 64, 1, 1) in this config",
         ),
-        (["MODEL.CRNAS.NORM", "GN"], "conv1.norm.running_mean has shape none in this config, (64,) in"),
+        (["MODEL.CRNAS.NORM", "GN"], "conv1.norm.running_mean has shape (64,) there, none in"),
         (
             ["MODEL.CRNAS.FAMILY", "mobilenetv2", "MODEL.CRNAS.STAGE_CODE", [1] * 10],
-            "has blocks of 4 widths; MODEL.CRNAS.FAMILY mobilenetv2 takes a network with 8",
+            "has blocks of 4 widths; mobilenetv2 takes 8",
         ),
         (["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "MODEL.BACKBONE.NAME: 'build_resnet_backb"),
         (["MODEL.CRNAS.STAGE_CODE", [1, 2]], "MODEL.CRNAS.STAGE_CODE: "),
@@ -197,9 +196,9 @@ UNKNOWN = (
 @pytest.mark.parametrize(
     ("change", "shown"),
     [
-        (lambda s: without(s, "layer2.1.bn2.running_var"), "r has shape (128,) in this config, none"),
-        (lambda s: s | {"layer2.1.se.weight": torch.ones(3)}, "se.weight has shape none in this"),
-        (lambda s: without(s, "layer3.1."), "has no block after res4.0, and res4.1 is a later one"),
+        (lambda s: without(s, "layer2.1.bn2.running_var"), "r has shape none there, (128,) in this"),
+        (lambda s: s | {"layer2.1.se.weight": torch.ones(3)}, "se.weight has shape (3,) there, none"),
+        (lambda s: without(s, "layer3.1."), "has no block after res4.0, and res4.1 needs one"),
         (lambda s: {f"{k}.weight": torch.ones(1) for k in "abcd"}, f"{UNKNOWN}a.weight, b.weight, c.w"),
         (lambda s: {"student": s, "teacher": s}, f"{UNKNOWN}student, teacher"),
         (lambda s: {}, f"{UNKNOWN}nothing"),
@@ -207,7 +206,7 @@ UNKNOWN = (
         (lambda s: {"model": as_detectron2(s)}, "not a detectron2 checkpoint or state dict"),
         (
             lambda s: {name: torch.from_numpy(value) for name, value in as_detectron2(s).items()},
-            "--input-convention: None: ",
+            "--input-convention: ",
         ),
     ],
 )

@@ -15,8 +15,8 @@ import torch
 from crnas_d2.analysis.flops import count_modules
 from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
 from crnas_d2.budget import Costs
-from crnas_d2.modeling.build import build_crnas_bottom_up, family_of
-from crnas_d2.space import block_cost
+from crnas_d2.modeling.build import build_bottom_up, family_of
+from crnas_d2.space import block_costs
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
@@ -47,7 +47,7 @@ def backbone_costs(cfg: CfgNode) -> Costs:
     cfg.MODEL.BACKBONE.FREEZE_AT = 0  # detectron2 turns weights of frozen norms into buffers
     channels, family = len(cfg.MODEL.PIXEL_MEAN), family_of(cfg)
     with torch.device("meta"):
-        backbone = build_crnas_bottom_up(cfg, ShapeSpec(channels=channels), tuple(family.stages))
+        backbone = build_bottom_up(cfg, ShapeSpec(channels=channels), tuple(family.stages))
     counts = count_modules(backbone.to_empty(device="cpu").eval(), (channels, *input_size(cfg)))
     last = {}  # the last block of each chain, by the chain's position in the stage code
     for stage, entries in family.stages.items():
@@ -59,6 +59,6 @@ def backbone_costs(cfg: CfgNode) -> Costs:
         for i, block in last.items():
             more = architecture.stage_code[i] - node.STAGE_CODE[i]
             found.update({cost: more * n for cost, n in counts[block].items()})
-        return {"blocks": block_cost(architecture), "macs": found["macs"], "params": found["params"]}
+        return {**block_costs(architecture), "macs": found["macs"], "params": found["params"]}
 
     return costs

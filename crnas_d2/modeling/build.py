@@ -6,8 +6,7 @@ MODEL.CRNAS.SUPERNET names. crnas_d2/config.py explains the keys.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
@@ -32,31 +31,24 @@ FAMILIES: dict[str, Callable[[CfgNode], Family]] = {
     "resnext": lambda node: resnext(node.NUM_GROUPS, node.WIDTH_PER_GROUP, node.STRIDE_IN_1X1),
     "mobilenetv2": lambda node: MOBILENETV2,
 }
-SUPERNETS = ("", "stage", "dilation")
 
 
 def family_of(cfg: CfgNode) -> Family:
-    """The family that MODEL.CRNAS.FAMILY names; an InputError if there is none."""
-    name = cfg.MODEL.CRNAS.FAMILY
-    if name not in FAMILIES:
-        raise InputError(f"MODEL.CRNAS.FAMILY: {name!r}: allowed are {', '.join(FAMILIES)}")
-    return FAMILIES[name](cfg.MODEL.CRNAS)
+    """The family that MODEL.CRNAS.FAMILY names."""
+    return FAMILIES[cfg.MODEL.CRNAS.FAMILY](cfg.MODEL.CRNAS)
 
 
 def architecture_of(cfg: CfgNode) -> Architecture:
     """The fixed network's architecture, without a dilation code of rate 1; an InputError if invalid."""
-    family, node = family_of(cfg).name, cfg.MODEL.CRNAS
-    key = "STAGE_CODE"
+    node, key = cfg.MODEL.CRNAS, "STAGE_CODE"
     try:
-        undilated = Architecture.undilated(family, node.STAGE_CODE)
+        undilated = Architecture.undilated(node.FAMILY, node.STAGE_CODE)
         key = "DILATION_CODE"
-        if len(node.DILATION_CODE) not in (0, undilated.blocks):
-            raise ValueError(
-                f"{list(node.DILATION_CODE)} has {len(node.DILATION_CODE)} digits; stage code "
-                f"{list(undilated.stage_code)} takes {undilated.blocks}, or none at all"
-            )
         digits = tuple(node.DILATION_CODE) or undilated.dilation_code
-        return Architecture(family, undilated.stage_code, digits)
+        if len(digits) < undilated.blocks:
+            needed = f"stage code {list(node.STAGE_CODE)} takes {undilated.blocks} digits, or none"
+            raise ValueError(f"{list(digits)}: {needed}")
+        return Architecture(node.FAMILY, undilated.stage_code, digits)
     except ValueError as error:
         raise InputError(f"MODEL.CRNAS.{key}: {error}") from error
 
@@ -73,55 +65,40 @@ def input_convention(cfg: CfgNode) -> dict[str, Any]:
 
 def stage_space_of(cfg: CfgNode) -> StageSpace:
     """The space of MODEL.CRNAS.STAGE_SPACE, by default the paper's; an InputError if it is none."""
-    family = family_of(cfg).name
-    lists = cfg.MODEL.CRNAS.STAGE_SPACE or FAMILY_DEPTHS[family]
-    fixed = FIXED_ENTRIES.get(family, ())
-
-    def is_sound(entry: int, depths: object) -> bool:
-        if not isinstance(depths, (list, tuple)) or not all(type(n) is int and n > 0 for n in depths):
-            return False
-        return 0 < len(set(depths)) == len(depths) and (entry not in fixed or max(depths) == 1)
-
-    if len(lists) != FAMILY_STAGES[family] or not all(map(is_sound, itertools.count(), lists)):
-        fixed_too = "".join(f", [1] in entry {entry + 1}" for entry in fixed)
+    family = cfg.MODEL.CRNAS.FAMILY
+    lists, entries = cfg.MODEL.CRNAS.STAGE_SPACE or FAMILY_DEPTHS[family], FAMILY_STAGES[family]
+    are_depths = len(lists) == entries and all(
+        isinstance(depths, (list, tuple)) and depths and all(type(n) is int and n > 0 for n in depths)
+        for depths in lists
+    )
+    if not are_depths or any(max(lists[entry]) > 1 for entry in FIXED_ENTRIES.get(family, ())):
         raise InputError(
-            f"MODEL.CRNAS.STAGE_SPACE: {list(lists)}: {family} takes {FAMILY_STAGES[family]} lists of "
-            f"different positive depths{fixed_too}"
+            f"MODEL.CRNAS.STAGE_SPACE: {list(lists)}: {family} takes {entries} lists of positive "
+            "depths, [1] where an entry has no chain of blocks"
         )
-    return StageSpace(family, tuple(tuple(sorted(depths)) for depths in lists))
+    return StageSpace(family, tuple(tuple(sorted(set(depths))) for depths in lists))
 
 
 def _scaled_widths(node: CfgNode, family: Family) -> list[int]:
-    """Channels after the stem, then the width of each chain."""
-    widths = node.WIDTHS or family.widths
+    """The widths of the stem and of each chain."""
+    widths, factor = node.WIDTHS or family.widths, node.WIDTH_MULTIPLIER
     equal = family.projects_by_width and any(a == b for a, b in zip(widths, widths[1:]))
-    if len(widths) != len(family.widths) or min(widths) < 1 or equal:
+    scaled = [width * factor for width in (node.STEM_CHANNELS or family.stem_channels, *widths)]
+    if len(widths) != len(family.widths) or equal or any(w < 1 or w != int(w) for w in scaled):
         raise InputError(
             f"MODEL.CRNAS.WIDTHS: {list(widths)}: {family.name} takes {len(family.widths)} positive "
-            "widths, or none at all; neighbouring stages of a ResNet need different ones"
-        )
-    full = [node.STEM_CHANNELS or family.stem_channels, *widths]
-    scaled = [width * node.WIDTH_MULTIPLIER for width in full]
-    if min(scaled) < 1 or any(width != int(width) for width in scaled):
-        raise InputError(
-            f"MODEL.CRNAS.WIDTH_MULTIPLIER: {node.WIDTH_MULTIPLIER:g}: turns the widths {full} into "
-            f"{scaled}; whole numbers of at least 1 are needed"
+            f"widths; times WIDTH_MULTIPLIER {factor:g} they and STEM_CHANNELS have to be whole "
+            "numbers, and neighbouring stages of a ResNet need different ones"
         )
     return [int(width) for width in scaled]
 
 
-def build_crnas_bottom_up(
-    cfg: CfgNode, input_shape: ShapeSpec, out_features: tuple[str, ...]
-) -> Backbone:
+def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str]) -> Backbone:
     """The fixed network or supernet of MODEL.CRNAS, without a neck; an InputError if it has none."""
     node, family = cfg.MODEL.CRNAS, family_of(cfg)
-    if node.SUPERNET not in SUPERNETS:
-        raise InputError(f"MODEL.CRNAS.SUPERNET: {node.SUPERNET!r}: allowed are {SUPERNETS}")
-    stem_channels, *widths = _scaled_widths(node, family)
     shape: dict[str, Any] = {
         "in_channels": input_shape.channels,
-        "stem_channels": stem_channels,
-        "widths": widths,
+        "widths": _scaled_widths(node, family),
         "norm": resolve_norm(node.NORM, cfg.MODEL.DEVICE),
         "out_features": out_features,
     }
@@ -141,17 +118,17 @@ def build_crnas_bottom_up(
 @BACKBONE_REGISTRY.register()
 def build_crnas_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """The bare backbone, with the stages of MODEL.CRNAS.OUT_FEATURES."""
-    return build_crnas_bottom_up(cfg, input_shape, tuple(cfg.MODEL.CRNAS.OUT_FEATURES))
+    return build_bottom_up(cfg, input_shape, cfg.MODEL.CRNAS.OUT_FEATURES)
 
 
 def _neck_options(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
     """What FPN and NASFPN have in common."""
-    norm, in_features = cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.IN_FEATURES
+    node = cfg.MODEL.FPN
     return {
-        "bottom_up": build_crnas_bottom_up(cfg, input_shape, tuple(in_features)),
-        "in_features": list(in_features),
-        "out_channels": cfg.MODEL.FPN.OUT_CHANNELS,
-        "norm": resolve_norm(norm, cfg.MODEL.DEVICE) if norm == "auto" else norm,
+        "bottom_up": build_bottom_up(cfg, input_shape, node.IN_FEATURES),
+        "in_features": list(node.IN_FEATURES),
+        "out_channels": node.OUT_CHANNELS,
+        "norm": resolve_norm(node.NORM, cfg.MODEL.DEVICE),
     }
 
 
@@ -159,8 +136,8 @@ def _neck_options(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
 def build_crnas_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """With FPN for Faster, Mask and Cascade R-CNN: P2 .. P6 from res2 .. res5; P6 by pooling."""
     options = _neck_options(cfg, input_shape)
-    top_block, fuse_type = LastLevelMaxPool(), cfg.MODEL.FPN.FUSE_TYPE
-    return load_below_neck(FPN(**options, top_block=top_block, fuse_type=fuse_type))
+    top_block = LastLevelMaxPool()
+    return load_below_neck(FPN(**options, top_block=top_block, fuse_type=cfg.MODEL.FPN.FUSE_TYPE))
 
 
 @BACKBONE_REGISTRY.register()
@@ -168,8 +145,8 @@ def build_crnas_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
     """With FPN for RetinaNet: P3 .. P7 from res3 .. res5; P6 and P7 by convolutions over res5."""
     options = _neck_options(cfg, input_shape)
     channels = options["bottom_up"].output_shape()["res5"].channels
-    top_block, fuse_type = LastLevelP6P7(channels, options["out_channels"]), cfg.MODEL.FPN.FUSE_TYPE
-    return load_below_neck(FPN(**options, top_block=top_block, fuse_type=fuse_type))
+    top_block = LastLevelP6P7(channels, options["out_channels"])
+    return load_below_neck(FPN(**options, top_block=top_block, fuse_type=cfg.MODEL.FPN.FUSE_TYPE))
 
 
 @BACKBONE_REGISTRY.register()

@@ -36,7 +36,7 @@ from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.pipeline.search_hook import SearchHook, run_searches, shared_journal
 from crnas_d2.pipeline.training import train
 from crnas_d2.search.journal import Candidate
-from crnas_d2.space import DilationSpace, Space, block_cost
+from crnas_d2.space import DilationSpace, Space, block_costs
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
@@ -115,7 +115,7 @@ class Phases:
         """In place of a stage search: MODEL.CRNAS's codes, for the first budget that they meet."""
         named = architecture_of(self.plan.cfg)
         met = [budget for budget in self.plan.bases if budget.meets(self.costs(named))]
-        return {met[0] if met else Budget.parse(block_cost(named)): named}
+        return {met[0] if met else Budget.parse(block_costs(named)): named}
 
     def dilation(self, budget: Budget, architecture: Architecture, folder: str) -> Architecture:
         """The best dilation code of a stage code that still meets the budget; or rate 1 everywhere.

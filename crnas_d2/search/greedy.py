@@ -12,7 +12,7 @@ TOP_K = 3  # partial codes kept after each block (paper, Sec. 3.3.2)
 def greedy_search(space: DilationSpace, compare: Compare, top_k: int = TOP_K) -> list[Candidate]:
     """The candidates of the last block, whole codes, best first; ``top_k`` is at least 1."""
     kept, best = [space.root], []
-    for _ in range(space.choices):
+    while not kept[0].is_complete:
         best = compare([longer for code in kept for longer in space.extensions(code)], top_k)
         kept = [candidate.architecture for candidate in best[:top_k]]
     return best

@@ -1,1 +1,0 @@
-"""Backbones: what a family is, the families, the two supernets, and which BatchNorm they have."""

@@ -7,7 +7,6 @@ Shapes: the stem takes images (N, 3, H, W); stage i = 2..5 gives resi, (N, out_i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
@@ -48,18 +47,6 @@ class Family:
         """(stage name, chain) in the order of ``widths``."""
         return ((name, chain) for name, chains in self.stages.items() for chain in chains)
 
-    def digits(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
-        """The dilation digits of the blocks of each stage."""
-        groups = architecture.digits_by_stage()
-        return {
-            name: tuple(digit for chain in chains for digit in groups[chain.position])
-            for name, chains in self.stages.items()
-        }
-
-    def without_digit(self, key: str) -> str:
-        """The name of a block's weight without the digit of its rate, which supernets alone have."""
-        return re.sub(rf"^({self.choice})\.\d\.", r"\1.", key)
-
 
 def make_chain(
     family: Family, chain: Chain, in_channels: int, width: int, norm: Norm, digits: Sequence[int]
@@ -81,27 +68,19 @@ def build_network(
     architecture: Architecture,
     *,
     in_channels: int,
-    stem_channels: int,
-    widths: Sequence[int],
+    widths: Sequence[int],  # of the stem and of each chain
     norm: Norm,
     out_features: Sequence[str],
     freeze_at: int = 0,
 ) -> ResNet:
-    """A fixed network: detectron2's own ResNet class over the family's blocks, no supernet code.
-
-    Args:
-        architecture: complete, or a ValueError.
-        in_channels, stem_channels: of the image, and after the stem.
-        widths: width of each chain, as many as ``family.widths``.
-        out_features, freeze_at: as detectron2's ResNet takes them.
-    """
+    """A fixed network of detectron2's own ResNet class; a ValueError if the architecture is partial."""
     if not architecture.is_complete:
         raise ValueError(f"architecture {architecture}: every block needs its digit")
-    stem = family.stem(in_channels, stem_channels, norm)
+    stem = family.stem(in_channels, widths[0], norm)
     stages: dict[str, list[CNNBlockBase]] = {name: [] for name in family.stages}
     groups = architecture.digits_by_stage()
     channels = stem.out_channels
-    for (name, chain), width in zip(family.chains(), widths):
+    for (name, chain), width in zip(family.chains(), widths[1:]):
         blocks = make_chain(family, chain, channels, width, norm, groups[chain.position])
         stages[name] += blocks
         channels = blocks[-1].out_channels

@@ -44,9 +44,7 @@ class ConvBlock(CNNBlockBase):
 class InvertedResidual(CNNBlockBase):
     """(N, in_channels, H, W) to (N, width, H/stride, W/stride); no first 1x1 for expansion 1."""
 
-    def __init__(
-        self, in_channels: int, width: int, stride: int, norm: Norm, *, expansion: int
-    ) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, norm: Norm, expansion: int) -> None:
         super().__init__(in_channels, width, stride)
         inner = expansion * in_channels
         self.expand = _conv(in_channels, inner, 1, norm) if expansion > 1 else None

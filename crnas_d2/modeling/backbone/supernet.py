@@ -10,7 +10,6 @@ Both return what the fixed network of the same path returns: {"res2": (N, C, H/4
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -67,10 +66,7 @@ class Segment:
 
 
 class Supernet(Backbone):
-    """A backbone that forwards along its current path, the one piece of mutable search state.
-
-    It takes what ``build_network`` takes; the paper halves ResNets' widths, [32, 64, 128, 256] (A.1).
-    """
+    """A backbone that forwards along its current path, the one piece of mutable search state."""
 
     def __init__(
         self,
@@ -78,8 +74,7 @@ class Supernet(Backbone):
         space: Space,
         *,
         in_channels: int,
-        stem_channels: int,
-        widths: Sequence[int],
+        widths: Sequence[int],  # of the stem and of each chain
         norm: Norm,
         out_features: Sequence[str],
     ) -> None:
@@ -91,11 +86,11 @@ class Supernet(Backbone):
         self._out_feature_strides: dict[str, int] = {}
         self._path: Architecture | None = None
         self._known: Mapping[str, torch.Tensor] | None = None
-        self.stem = family.stem(in_channels, stem_channels, norm)
+        self.stem = family.stem(in_channels, widths[0], norm)
         for stage in family.stages:
             self.add_module(stage, nn.ModuleList())
         channels, scale = self.stem.out_channels, self.stem.stride
-        for (stage, chain), width in zip(family.chains(), widths):
+        for (stage, chain), width in zip(family.chains(), widths[1:]):
             make = functools.partial(make_chain, family, chain, channels, width, norm)
             channels = self._add_chain(getattr(self, stage), chain.position, make)
             scale *= chain.stride
@@ -114,15 +109,10 @@ class Supernet(Backbone):
         return self._path
 
     def set_path(self, architecture: Architecture | None) -> None:
-        """Select the path that forward takes, as ``check_path`` allows; None: no path."""
-        if architecture is not None:
-            self.check_path(architecture)
-        self._path = architecture
-
-    def check_path(self, architecture: Architecture) -> None:
-        """A ValueError if the architecture is partial or not in the space."""
-        if architecture not in self.space or not architecture.is_complete:
+        """Select the path that forward takes, or None; a ValueError if partial or of another space."""
+        if architecture and not (architecture in self.space and architecture.is_complete):
             raise ValueError(f"path {architecture}: not a whole path of {self.space}")
+        self._path = architecture
 
     @contextmanager
     def using_path(
@@ -147,28 +137,6 @@ class Supernet(Backbone):
 
     def _stage_segments(self, stage: str, architecture: Architecture) -> list[Segment]:
         raise NotImplementedError
-
-    def subnet_keys(self, architecture: Architecture) -> dict[str, str]:
-        """The keys of the path's weights and buffers here, and in the fixed network of that path."""
-        keys = {}
-        numbers: Counter[str] = Counter()  # blocks of each stage so far
-        for segment in self.segments(architecture):
-            for name, block in segment.module.named_modules(prefix=segment.prefix):
-                if not isinstance(block, CNNBlockBase):
-                    continue
-                stage = name.partition(".")[0]
-                there = stage if name == stage else f"{stage}.{numbers[stage]}"
-                numbers[stage] += 1
-                for key in block.state_dict():
-                    alone = self._family.without_digit(key)
-                    if alone == key or key.startswith(f"{self._family.choice}.{segment.digit}."):
-                        keys[f"{name}.{key}"] = f"{there}.{alone}"
-        return keys
-
-    def subnet_state_dict(self, architecture: Architecture) -> dict[str, torch.Tensor]:
-        """The path's weights and buffers under the names of the fixed network of that path."""
-        state = self.state_dict()
-        return {there: state[here] for here, there in self.subnet_keys(architecture).items()}
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images (N, C, H, W) to features by stage name, along the path."""
@@ -226,12 +194,12 @@ class DilationSupernet(Supernet):
         return stage[-1].out_channels
 
     def _stage_segments(self, stage: str, architecture: Architecture) -> list[Segment]:
-        digits = self._family.digits(architecture)[stage]
-        found = []
-        for number, (block, digit) in enumerate(zip(getattr(self, stage), digits)):
-            choice = getattr(block, self._family.choice, None)
-            found.append(Segment(f"{stage}.{number}", block, choice, digit))
-        return found
+        groups = architecture.digits_by_stage()
+        digits = [digit for chain in self._family.stages[stage] for digit in groups[chain.position]]
+        return [
+            Segment(f"{stage}.{number}", block, getattr(block, self._family.choice, None), digit)
+            for number, (block, digit) in enumerate(zip(getattr(self, stage), digits))
+        ]
 
 
 def find_supernet(model: nn.Module) -> Supernet | None:

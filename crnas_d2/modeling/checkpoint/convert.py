@@ -8,6 +8,7 @@ choice block get the same 3x3 weights.
 from __future__ import annotations
 
 import itertools
+import re
 
 import torch
 from torch import nn
@@ -16,32 +17,35 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.backbone.family import Family
 from crnas_d2.modeling.checkpoint.published import Source, Weights
+from crnas_d2.modeling.checkpoint.weights import difference
 from detectron2.layers import CNNBlockBase
 
-COUNTER = "num_batches_tracked"  # BatchNorm's; frozen norms and other libraries have none
 LAST_LAYERS = ("conv3", "conv2", "project", "conv")  # a block ends with the first of these that it has
 
 
 def convert(source: Source, backbone: nn.Module, family: Family) -> tuple[Weights, dict[str, str]]:
-    """The state dict of a backbone, and the name of the source's block for each of its blocks.
+    """The state dict of a backbone without a neck, and for each of its blocks the source's by name.
 
-    Args:
-        source: an InputError if it lacks a block, differs in a shape, or has its BatchNorm fused.
-        backbone: without a neck; on any device, even ``meta``.
+    Raises InputError: the source lacks a block, differs in a shape, or has its BatchNorm fused.
     """
     if source.is_fused and any(isinstance(m, _BatchNorm) for m in backbone.modules()):
-        raise InputError(
-            f"MODEL.CRNAS.NORM: gives BatchNorm to train, and {source.path} has it fused into scale "
-            "and bias; allowed is FrozenBN"
-        )
+        has = f"{source.path} has BatchNorm fused into scale and bias"
+        raise InputError(f"MODEL.CRNAS.NORM: {has}; allowed is FrozenBN")
     blocks = {name: m for name, m in backbone.named_modules() if isinstance(m, CNNBlockBase)}
     origins = _origins(source, blocks, family)
     state: Weights = {}
     for name, origin in origins.items():
-        weights = source.stem if name == "stem" else source.blocks[origin]
-        where = f"--weights: {source.path}: {name} from the source's {origin}"
-        filled = _filled(blocks[name], weights, family, where)
-        state.update({f"{name}.{key}": value for key, value in filled.items()})
+        held, block = source.blocks[origin], blocks[name].state_dict()
+        # The source's name of each weight: without the digit of its rate, which supernets alone have.
+        layers = {key: re.sub(rf"^({family.choice})\.\d\.", r"\1.", key) for key in block}
+        if differs := difference({layers[key]: block[key] for key in block}, held):
+            raise InputError(
+                f"--weights: {source.path}: {name} from the source's {origin}: {differs}; allowed are "
+                "equal blocks, groups and widths (a supernet's with MODEL.CRNAS.WIDTH_MULTIPLIER 1.0)"
+            )
+        none = torch.zeros(())  # of a counter that the source lacks
+        for key, value in block.items():
+            state[f"{name}.{key}"] = held.get(layers[key], none).to(value.dtype)
     return state, origins
 
 
@@ -52,39 +56,19 @@ def _origins(source: Source, blocks: dict[str, CNNBlockBase], family: Family) ->
         ends = (source.blocks[name].get(f"{layer}.weight") for layer in LAST_LAYERS)
         return next((len(weight) for weight in ends if weight is not None), 0)
 
-    chains = [list(names) for _, names in itertools.groupby(source.blocks, key=width)]
     channels = {name: block.out_channels for name, block in blocks.items() if name != "stem"}
-    own_chains = [list(names) for _, names in itertools.groupby(channels, key=channels.__getitem__)]
-    if not len(chains) == len(own_chains) == len(family.widths):
-        raise InputError(
-            f"--weights: {source.path}: has blocks of {len(chains)} widths; MODEL.CRNAS.FAMILY "
-            f"{family.name} takes a network with {len(family.widths)}"
-        )
+    theirs = [list(names) for _, names in itertools.groupby(list(source.blocks)[1:], key=width)]
+    ours = [list(names) for _, names in itertools.groupby(channels, key=channels.__getitem__)]
+    if not len(theirs) == len(ours) == len(family.widths):
+        has = f"has blocks of {len(theirs)} widths"
+        raise InputError(f"--weights: {source.path}: {has}; {family.name} takes {len(family.widths)}")
     origins = {"stem": "stem"}
-    for (first, *later), own_chain in zip(chains, own_chains):
-        for _, branch in itertools.groupby(own_chain, key=lambda name: name.rpartition(".")[0]):
-            names = list(branch)
-            if len(names) > 1 and not later:
-                raise InputError(
-                    f"--weights: {source.path}: has no block after {first}, and {names[1]} is a later "
-                    "one; allowed is a source with two or more blocks there"
-                )
-            origins.update(zip(names, itertools.chain([first], itertools.cycle(later))))
+    for (first, *later), chain in zip(theirs, ours):
+        for _, branch in itertools.groupby(chain, key=lambda name: name.rpartition(".")[0]):
+            own_first, *own_later = branch
+            if own_later and not later:
+                needed = f"has no block after {first}, and {own_later[0]} needs one"
+                raise InputError(f"--weights: {source.path}: {needed}")
+            origins[own_first] = first
+            origins.update(zip(own_later, itertools.cycle(later)))
     return origins
-
-
-def _filled(block: nn.Module, weights: Weights, family: Family, where: str) -> Weights:
-    """The block's state dict with the source's values, every one of which has to be used."""
-    own = block.state_dict()
-    layers = {key: family.without_digit(key) for key in own}
-    needed = {layers[key]: tuple(value.shape) for key, value in own.items()}
-    held = {layer: tuple(value.shape) for layer, value in weights.items()}
-    for layer in [*needed, *held]:
-        here, there = needed.get(layer, "none"), held.get(layer, "none")
-        if here != there and not layer.endswith(COUNTER):
-            raise InputError(
-                f"{where}: {layer} has shape {here} in this config, {there} in the source; allowed are "
-                "equal blocks, groups and widths (a supernet's with MODEL.CRNAS.WIDTH_MULTIPLIER 1.0)"
-            )
-    none = torch.zeros(())  # of a counter that the source lacks
-    return {key: weights.get(layers[key], none).to(value.dtype) for key, value in own.items()}

@@ -7,7 +7,6 @@ ResNets from MSRA and FAIR, and our own checkpoints become a Source, whose layer
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +33,32 @@ CONVENTIONS = {
         ("detectron", "BGR", MEAN_BGR, UNIT_STD, False),  # X-152-32x8d-IN5k.pkl
     )
 }
+# A stem's first weight, after the prefixes of data parallelism, Lightning, MoCo, mmcls and detectors.
+STEM = re.compile(
+    r"((?:(?:module|model|encoder_q|backbone|bottom_up)\.)*)"
+    r"(?:(?:stem\.)?conv1\.weight|features\.0\.0\.weight|conv1_w)"
+)
+# Torchvision's names to ours, one rule after the other. Its blocks of MobileNetV2 have pairs of
+# convolution (0) and norm (1), and at the end a bare convolution and norm; the first has no ``expand``.
+OUR_NAMES = (
+    (r"^(conv1|bn1)\.", r"stem.\1."),
+    *((rf"^layer{i}\.", f"res{i + 1}.") for i in (1, 2, 3, 4)),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"^features\.0\.", "stem.conv1."),
+    (r"^(features\.1)\.conv\.0\.", r"\1.depthwise."),
+    (r"^(features\.1)\.conv\.1\.", r"\1.project.0."),
+    (r"^(features\.1)\.conv\.2\.", r"\1.project.1."),
+    (r"^(features\.\d+)\.conv\.0\.", r"\1.expand."),
+    (r"^(features\.\d+)\.conv\.1\.", r"\1.depthwise."),
+    (r"^(features\.\d+)\.conv\.2\.", r"\1.project.0."),
+    (r"^(features\.\d+)\.conv\.3\.", r"\1.project.1."),
+    (r"^(features\.\d+)\.([01])\.", r"\1.conv.\2."),  # the tail
+    (r"^((?:stem|features)\..+)\.0\.", r"\1."),
+    (r"^((?:stem|features)\..+)\.1\.", r"\1.norm."),
+)
+TORCHVISIONS = {"layer1.0.conv1.weight", "features.0.0.weight"}  # of ResNets, and of MobileNetV2
 
 
 @dataclass(frozen=True)
@@ -41,8 +66,7 @@ class Source:
     """The network in a file."""
 
     path: str  # as the user gave it
-    stem: Weights  # by our names, ``conv1.weight``, ``conv1.norm.bias`` ...
-    blocks: dict[str, Weights]  # likewise, by the block's name, in the network's order
+    blocks: dict[str, Weights]  # by our names, ``conv1.norm.bias``: stem, then the blocks in order
     others: list[str]  # names of all other weights, such as a classifier's
     convention: dict[str, Any]  # the input that the weights were made for
     is_fused: bool  # BatchNorm is merged into scale and bias; there are no statistics
@@ -51,107 +75,63 @@ class Source:
 def read_source(path: str, convention: str | None = None) -> Source:
     """The network in a file, or an InputError; ``convention`` names one in place of the file's own."""
     content = read_file(path, "--weights")
-    state, name, is_fused = _unwrapped(content), "", False
+    state, known, is_fused = _unwrapped(content), content.get("input_convention"), False
     if "conv1_w" in state:
-        state, name, is_fused = _from_caffe2(state, path)
-    elif "features.0.0.weight" in state:
-        state, name = _renamed(state, _MOBILENETV2), "torchvision"
-    elif "layer1.0.conv1.weight" in state:
-        state, name = _renamed(state, _RESNET), "torchvision"
-    elif content.get("__author__") == "torchvision":  # detectron2's converter wrote it
-        name = "torchvision"
-    known = CONVENTIONS.get(convention or name, content.get("input_convention"))
-    stem, blocks, others = _split(state)
-    if not stem or not blocks:
+        state, known, is_fused = _from_caffe2(state, path)
+    elif TORCHVISIONS & state.keys() or content.get("__author__") == "torchvision":  # by detectron2
+        known = CONVENTIONS["torchvision"]
+    blocks: dict[str, Weights] = {}
+    others = []
+    for name, value in state.items():
+        for pattern, replacement in OUR_NAMES:
+            name = re.sub(pattern, replacement, name)
+        # detectron2's converter puts torchvision's classifier below the stem.
+        match = re.fullmatch(r"(stem(?!\.fc)|res\d\.\d+|features\.\d+)\.([a-z].*)", name)
+        if match:
+            blocks.setdefault(match[1], {})[match[2]] = value
+        else:
+            others.append(name)
+    if "stem" not in blocks or len(blocks) == 1:
         raise InputError(
             f"--weights: {path}: holds no ResNet, ResNeXt or MobileNetV2 under the names of "
             f"torchvision, Caffe2 or detectron2, but {', '.join([*state, *content][:3]) or 'nothing'}"
         )
+    if convention:
+        known = CONVENTIONS[convention]
     if not known:
-        raise InputError(
-            f"--input-convention: {convention}: {path} does not say its own; allowed are "
-            f"{', '.join(CONVENTIONS)}"
-        )
-    return Source(path, stem, blocks, others, dict(known), is_fused)
-
-
-WRAPPERS = ("model", "state_dict", "blobs")  # keys under which a file has the state dict
-# A stem's first weight, after the prefixes of data parallelism, Lightning, MoCo, mmcls and detectors.
-STEM = re.compile(
-    r"((?:(?:module|model|encoder_q|backbone|bottom_up)\.)*)"
-    r"(?:(?:stem\.)?conv1\.weight|features\.0\.0\.weight|conv1_w)"
-)
-_RESNET = (
-    (r"^(conv1|bn1)\.", r"stem.\1."),
-    *((rf"^layer{i}\.", f"res{i + 1}.") for i in (1, 2, 3, 4)),
-    (r"\.bn(\d)\.", r".conv\1.norm."),
-    (r"\.downsample\.0\.", ".shortcut."),
-    (r"\.downsample\.1\.", ".shortcut.norm."),
-)
-# torchvision's blocks of MobileNetV2 have pairs of convolution (0) and norm (1), and at the end a bare
-# convolution and norm. Block 1 has expansion 1, so it has no ``expand``.
-_MOBILENETV2 = (
-    (r"^features\.0\.", "stem.conv1."),
-    (r"^(features\.1)\.conv\.0\.", r"\1.depthwise."),
-    (r"^(features\.1)\.conv\.([12])\.", lambda m: f"{m[1]}.project.{int(m[2]) - 1}."),
-    (r"\.conv\.0\.", ".expand."),
-    (r"\.conv\.1\.", ".depthwise."),
-    (r"\.conv\.([23])\.", lambda m: f".project.{int(m[1]) - 2}."),
-    (r"^(features\.\d+)\.([01])\.", r"\1.conv.\2."),  # the tail
-    (r"^((stem|features)\..+)\.0\.", r"\1."),
-    (r"^((stem|features)\..+)\.1\.", r"\1.norm."),
-)
-EPSILON = 1e-5  # of every BatchNorm here
+        allowed = ", ".join(CONVENTIONS)
+        raise InputError(f"--input-convention: {path} does not say its own; allowed are {allowed}")
+    order = sorted(blocks, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    return Source(path, {name: blocks[name] for name in order}, others, known, is_fused)
 
 
 def _unwrapped(content: dict[str, Any]) -> Weights:
     """The tensors of the state dict, their names without the prefix that the stem has."""
     state = content
-    for key in WRAPPERS:
+    for key in ("model", "state_dict", "blobs"):
         state = state[key] if isinstance(state.get(key), dict) else state
     state = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
     prefix = min((match[1] for match in map(STEM.fullmatch, state) if match), key=len, default="")
     return {name[len(prefix) :] if name.startswith(prefix) else name: v for name, v in state.items()}
 
 
-def _renamed(state: Weights, rules: Sequence[tuple[str, Any]]) -> Weights:
-    for pattern, replacement in rules:
-        state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
-    return state
-
-
-def _from_caffe2(state: Weights, path: str) -> tuple[Weights, str, bool]:
-    """The weights by our names, the name of their convention, and whether BatchNorm is fused."""
+def _from_caffe2(state: Weights, path: str) -> tuple[Weights, dict[str, Any], bool]:
+    """The weights by our names, their convention, and whether BatchNorm is fused."""
     if any("_gn_" in name for name in state):
         raise InputError(f"--weights: {path}: has GroupNorm; allowed are weights with BatchNorm")
     state = {name: value for name, value in state.items() if not name.endswith("_momentum")}
     state = dict(zip(convert_basic_c2_names(list(state)), state.values()))
-    # A fused norm gets statistics that change nothing, as in detectron2's FrozenBatchNorm2d.
+    # A fused norm gets statistics that change nothing: 1e-5 is the epsilon of every norm here.
     norms = [name[: -len("weight")] for name in state if name.endswith(".norm.weight")]
     fused = [norm for norm in norms if f"{norm}running_mean" not in state]
     for norm in fused:
         state[f"{norm}running_mean"] = torch.zeros_like(state[f"{norm}weight"])
-        state[f"{norm}running_var"] = torch.full_like(state[f"{norm}weight"], 1 - EPSILON)
+        state[f"{norm}running_var"] = torch.full_like(state[f"{norm}weight"], 1 - 1e-5)
     # The first convolution of MSRA's ResNet50 adds a bias, which the norm after it subtracts.
     mean, bias = "stem.conv1.norm.running_mean", state.pop("stem.conv1.bias", None)
     if bias is not None and mean in state:
         state[mean] = state[mean] - bias
     conv = state.get("res2.0.conv2.weight", torch.empty(0, 0))
     has_groups = conv.shape[0] != conv.shape[1]
-    return state, "msra" if not has_groups else "detectron" if fused else "fair", bool(fused)
-
-
-def _split(state: Weights) -> tuple[Weights, dict[str, Weights], list[str]]:
-    """Weights of the stem, weights of each block, and the names of all others."""
-    parts: dict[str, Weights] = {}
-    others = []
-    for name, value in state.items():
-        # detectron2's converter puts torchvision's classifier below the stem.
-        match = re.fullmatch(r"(stem(?!\.fc)|res\d\.\d+|features\.\d+)\.([a-z].*)", name)
-        if match is None:
-            others.append(name)
-        else:
-            parts.setdefault(match[1], {})[match[2]] = value
-    stem = parts.pop("stem", {})
-    order = sorted(parts, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
-    return stem, {name: parts[name] for name in order}, others
+    name = "msra" if not has_groups else "detectron" if fused else "fair"
+    return state, CONVENTIONS[name], bool(fused)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,32 +27,28 @@ CONVENTION_KEYS = {
     "pixel_std": "MODEL.PIXEL_STD",
     "stride_in_1x1": "MODEL.CRNAS.STRIDE_IN_1X1",
 }
-Neck = TypeVar("Neck", bound=nn.Module)
 TOLERANCE = 0.01  # of means and deviations, values 0..255, which projects round differently
 BARE, BELOW_NECK = "backbone.", "backbone.bottom_up."
 
 
 def read_file(path: str, key: str) -> dict[str, Any]:
-    """The content of a .pkl, a .safetensors or what torch.save wrote; nothing in it is run.
+    """The content of a .pkl, a .safetensors or what torch.save wrote, by path or URL; no code is run.
 
     For the last, that is torch's promise, which hostile files could break before torch 2.10
-    (CVE-2025-32434, CVE-2026-24747). The path may be a URL that detectron2 can fetch; ``key`` is the
-    config key or option that named it, for the InputError if no dict can be read.
+    (CVE-2025-32434, CVE-2026-24747). Raises InputError, which begins with ``key``: it holds no dict.
     """
     try:
         file = PathManager.get_local_path(path)
         if path.endswith(".pkl"):
             content = load_arrays(file)
         elif path.endswith(".safetensors"):
-            from safetensors.torch import load_file
+            from safetensors.torch import load_file  # pip install safetensors
 
             content = load_file(file)
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not isinstance(content.get("model", content), dict):
             raise TypeError("it holds no dict of weights")
-    except ModuleNotFoundError as error:
-        raise InputError(f"{key}: {path}: reading it takes `pip install safetensors`") from error
     except Exception as error:  # a broken file may raise any
         text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # colours of the terminal
         text = text.rpartition("WeightsUnpickler error: ")[2]  # without torch's advice
@@ -64,15 +60,25 @@ def read_file(path: str, key: str) -> dict[str, Any]:
 def read_checkpoint(path: str, key: str) -> dict[str, Any]:
     """As ``read_file``, but of a .pth file only; an InputError for another format."""
     if path.endswith((".pkl", ".safetensors")):
-        raise InputError(
-            f"{key}: {path}: a pickle or safetensors file does not say what input it was made for; "
-            "allowed is a .pth file, and tools/convert_weights.py makes one from it"
-        )
+        needed = "allowed is a .pth file, and tools/convert_weights.py makes one from it"
+        raise InputError(f"{key}: {path}: does not say what input it was made for; {needed}")
     return read_file(path, key)
 
 
+def difference(own: Mapping[str, Any], held: Mapping[str, Any]) -> str:
+    """The first weight that a config's network and a file do not both have in one shape; "": none."""
+    for name in [*own, *held]:
+        here, there = (
+            tuple(state[name].shape) if isinstance(state.get(name), torch.Tensor) else "none"
+            for state in (own, held)
+        )
+        if here != there and not name.endswith("num_batches_tracked"):  # frozen norms have no counter
+            return f"{name} has shape {there} there, {here} in this config"
+    return ""
+
+
 def check_backbone_weights(
-    backbone: nn.Module, path: str, key: str, convention: Mapping[str, Any]
+    backbone: nn.Module, path: str, key: str, convention: dict[str, Any]
 ) -> None:
     """Raise an InputError unless a file has a backbone's weights (no neck), shapes and convention."""
     checkpoint = read_checkpoint(path, key)
@@ -80,41 +86,29 @@ def check_backbone_weights(
     below = getattr(backbone, "bottom_up", backbone)
     has_neck = below is not backbone and any(name.startswith(BELOW_NECK) for name in state)
     prefix = BELOW_NECK if has_neck else BARE
-    own, held = _shapes(below.state_dict(), ""), _shapes(state, prefix)
-    for name in [*own, *held]:
-        if own.get(name) != held.get(name):
-            raise InputError(
-                f"{key}: {path}: is of another network or space: {prefix}{name} has shape "
-                f"{held.get(name, 'none')} there, the backbone of this config {own.get(name, 'none')}; "
-                f"allowed is a checkpoint with its {len(own)} weights; tools/convert_weights.py takes "
-                "ImageNet weights from one network to another"
-            )
+    own = {prefix + name: value for name, value in below.state_dict().items()}
+    held = {name: value for name, value in state.items() if name.startswith(prefix)}
+    if differs := difference(own, held):
+        raise InputError(
+            f"{key}: {path}: is of another network or space: {differs}; allowed is a checkpoint with "
+            "its weights; tools/convert_weights.py takes ImageNet weights from one network to another"
+        )
     check_convention(checkpoint.get("input_convention", {}), path, convention)
 
 
-def _shapes(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
-    """Shapes below the prefix, without BatchNorm's counters, which frozen norms lack."""
-    return {
-        name[len(prefix) :]: tuple(getattr(value, "shape", ()))
-        for name, value in state.items()
-        if name.startswith(prefix) and not name.endswith("num_batches_tracked")
-    }
-
-
-def check_convention(held: Mapping[str, Any], path: str, convention: Mapping[str, Any]) -> None:
+def check_convention(held: dict[str, Any], path: str, convention: dict[str, Any]) -> None:
     """Raise an InputError if a part of the weights' convention is not the config's."""
     for part, theirs in held.items():
         ours = convention[part]
-        is_near = isinstance(theirs, list) and len(ours) == len(theirs)
-        is_near = is_near and np.allclose(ours, theirs, rtol=0, atol=TOLERANCE)
-        if ours != theirs and not is_near:
-            raise InputError(
-                f"{CONVENTION_KEYS[part]}: {ours!r}: the weights in {path} were made with {theirs!r}; "
-                "allowed is the same"
-            )
+        is_same = ours == theirs
+        if isinstance(theirs, list) and len(ours) == len(theirs):
+            is_same = np.allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+        if not is_same:
+            needed = f"the weights in {path} were made with {theirs!r}; allowed is the same"
+            raise InputError(f"{CONVENTION_KEYS[part]}: {ours!r}: {needed}")
 
 
-def load_below_neck(neck: Neck) -> Neck:
+def load_below_neck(neck: Any) -> Any:
     """Let an FPN or NASFPN load a checkpoint of its bare backbone, such as a classifier's."""
     names = list(neck.bottom_up.state_dict())
 

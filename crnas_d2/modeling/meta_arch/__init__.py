@@ -1,1 +1,0 @@
-"""Meta-architectures that detectron2 does not have."""

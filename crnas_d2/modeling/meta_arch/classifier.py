@@ -53,13 +53,9 @@ class ImageClassifier(nn.Module):
                 f"MODEL.CLASSIFIER.IN_FEATURE: {node.IN_FEATURE!r}: {cfg.MODEL.BACKBONE.NAME} "
                 f"returns {', '.join(backbone.output_shape())}"
             )
-        return {
-            "backbone": backbone,
-            "num_classes": node.NUM_CLASSES,
-            "in_feature": node.IN_FEATURE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        pixels = {"pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD}
+        head = {"num_classes": node.NUM_CLASSES, "in_feature": node.IN_FEATURE}
+        return {"backbone": backbone, **head, **pixels}
 
     @property
     def device(self) -> torch.device:
@@ -72,9 +68,8 @@ class ImageClassifier(nn.Module):
         return ImageList.from_tensors(normalised, self.backbone.size_divisibility)
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> Any:
-        """``{"loss_classification": mean cross entropy}`` in training, else ``{"scores": probabilities
-        (num_classes,)}`` for each image. Inputs have an ``image`` (C, H, W), values 0..255, all of one
-        size, and in training a ``label``, an int.
+        """Of ``image`` (C, H, W), 0..255, all of one size: in training, with ``label``, a dict of the
+        mean cross entropy, ``loss_classification``; else ``{"scores": (num_classes,)}`` for each image.
         """
         features = self.backbone(self.preprocess_image(batched_inputs).tensor)[self.in_feature]
         logits = self.fc(features.mean(dim=(2, 3)))

@@ -1,1 +1,0 @@
-"""Necks that detectron2 does not have."""

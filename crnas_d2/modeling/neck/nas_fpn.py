@@ -32,7 +32,7 @@ class Merge(NamedTuple):
 
     name: str  # of the feature that it makes; those called ``<level>_out`` leave the cell
     level: str  # of that feature; the inputs are resampled to its size
-    operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # torch.add or attention
+    operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     inputs: tuple[str, str]  # names of two features made before; attention takes the coarser one first
     leftover: str = ""  # the cell's input of this level, added before the ReLU if no merge takes it
 
@@ -81,12 +81,7 @@ class Cell(nn.Module):
 
 
 class NASFPN(Backbone):
-    """A backbone with the pyramid above it; "7 @ 384" is seven cells of 384 channels.
-
-    Args:
-        in_features: names of bottom_up's features of strides 8, 16 and 32, or a ValueError.
-        norm: after each convolution, as ``get_norm`` takes it; with ``""`` they have a bias instead.
-    """
+    """The pyramid above a backbone's ``in_features`` of strides 8, 16 and 32; else a ValueError."""
 
     def __init__(
         self,
@@ -101,12 +96,8 @@ class NASFPN(Backbone):
         shapes = bottom_up.output_shape()
         strides = {name: shape.stride for name, shape in shapes.items()}
         if [strides.get(name) for name in in_features] != [8, 16, 32]:
-            raise ValueError(
-                f"in_features {list(in_features)}: NAS-FPN takes three, of strides 8, 16 and 32; the"
-                f" backbone has (name: stride) {strides}"
-            )
-        if num_cells < 1:
-            raise ValueError(f"num_cells {num_cells}: at least one is needed")
+            needed = f"NAS-FPN takes three, of strides 8, 16 and 32, among {strides}"
+            raise ValueError(f"in_features {list(in_features)}: {needed}")
         self.bottom_up = bottom_up
         self.in_features = tuple(in_features)
         self.laterals = nn.ModuleList(
@@ -122,9 +113,7 @@ class NASFPN(Backbone):
         return STRIDES["p7"]
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images (N, C, H, W) to p3 .. p7, (N, out_channels, H/8, W/8) .. (.., H/128, W/128)."""
-        if any(side % self.size_divisibility for side in x.shape[-2:]):
-            raise ValueError(f"image size {tuple(x.shape[-2:])}: not multiples of 128")
+        """Images (N, C, H, W), sides multiples of 128, to p3 .. p7, (N, out_channels, H/8, W/8) .."""
         below = self.bottom_up(x)
         p3, p4, p5 = (conv(below[name]) for conv, name in zip(self.laterals, self.in_features))
         p6 = F.max_pool2d(p5, kernel_size=2)
