@@ -9,10 +9,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import IO, Union
 
 PathLike = Union[str, Path]
+EARLY = MemoryHandler(1000)  # what is logged before log.txt is open, and lost if it never is
 
 
 def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> None:

@@ -46,6 +46,7 @@ CONFIGS = {
     "no iteration": (SEARCH, ["SOLVER.MAX_ITER", 0], "SOLVER.MAX_ITER: 0: at least 1"),
     "a deviation of 0": (TRAIN, ["MODEL.PIXEL_STD", [0.0] * 3], "MODEL.PIXEL_STD: [0.0, 0.0, 0.0]: "),
     "unknown detector": (TRAIN, ["MODEL.META_ARCHITECTURE", "YOLO"], "MODEL.META_ARCHITECTURE: 'YOLO'"),
+    "unknown device": (TRAIN, ["MODEL.DEVICE", "gpu"], "MODEL.DEVICE: gpu: Expected one of cpu, cuda"),
     "unknown heads": (SEARCH, ["MODEL.ROI_HEADS.NAME", "Nope"], "'Nope' found in 'ROI_HEADS'"),
     "unknown schedule": (TRAIN, ["SOLVER.LR_SCHEDULER_NAME", "Nope"], "Unknown LR scheduler: Nope"),
     "unknown warmup": (TRAIN, ["SOLVER.WARMUP_METHOD", "Nope"], "Unknown warmup method: Nope"),

@@ -14,14 +14,14 @@ import torch
 import yaml
 from torch import nn
 
-from crnas_d2.config import leaves, may_change, merge_config, read_config, refuse_renamed
+from crnas_d2.config import RENAMED, leaves, may_change, merge_config, read_config
 from crnas_d2.data.datasets import check_dataset, register_own_data, use_own_data
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
 from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.errors import InputError
-from crnas_d2.files import write_text, write_to_log
+from crnas_d2.files import EARLY, write_text, write_to_log
 from crnas_d2.modeling.build import architecture_of, input_convention, stage_space_of
 from crnas_d2.modeling.checkpoint.weights import check_backbone_weights, read_checkpoint
 from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
@@ -121,7 +121,8 @@ def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
         written = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
         before.update({key: value for key, value in written.items() if value is not None})
     if not keys:
-        refuse_renamed(before, str(path))
+        for key in sorted(RENAMED.keys() & before.keys()):
+            raise InputError(f"{path}: Key {key} was renamed to {RENAMED[key]}")
         scored = any(path.parent.glob("*/journal.jsonl")) or any(path.parent.glob("*/matches"))
         keys = [key for key in now if not may_change(key, scored)]
     for settings in (before, now):
@@ -214,7 +215,10 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
             for handler in logger.handlers:
                 if handler.stream is sys.stdout:
                     handler.setLevel(logging.WARNING)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="crnas_d2")
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="crnas_d2")
+    logging.getLogger().removeHandler(EARLY)
+    while EARLY.buffer:  # what the checks have logged
+        logger.handle(EARLY.buffer.pop(0))
     default_setup(cfg, args)
     register_own_data(cfg)  # rank 0 has read and checked it
     asked = merge_config(args.config_file, args.opts).MODEL.DEVICE
