@@ -46,6 +46,7 @@ class Key(NamedTuple):
 
 
 KEYS = {
+    # ---- the network
     "MODEL.CRNAS.FAMILY": Key("resnet"),  # or resnet_basic (ResNet18, 34), resnext, mobilenetv2
     "MODEL.CRNAS.STAGE_CODE": Key([3, 4, 6, 3]),  # blocks in each stage (paper, Table 5)
     # One digit a block, 0, 1, 2 for rates 1, 2, 3 (paper, Table 6); empty: rate 1 everywhere.
@@ -76,6 +77,7 @@ KEYS = {
     "MODEL.CLASSIFIER.IN_FEATURE": Key("res5"),  # the stage that it pools
     "INPUT.CLASSIFIER_CROP": Key(224, at_least(1)),  # pixels: the side of what a classifier sees
     "INPUT.CLASSIFIER_TEST_RESIZE": Key(256),  # pixels: the shorter side of a test image before that
+    # ---- the schedule and your own data
     # Passes over the training images; above 0 it sets SOLVER.MAX_ITER, and STEP_EPOCHS sets
     # SOLVER.STEPS (paper, Sec. 4.1: 13, with 8 and 11). 0: detectron2's keys count.
     "SOLVER.EPOCHS": Key(0, at_least(0)),
@@ -84,12 +86,12 @@ KEYS = {
     "SOLVER.LR_PER_IMAGE": Key(0.0, at_least(0)),
     # Parts, one after the other, in which the images of a process pass the network before each step.
     "SOLVER.ACCUMULATE": Key(1, at_least(1)),
-    # A COCO JSON and its image folder. In our two scripts they replace DATASETS.TRAIN or DATASETS.TEST,
-    # and the number of classes of the heads.
+    # A COCO JSON and its image folder: in our scripts instead of DATASETS.TRAIN, TEST and NUM_CLASSES.
     "DATASETS.TRAIN_JSON": Key(""),
     "DATASETS.TRAIN_IMAGES": Key(""),
     "DATASETS.TEST_JSON": Key(""),
     "DATASETS.TEST_IMAGES": Key(""),
+    # ---- the search
     # What search_net.py does (paper, Sec. 3.3). "retrain" trains the baseline and the found networks by
     # FOUND_BASE's schedule. Without "stage", the dilation search takes MODEL.CRNAS.STAGE_CODE.
     "SEARCH.PHASES": Key(("stage", "dilation"), one_of("stage", "dilation", "retrain")),
@@ -120,15 +122,16 @@ KEYS = {
     "SEARCH.DILATION.TOP_K": Key(3, at_least(1)),
     # Candidates that each evolutionary or random search scores; fewer where there are no more.
     "SEARCH.EVALUATIONS": Key(200, at_least(1)),
-    "SEARCH.EVAL.TASK": Key("bbox", one_of("bbox", "segm")),  # COCO's; with METRIC the score, 0 to 100
+    # The score: COCO's task and metric on archval, 0 to 100.
+    "SEARCH.EVAL.TASK": Key("bbox", one_of("bbox", "segm")),
     "SEARCH.EVAL.METRIC": Key("AP", one_of("AP", "AP50", "AP75", "APs", "APm", "APl")),
     # archtrain images over which a path's BatchNorm statistics are recomputed; 0: as trained.
     "SEARCH.EVAL.RECALIBRATION_IMAGES": Key(200, Check(lambda n: n == 0 or n >= 3, "0 or at least 3")),
     # Images in one batch of scoring and of recalibration, over all processes. Scores depend on it: a
     # batch is padded to one size, and recalibration normalises it by itself (three batches at least).
     "SEARCH.EVAL.BATCH_SIZE": Key(8, at_least(1)),
-    # Host memory in GB of each process for the decoded images of archval, and again for those of
-    # recalibration; images that do not fit are read each time.
+    # Host memory in GB of each process for archval's decoded images, and again for recalibration's;
+    # those that do not fit are read each time.
     "SEARCH.EVAL.CACHE_GB": Key(8.0, at_least(0)),
     # Mixed precision in scoring, and torch's channels_last memory format.
     "SEARCH.EVAL.AMP": Key("", one_of("", "bf16", "fp16")),
@@ -136,8 +139,9 @@ KEYS = {
     # Above 0: candidates race over growing portions of archval, and one that is not among the leading
     # quarter in this fraction of bootstraps is dropped (0.96 was measured). 0: none, as in the paper.
     "SEARCH.RACE.CONFIDENCE": Key(0.0, Check(lambda c: c == 0 or 0.5 < c < 1, "0 or 0.5 < value < 1")),
-    # Threads of one operation on the CPU, the same for any number of processes, since results
-    # depend on it; 0: torch's default. Our scripts read SEED -1 as 0: always seeded.
+    # ---- the run
+    # Threads of one operation on the CPU, on which results depend; 0: torch's default. Our scripts read
+    # detectron2's SEED -1 as 0: always seeded.
     "NUM_THREADS": Key(0, at_least(0)),
     # Minutes that processes wait for each other at most, as for rank 0 and the metrics of a test set.
     "DIST_TIMEOUT_MINUTES": Key(30, at_least(1)),

@@ -50,10 +50,7 @@ def write_text(path: PathLike, text: str) -> None:
 
 
 def write_to_log(level: int, line: str, error: Exception | None = None) -> None:
-    """Append to OUTPUT_DIR/log.txt and not to the screen, with the error's traceback.
-
-    Does nothing before detectron2's setup_logger has opened the file, or where the disk takes no more.
-    """
+    """Append to OUTPUT_DIR/log.txt alone, with the error's traceback; nothing if it is not open yet."""
     exc_info = (type(error), error, error.__traceback__) if error else None
     record = logging.LogRecord("crnas_d2", level, __file__, 0, line, (), exc_info)
     for handler in logging.getLogger("crnas_d2").handlers:

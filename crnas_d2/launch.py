@@ -44,10 +44,7 @@ DISK_ERRORS = (
 # Seconds before a rank prints an unexpected error: if another rank's end has caused it, the launcher
 # ends this rank first, and the real error stands alone. torchrun looks every 0.1 s, in older torch 5 s.
 GRACE = 6
-EPILOG = """
---num-gpus is the number of processes on this machine, also with MODEL.DEVICE cpu. torchrun and
-srun --kill-on-bad-exit=1 can start the processes instead; leave --num-gpus out, then.
-"""
+EPILOG = "\n--num-gpus: processes on this machine, also on the CPU; left out under torchrun and srun\n"
 
 
 class Process(NamedTuple):
@@ -178,7 +175,7 @@ def _run_in_group(process: Process, prepare: Prepare, work: Work, args: argparse
         prepared = error
     shared = comm.all_gather(prepared)[0]
     if isinstance(shared, InputError):
-        raise prepared if is_main else SystemExit(2)  # rank 0 prints it
+        raise shared if is_main else SystemExit(2)  # rank 0 prints it
     work(prepared if is_main else shared, args)
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
@@ -195,10 +192,8 @@ def _exit_on_error() -> Iterator[None]:
         if not line and comm.get_world_size() > 1:
             time.sleep(GRACE)
         write_to_log(logging.ERROR, line or "the run ends with an error", error)
-        if line:
-            print(f"error: {line}", file=sys.stderr, flush=True)
-        else:
-            traceback.print_exc()
+        shown = f"error: {line}" if line else traceback.format_exc()
+        print(shown, file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
 
 
