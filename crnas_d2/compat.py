@@ -38,10 +38,7 @@ def prepare() -> None:
 
     Raises ImportError: no detectron2, or versions that do not work; the message says what to install.
     """
-    try:
-        spec = importlib.util.find_spec("detectron2")  # does not import it
-    except (ImportError, ValueError):  # blocked, or a module without a spec in sys.modules
-        spec = None
+    spec = importlib.util.find_spec("detectron2")  # does not import it
     if spec is None or spec.origin is None:  # a mere folder has no origin
         raise ImportError(_HOW_TO_GET_IT, name="detectron2")
     folder = Path(spec.origin).parent

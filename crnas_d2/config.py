@@ -192,17 +192,10 @@ def may_change(name: str, scored: bool) -> bool:
     return name in ALWAYS or (name in UNTIL_SCORED and not scored)
 
 
-def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """As ``merge_config``, and with MODEL.DEVICE cpu where cuda is asked for and torch sees no GPU."""
-    cfg = merge_config(config_file, opts)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"  # start_run warns of it
-    return cfg
-
-
-def merge_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+def read_config(config_file: str, opts: Sequence[str] = (), as_asked: bool = False) -> CfgNode:
     """detectron2's config with our keys, from a file and KEY VALUE pairs, checked; not frozen.
 
+    MODEL.DEVICE is cpu where cuda is asked for and torch sees no GPU, unless ``as_asked``.
     Of a schedule in epochs and detectron2's keys for the same, the one given last counts: those of a
     config come after its ``_BASE_``, and KEY VALUE pairs after the file.
 
@@ -234,6 +227,8 @@ def merge_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         entries = values[name] if isinstance(values[name], list) else [values[name]]
         if not (entries and all(map(check.accepts, entries))):
             raise InputError(f"{name}: {values[name]!r}: {check.allowed} is needed")
+    if cfg.MODEL.DEVICE.startswith("cuda") and not (as_asked or torch.cuda.is_available()):
+        cfg.MODEL.DEVICE = "cpu"  # start_run warns of it
     return cfg
 
 

@@ -11,13 +11,12 @@ import os
 from collections.abc import Callable
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import IO, Union
+from typing import IO
 
-PathLike = Union[str, Path]
 EARLY = MemoryHandler(1000)  # what is logged before log.txt is open, and lost if it never is
 
 
-def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     """Replace a file by what ``write`` puts into the open file that it is given; create its folder.
 
     Raises OSError: naming ``path``; the file from before stays, and no temporary file does.
@@ -41,11 +40,11 @@ def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> No
         raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
-def write_bytes(path: PathLike, content: bytes) -> None:
+def write_bytes(path: str | Path, content: bytes) -> None:
     write_atomically(path, lambda file: file.write(content))
 
 
-def write_text(path: PathLike, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 

@@ -115,13 +115,10 @@ def join(process: Process, device: str, minutes: float = 30) -> None:
 def run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> None:
     """Parse the command line; ``prepare`` on rank 0, then ``work`` in every process.
 
+    ``prepare`` checks the arguments, raises InputError for bad input, and writes nothing; ``work`` gets
+    what it returned, pickled on ranks above 0, and the arguments. Both are importable by their names.
     Exits with one line on standard error, and status 2 for bad input, or status 1 where the disk fails
     or training diverges; with a traceback and status 1 after any other error.
-
-    Args:
-        prepare: reads and checks, raises InputError for bad input, and writes nothing.
-        work: called with what ``prepare`` returned, pickled on ranks above 0, and with the command
-            line's arguments. Both are importable by their names.
     """
     parser.epilog = (parser.epilog or "") + EPILOG
     parser.set_defaults(num_gpus=None)  # so that --num-gpus 1 is seen, too

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from crnas_d2.config import RENAMED, leaves, may_change, merge_config, read_config
+from crnas_d2.config import RENAMED, leaves, may_change, read_config
 from crnas_d2.data.datasets import check_dataset, register_own_data, use_own_data
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
@@ -221,7 +221,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
         logger.handle(EARLY.buffer.pop(0))
     default_setup(cfg, args)
     register_own_data(cfg)  # rank 0 has read and checked it
-    asked = merge_config(args.config_file, args.opts).MODEL.DEVICE
+    asked = read_config(args.config_file, args.opts, as_asked=True).MODEL.DEVICE
     if asked != cfg.MODEL.DEVICE and rank == 0:
         line = f"MODEL.DEVICE: {asked!r}: torch sees no CUDA GPU; running on the CPU"
         print(f"warning: {line}", file=sys.stderr, flush=True)
