@@ -1,8 +1,6 @@
-"""The processes of a script, from its command line to its exit status.
-
-    torchrun    RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT
-    srun        SLURM_PROCID, SLURM_LOCALID, SLURM_STEP_*; MASTER_ADDR and MASTER_PORT, if set
-    otherwise   --num-gpus, --num-machines, --machine-rank, --dist-url; processes are started here
+"""The processes of a script, from its command line to its exit status: torchrun's (RANK, WORLD_SIZE,
+LOCAL_RANK ...), srun's (SLURM_PROCID, SLURM_STEP_* ...; MASTER_ADDR and MASTER_PORT, if set), or those
+started here by --num-gpus, --num-machines, --machine-rank and --dist-url.
 
 When a process dies, mp.spawn or torchrun ends the others on its machine; those on other machines end
 when a collective operation fails, after DIST_TIMEOUT_MINUTES at the latest.
@@ -112,71 +110,6 @@ def join(process: Process, device: str, minutes: float = 30) -> None:
         dist.set_timeout(timeout, comm._get_global_gloo_group())
 
 
-def run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> None:
-    """Parse the command line; ``prepare`` on rank 0, then ``work`` in every process.
-
-    ``prepare`` checks the arguments, raises InputError for bad input, and writes nothing; ``work`` gets
-    what it returned, pickled on ranks above 0, and the arguments. Both are importable by their names.
-    Exits with one line on standard error, and status 2 for bad input, or status 1 where the disk fails
-    or training diverges; with a traceback and status 1 after any other error.
-    """
-    parser.epilog = (parser.epilog or "") + EPILOG
-    parser.set_defaults(num_gpus=None)  # so that --num-gpus 1 is seen, too
-    args = parser.parse_args()
-    with _exit_on_error():
-        for word in args.opts:
-            if word.startswith("--"):
-                raise InputError(f"{word}: options stand before KEY VALUE pairs")
-        if not args.config_file:
-            raise InputError("--config-file is needed")
-        process = from_environment(os.environ)
-        if process is None:
-            _run_by_options(prepare, work, args)
-            return
-        for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
-            value, option = getattr(args, name), f"--{name.replace('_', '-')}"
-            if value != parser.get_default(name):
-                raise InputError(f"{option}: {value}: leave it out under torchrun and srun")
-        _run_in_group(process, prepare, work, args)
-
-
-def _run_by_options(prepare: Prepare, work: Work, args: argparse.Namespace) -> None:
-    processes = from_options(args)
-    if processes[0].world_size == 1:
-        work(prepare(args), args)
-        return
-    device, gpus = read_config(args.config_file, args.opts).MODEL.DEVICE, torch.cuda.device_count()
-    if torch.device(device).type == "cuda" and len(processes) > gpus:
-        raise InputError(f"--num-gpus: {len(processes)}: there are {gpus}; allowed are 1 to {gpus}")
-    try:
-        mp.spawn(_spawned, (processes, prepare, work, args), nprocs=len(processes))
-    except mp.ProcessExitedException as error:
-        if error.exit_code < 0:  # else it has printed its error
-            rank = processes[error.error_index].rank
-            print(f"error: rank {rank} was killed by {error.signal_name}", file=sys.stderr)
-        sys.exit(max(error.exit_code, 1))
-
-
-def _spawned(local_rank: int, processes: list[Process], *rest: Any) -> None:
-    with _exit_on_error():
-        _run_in_group(processes[local_rank], *rest)
-
-
-def _run_in_group(process: Process, prepare: Prepare, work: Work, args: argparse.Namespace) -> None:
-    cfg = read_config(args.config_file, args.opts)
-    join(process, cfg.MODEL.DEVICE, cfg.DIST_TIMEOUT_MINUTES)
-    is_main, prepared = comm.is_main_process(), None
-    try:
-        prepared = prepare(args) if is_main else None
-    except InputError as error:
-        prepared = error
-    shared = comm.all_gather(prepared)[0]
-    if isinstance(shared, InputError):
-        raise shared if is_main else SystemExit(2)  # rank 0 prints it
-    work(prepared if is_main else shared, args)
-    dist.destroy_process_group()  # not after an error: it would wait for the others
-
-
 @contextmanager
 def _exit_on_error() -> Iterator[None]:
     logging.getLogger().addHandler(EARLY)
@@ -192,6 +125,69 @@ def _exit_on_error() -> Iterator[None]:
         shown = f"error: {line}" if line else traceback.format_exc()
         print(shown, file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+@_exit_on_error()
+def run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> None:
+    """Parse the command line; ``prepare`` on rank 0, then ``work`` in every process.
+
+    ``prepare`` checks the arguments, raises InputError for bad input, and writes nothing; ``work`` gets
+    what it returned, pickled on ranks above 0, and the arguments. Both are importable by their names.
+    Exits with one line on standard error, and status 2 for bad input, or status 1 where the disk fails
+    or training diverges; with a traceback and status 1 after any other error.
+    """
+    parser.epilog = (parser.epilog or "") + EPILOG
+    parser.set_defaults(num_gpus=None)  # so that --num-gpus 1 is seen, too
+    args = parser.parse_args()
+    for word in args.opts:
+        if word.startswith("--"):
+            raise InputError(f"{word}: options stand before KEY VALUE pairs")
+    if not args.config_file:
+        raise InputError("--config-file is needed")
+    process = from_environment(os.environ)
+    if process is None:
+        _run_by_options(prepare, work, args)
+        return
+    for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
+        value, option = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value != parser.get_default(name):
+            raise InputError(f"{option}: {value}: leave it out under torchrun and srun")
+    _run_in_group(0, [process], prepare, work, args)
+
+
+def _run_by_options(prepare: Prepare, work: Work, args: argparse.Namespace) -> None:
+    processes = from_options(args)
+    if processes[0].world_size == 1:
+        work(prepare(args), args)
+        return
+    device, gpus = read_config(args.config_file, args.opts).MODEL.DEVICE, torch.cuda.device_count()
+    if torch.device(device).type == "cuda" and len(processes) > gpus:
+        raise InputError(f"--num-gpus: {len(processes)}: there are {gpus}; allowed are 1 to {gpus}")
+    try:
+        mp.spawn(_run_in_group, (processes, prepare, work, args), nprocs=len(processes))
+    except mp.ProcessExitedException as error:
+        if error.exit_code < 0:  # else it has printed its error
+            rank = processes[error.error_index].rank
+            print(f"error: rank {rank} was killed by {error.signal_name}", file=sys.stderr)
+        sys.exit(max(error.exit_code, 1))
+
+
+@_exit_on_error()  # with mp.spawn alone a traceback would wait until all other processes have ended
+def _run_in_group(
+    i: int, processes: list[Process], prepare: Prepare, work: Work, args: argparse.Namespace
+) -> None:
+    cfg = read_config(args.config_file, args.opts)
+    join(processes[i], cfg.MODEL.DEVICE, cfg.DIST_TIMEOUT_MINUTES)
+    is_main, prepared = comm.is_main_process(), None
+    try:
+        prepared = prepare(args) if is_main else None
+    except InputError as error:
+        prepared = error
+    shared = comm.all_gather(prepared)[0]
+    if isinstance(shared, InputError):
+        raise shared if is_main else SystemExit(2)  # rank 0 prints it
+    work(prepared if is_main else shared, args)
+    dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
 def _line(error: Exception) -> str:

@@ -188,7 +188,7 @@ def test_options_that_torchrun_and_srun_replace(
     option: str, value: str, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     joined = []
-    monkeypatch.setattr(launch, "_run_in_group", lambda process, *_: joined.append(process))
+    monkeypatch.setattr(launch, "_run_in_group", lambda i, those, *_: joined.append(those[i]))
     for name in environ:
         monkeypatch.setenv(name, environ[name])
     assert called(monkeypatch, capsys, *CONFIG) == (0, "")
@@ -244,7 +244,7 @@ def test_warnings_of_the_checks_are_in_the_log(processes: int, seed: int, tmp_pa
     (tmp_path / "run.py").write_text(SCRIPT)
     config, out = tiny_yaml(tmp_path / "any.yaml"), tmp_path / "out"
     command = [sys.executable, "-W", "ignore", str(tmp_path / "run.py")]
-    command += ["--num-gpus", str(processes), "--config-file", str(config)]
+    command += ["--num-gpus", str(processes), "--dist-url", "auto", "--config-file", str(config)]
     command += ["OUTPUT_DIR", str(out), "SEED", str(seed)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environ)
@@ -282,7 +282,7 @@ def test_a_collective_operation_times_out(tmp_path: Path) -> None:
 
 
 def test_the_time_out_is_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Joined(Exception):
+    class Joined(BaseException):
         pass
 
     def join(process: Process, device: str, minutes: float) -> None:
@@ -292,5 +292,5 @@ def test_the_time_out_is_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     pairs = ["MODEL.DEVICE", "cpu", "DIST_TIMEOUT_MINUTES", "7"]
     args = argparse.Namespace(config_file=str(tiny_yaml(tmp_path / "any.yaml")), opts=pairs)
     with pytest.raises(Joined) as joined:
-        launch._run_in_group(RANK_3, print, print, args)
+        launch._run_in_group(0, [RANK_3], print, print, args)
     assert joined.value.args == (RANK_3, "cpu", 7)
