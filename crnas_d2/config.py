@@ -1,7 +1,5 @@
 """Every config key of ours, in one table: default, meaning, unit, the paper's section, what is allowed;
 which keys --resume of a search may change; and ``read_config``, by which our scripts read a config.
-
-None of detectron2's defaults changes, so a project that adds our keys keeps its behaviour.
 """
 
 from __future__ import annotations
@@ -51,13 +49,12 @@ KEYS = {
     "MODEL.CRNAS.STAGE_CODE": Key([3, 4, 6, 3]),  # blocks in each stage (paper, Table 5)
     # One digit a block, 0, 1, 2 for rates 1, 2, 3 (paper, Table 6); empty: rate 1 everywhere.
     "MODEL.CRNAS.DILATION_CODE": Key([]),
-    # "": the fixed network of the two codes; or a supernet, which search_net.py sets by itself.
-    "MODEL.CRNAS.SUPERNET": Key("", one_of("", "stage", "dilation")),
+    "MODEL.CRNAS.SUPERNET": Key("", one_of("", "stage", "dilation")),  # "": the codes' fixed network
     # Channels after the stem, and width of each stage; 0 and empty: the family's own, 64 and
     # [64, 128, 256, 512] in ResNets, whose stages have 4 * width channels except in resnet_basic.
     "MODEL.CRNAS.STEM_CHANNELS": Key(0, at_least(0)),
     "MODEL.CRNAS.WIDTHS": Key([]),
-    "MODEL.CRNAS.WIDTH_MULTIPLIER": Key(1.0),  # on both; 0.5 in the paper's ResNe(X)t supernets (A.1)
+    "MODEL.CRNAS.WIDTH_MULTIPLIER": Key(1.0),  # of both; the paper's supernets of ResNe(X)t have 0.5
     # resnext: groups of the 3x3 convolution, and channels a group in the first stage at full width.
     "MODEL.CRNAS.NUM_GROUPS": Key(32, at_least(1)),
     "MODEL.CRNAS.WIDTH_PER_GROUP": Key(4, at_least(1)),
@@ -68,15 +65,14 @@ KEYS = {
     # Stages that build_crnas_backbone returns; the FPN builders follow MODEL.FPN.IN_FEATURES.
     "MODEL.CRNAS.OUT_FEATURES": Key(["res2", "res3", "res4", "res5"]),
     # Depths of each entry of the stage code in the supernet; empty: the paper's (Sec. 3.2.1, A.2).
+    # NESTED_DEPTHS: n is the first n blocks of one chain, instead of a chain of its own (Figure 2).
     "MODEL.CRNAS.STAGE_SPACE": Key([]),
-    # Depth n is the first n blocks of one chain, instead of a chain of its own (paper, Figure 2).
     "MODEL.CRNAS.NESTED_DEPTHS": Key(False),
-    # Stacked cells of build_crnas_nas_fpn_backbone (paper, Table 9: 7, with FPN.OUT_CHANNELS 384).
-    "MODEL.NAS_FPN.NUM_CELLS": Key(7),
+    "MODEL.NAS_FPN.NUM_CELLS": Key(7),  # stacked; the paper's 7 have FPN.OUT_CHANNELS 384 (Table 9)
     "MODEL.CLASSIFIER.NUM_CLASSES": Key(1000, at_least(1)),  # META_ARCHITECTURE ImageClassifier
     "MODEL.CLASSIFIER.IN_FEATURE": Key("res5"),  # the stage that it pools
     "INPUT.CLASSIFIER_CROP": Key(224, at_least(1)),  # pixels: the side of what a classifier sees
-    "INPUT.CLASSIFIER_TEST_RESIZE": Key(256),  # pixels: the shorter side of a test image before that
+    "INPUT.CLASSIFIER_TEST_RESIZE": Key(256),  # pixels: the shorter side of a test image before it
     # ---- the schedule and your own data
     # Passes over the training images; above 0 it sets SOLVER.MAX_ITER, and STEP_EPOCHS sets
     # SOLVER.STEPS (paper, Sec. 4.1: 13, with 8 and 11). 0: detectron2's keys count.
@@ -120,8 +116,7 @@ KEYS = {
     # TOP_K: partial dilation codes that "greedy" keeps after each block (paper, Sec. 3.3.2).
     "SEARCH.DILATION.METHOD": Key("greedy", one_of("greedy", "evolution", "random")),
     "SEARCH.DILATION.TOP_K": Key(3, at_least(1)),
-    # Candidates that each evolutionary or random search scores; fewer where there are no more.
-    "SEARCH.EVALUATIONS": Key(200, at_least(1)),
+    "SEARCH.EVALUATIONS": Key(200, at_least(1)),  # candidates of each evolutionary or random search
     # The score: COCO's task and metric on archval, 0 to 100.
     "SEARCH.EVAL.TASK": Key("bbox", one_of("bbox", "segm")),
     "SEARCH.EVAL.METRIC": Key("AP", one_of("AP", "AP50", "AP75", "APs", "APm", "APl")),
@@ -130,8 +125,7 @@ KEYS = {
     # Images in one batch of scoring and of recalibration, over all processes. Scores depend on it: a
     # batch is padded to one size, and recalibration normalises it by itself (three batches at least).
     "SEARCH.EVAL.BATCH_SIZE": Key(8, at_least(1)),
-    # Host memory in GB of each process for archval's decoded images, and again for recalibration's;
-    # those that do not fit are read each time.
+    # Most GB of a process's host memory for archval's decoded images, and again for recalibration's.
     "SEARCH.EVAL.CACHE_GB": Key(8.0, at_least(0)),
     # Mixed precision in scoring, and torch's channels_last memory format.
     "SEARCH.EVAL.AMP": Key("", one_of("", "bf16", "fp16")),
@@ -140,8 +134,7 @@ KEYS = {
     # quarter in this fraction of bootstraps is dropped (0.96 was measured). 0: none, as in the paper.
     "SEARCH.RACE.CONFIDENCE": Key(0.0, Check(lambda c: c == 0 or 0.5 < c < 1, "0 or 0.5 < value < 1")),
     # ---- the run
-    # Threads of one operation on the CPU, on which results depend; 0: torch's default. Our scripts read
-    # detectron2's SEED -1 as 0: always seeded.
+    # Threads of one operation on the CPU, on which results depend; 0: torch's default.
     "NUM_THREADS": Key(0, at_least(0)),
     # Minutes that processes wait for each other at most, as for rank 0 and the metrics of a test set.
     "DIST_TIMEOUT_MINUTES": Key(30, at_least(1)),
@@ -176,7 +169,7 @@ RENAMED = {
 
 
 def add_crnas_config(cfg: CfgNode) -> None:
-    """Add our keys to a detectron2 config, in place."""
+    """Add our keys to a detectron2 config, in place; none of its own defaults changes."""
     for name, key in KEYS.items():
         *nodes, last = name.split(".")
         node = cfg
@@ -185,11 +178,6 @@ def add_crnas_config(cfg: CfgNode) -> None:
         node[last] = key.default
     for old, new in RENAMED.items():
         cfg.register_renamed_key(old, new)
-
-
-def may_change(name: str, scored: bool) -> bool:
-    """Whether --resume of a search may find another value; ``scored``: a candidate is."""
-    return name in ALWAYS or (name in UNTIL_SCORED and not scored)
 
 
 def read_config(config_file: str, opts: Sequence[str] = (), as_asked: bool = False) -> CfgNode:

@@ -122,8 +122,7 @@ def _exit_on_error() -> Iterator[None]:
         if not line and comm.get_world_size() > 1:
             time.sleep(GRACE)
         write_to_log(logging.ERROR, line or "the run ends with an error", error)
-        shown = f"error: {line}" if line else traceback.format_exc()
-        print(shown, file=sys.stderr, flush=True)
+        print(f"error: {line}" if line else traceback.format_exc(), file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
 
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from crnas_d2.config import RENAMED, leaves, may_change, read_config
+from crnas_d2.config import ALWAYS, RENAMED, UNTIL_SCORED, leaves, read_config
 from crnas_d2.data.datasets import check_dataset, register_own_data, use_own_data
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
@@ -124,7 +124,8 @@ def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
         for key in sorted(RENAMED.keys() & before.keys()):
             raise InputError(f"{path}: Key {key} was renamed to {RENAMED[key]}")
         scored = any(path.parent.glob("*/journal.jsonl")) or any(path.parent.glob("*/matches"))
-        keys = [key for key in now if not may_change(key, scored)]
+        may_change = ALWAYS if scored else ALWAYS + UNTIL_SCORED
+        keys = [key for key in now if key not in may_change]
     for settings in (before, now):
         by_image = settings["SOLVER.LR_PER_IMAGE"] * settings["SOLVER.IMS_PER_BATCH"]
         settings["SOLVER.BASE_LR"] = by_image or settings["SOLVER.BASE_LR"]
