@@ -1,8 +1,7 @@
 """crnas_d2: CR-NAS (Computation Reallocation for Object Detection, ICLR 2020) for Detectron2.
 
-The pure core (``architecture``, ``space``, ``search``) imports in milliseconds and without torch.
-``add_crnas_config`` is all that another Detectron2 project needs: it adds our config keys, and
-importing it registers our backbones and data sets in Detectron2's own registries.
+The pure core (``architecture``, ``space``, ``search``) imports without torch. All that another project
+needs is ``add_crnas_config``: with it come our config keys, backbones and data sets.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The two lines of detectron2 that crnas_d2 works with, and all that differs between them.
 
-*Main* is what detectron2's repository has ("0.6"), *0.5* what the Python package index has. 0.5 (as the
-tag v0.6 of 2021) cannot be imported without its compiled module `detectron2._C`; main can.
-`prepare()` has to run before the first import of detectron2; our packages that need it see to that.
+*Main* is what detectron2's repository has ("0.6"), *0.5* what the Python package index has; 0.5 (as the
+tag v0.6 of 2021) cannot be imported without its compiled module `detectron2._C`. Our packages call
+`prepare()` before they import detectron2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import Any
 
 _HOW_TO_GET_IT = """\
-crnas_d2 needs detectron2, and {problem}. There are two ways to get it:
+crnas_d2 needs detectron2, which is not installed (a clone of its repository beside a script does not \
+count). There are two ways to get it:
   1. current main, compiled, in an environment that has torch:
      pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'
   2. detectron2 0.5, with no compiler: `make env` in the source folder of crnas_d2 (the commands are
@@ -33,13 +34,14 @@ _HOW_IT_WAS_BUILT = {"get_compiler_version": "none", "get_cuda_version": "none",
 
 
 def prepare() -> None:
-    """Make the installed detectron2 importable; further calls do nothing.
-
-    On 0.5 without `_C`, stand-ins go into `sys.modules`. A compiled `_C` and main are left alone.
+    """Make the installed detectron2 importable: on 0.5 without `_C`, stand-ins go into `sys.modules`.
 
     Raises ImportError: no detectron2, or versions that do not work; the message says what to install.
     """
-    folder = _package_folder()
+    spec = importlib.util.find_spec("detectron2")  # does not import it
+    if spec is None or spec.origin is None:  # a mere folder has no origin
+        raise ImportError(_HOW_TO_GET_IT, name="detectron2")
+    folder = Path(spec.origin).parent
     with suppress(PackageNotFoundError):  # torch built from source, perhaps
         if _numbers(version("torch")) < (2, 3):  # the first with torch.amp.GradScaler
             raise ImportError(f"crnas_d2 needs torch 2.3 or later; here is {version('torch')}")
@@ -61,7 +63,7 @@ def prepare() -> None:
     specs = [find("detectron2._C", [str(folder)]) for find in finders]
     if not any(spec and spec.loader for spec in specs):
         for name in ("detectron2._C", "detectron2.evaluation.fast_eval_api"):
-            sys.modules.setdefault(name, _stand_in(name))
+            sys.modules.setdefault(name, _StandIn(name))
 
 
 def create_local_process_group(num_per_machine: int) -> None:
@@ -76,32 +78,20 @@ def create_local_process_group(num_per_machine: int) -> None:
         comm._LOCAL_PROCESS_GROUP, _ = new_subgroups(group_size=num_per_machine)
 
 
-def _package_folder() -> Path:
-    """detectron2's folder, found without importing it."""
-    try:
-        spec = importlib.util.find_spec("detectron2")
-    except (ImportError, ValueError):  # blocked, or a module without a spec in sys.modules
-        spec = None
-    if spec is None:
-        problem = "it is not installed"
-    elif spec.origin is not None:
-        return Path(spec.origin).parent
-    else:  # a clone of the repository beside the script
-        where = next(iter(spec.submodule_search_locations or ["?"]))
-        problem = f"what is found under that name ({where}) is a folder, not an installed package"
-    raise ImportError(_HOW_TO_GET_IT.format(problem=problem), name="detectron2")
-
-
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
 
-def _stand_in(module_name: str) -> ModuleType:
+class _StandIn(ModuleType):
     """A module whose attributes are made when they are first asked for."""
 
-    def attribute(name: str) -> Any:
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, loader=None, origin="stand-in of crnas_d2")
+
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # Python and its tools look for __path__ and the like
-            raise AttributeError(f"module {module_name!r} has no attribute {name!r}")
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         if name == "COCOeval_opt":  # COCOEvaluator's default; main takes pycocotools as well
             from pycocotools.cocoeval import COCOeval
 
@@ -113,8 +103,3 @@ def _stand_in(module_name: str) -> ModuleType:
             raise RuntimeError(_NOT_COMPILED.format(name=name))
 
         return call
-
-    module = ModuleType(module_name)
-    module.__spec__ = ModuleSpec(module_name, loader=None, origin="stand-in of crnas_d2")
-    module.__getattr__ = attribute  # type: ignore[method-assign]
-    return module

@@ -1,16 +1,13 @@
-"""Every config key of ours, in one table: default, meaning, unit, the paper's section, what is allowed,
-and whether a resumed run may change it. And ``read_config``, by which our scripts read a config.
-
-None of detectron2's defaults changes, so a project that adds our keys keeps its behaviour.
+"""Every config key of ours, in one table: default, meaning, unit, the paper's section, what is allowed;
+which keys --resume of a search may change; and ``read_config``, by which our scripts read a config.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +20,6 @@ from crnas_d2.modeling.meta_arch import classifier  # noqa: F401  (registers the
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
-# When --resume may find another value than the run in OUTPUT_DIR began with.
-NEVER, UNTIL_SCORED, ALWAYS = "never", "until a candidate is scored", "always"
-
 
 class Check(NamedTuple):
     """What a value, or each entry of a list, has to be; ``allowed`` says it in words."""
@@ -35,18 +29,11 @@ class Check(NamedTuple):
 
 
 def at_least(least: float) -> Check:
-    return Check(lambda value: least <= value < math.inf, f"at least {least:g} is needed")
+    return Check(lambda value: least <= value < math.inf, f"at least {least:g}")
 
 
 def one_of(*values: str) -> Check:
-    return Check(lambda value: value in values, f"allowed are {', '.join(map(repr, values))}")
-
-
-def _is_device(value: str) -> bool:
-    try:
-        return bool(torch.device(value))
-    except RuntimeError:
-        return False
+    return Check(lambda value: value in values, f"one of {', '.join(map(repr, values))}")
 
 
 class Key(NamedTuple):
@@ -54,81 +41,70 @@ class Key(NamedTuple):
 
     default: Any
     check: Check | None = None
-    resume: str = NEVER
 
 
 KEYS = {
-    # ---- the network -------------------------------------------------------------------------
+    # ---- the network
     # resnet_basic (ResNet18, 34), resnet (ResNet50, 101, 152), resnext or mobilenetv2.
     "MODEL.CRNAS.FAMILY": Key("resnet", one_of(*build.FAMILIES)),
-    # Blocks in each stage (paper, Table 5).
-    "MODEL.CRNAS.STAGE_CODE": Key([3, 4, 6, 3]),
+    "MODEL.CRNAS.STAGE_CODE": Key([3, 4, 6, 3]),  # blocks in each stage (paper, Table 5)
     # One digit a block, 0, 1, 2 for rates 1, 2, 3 (paper, Table 6); empty: rate 1 everywhere.
     "MODEL.CRNAS.DILATION_CODE": Key([]),
-    # "": the fixed network of the two codes; or a supernet, which search_net.py sets by itself.
-    "MODEL.CRNAS.SUPERNET": Key("", one_of("", "stage", "dilation")),
+    "MODEL.CRNAS.SUPERNET": Key("", one_of("", "stage", "dilation")),  # "": the codes' fixed network
     # Channels after the stem, and width of each stage; 0 and empty: the family's own, 64 and
     # [64, 128, 256, 512] in ResNets, whose stages have 4 * width channels except in resnet_basic.
     "MODEL.CRNAS.STEM_CHANNELS": Key(0, at_least(0)),
     "MODEL.CRNAS.WIDTHS": Key([]),
-    # Factor on both. Supernets of ResNet and ResNeXt have 0.5 in the paper (A.1).
-    "MODEL.CRNAS.WIDTH_MULTIPLIER": Key(1.0),
+    "MODEL.CRNAS.WIDTH_MULTIPLIER": Key(1.0),  # of both; the paper's supernets of ResNe(X)t have 0.5
     # resnext: groups of the 3x3 convolution, and channels a group in the first stage at full width.
     "MODEL.CRNAS.NUM_GROUPS": Key(32, at_least(1)),
     "MODEL.CRNAS.WIDTH_PER_GROUP": Key(4, at_least(1)),
-    # resnet and resnext: stride in the first 1x1 convolution, as in MSRA's weights, not in the 3x3.
+    # resnet, resnext: stride in the first 1x1 convolution, as in MSRA's weights, not in the 3x3.
     "MODEL.CRNAS.STRIDE_IN_1X1": Key(False),
-    # "auto": SyncBN when more than one process trains, BN otherwise; or a name for get_norm.
+    # "auto": SyncBN when more than one process trains, otherwise BN; or a name for get_norm.
     "MODEL.CRNAS.NORM": Key(
         "auto", one_of("auto", "", "BN", "SyncBN", "naiveSyncBN", "nnSyncBN", "FrozenBN", "GN")
     ),
     # Stages that build_crnas_backbone returns; the FPN builders follow MODEL.FPN.IN_FEATURES.
     "MODEL.CRNAS.OUT_FEATURES": Key(["res2", "res3", "res4", "res5"]),
     # Depths of each entry of the stage code in the supernet; empty: the paper's (Sec. 3.2.1, A.2).
+    # NESTED_DEPTHS: n is the first n blocks of one chain, instead of a chain of its own (Figure 2).
     "MODEL.CRNAS.STAGE_SPACE": Key([]),
-    # Depth n is the first n blocks of one chain, instead of a chain of its own (paper, Figure 2).
     "MODEL.CRNAS.NESTED_DEPTHS": Key(False),
-    # ---- NAS-FPN and classification ----------------------------------------------------------
-    # Stacked cells of build_crnas_nas_fpn_backbone (paper, Table 9: 7, with FPN.OUT_CHANNELS 384).
+    # Stacked cells; the paper's 7 have FPN.OUT_CHANNELS 384 (Table 9).
     "MODEL.NAS_FPN.NUM_CELLS": Key(7, at_least(1)),
-    # META_ARCHITECTURE ImageClassifier: number of classes, and the stage that it pools.
-    "MODEL.CLASSIFIER.NUM_CLASSES": Key(1000, at_least(1)),
-    "MODEL.CLASSIFIER.IN_FEATURE": Key("res5"),
-    # Pixels: the side of the square that a classifier sees, and the shorter side of a test image before
-    # its centre is cropped.
-    "INPUT.CLASSIFIER_CROP": Key(224, at_least(1)),
-    "INPUT.CLASSIFIER_TEST_RESIZE": Key(256),
-    # ---- the schedule ------------------------------------------------------------------------
+    "MODEL.CLASSIFIER.NUM_CLASSES": Key(1000, at_least(1)),  # META_ARCHITECTURE ImageClassifier
+    "MODEL.CLASSIFIER.IN_FEATURE": Key("res5"),  # the stage that it pools
+    "INPUT.CLASSIFIER_CROP": Key(224, at_least(1)),  # pixels: the side of what a classifier sees
+    "INPUT.CLASSIFIER_TEST_RESIZE": Key(256),  # pixels: the shorter side of a test image before it
+    # ---- the schedule and your own data
     # Passes over the training images; above 0 it sets SOLVER.MAX_ITER, and STEP_EPOCHS sets
     # SOLVER.STEPS (paper, Sec. 4.1: 13, with 8 and 11). 0: detectron2's keys count.
     "SOLVER.EPOCHS": Key(0, at_least(0)),
     "SOLVER.STEP_EPOCHS": Key(()),
     # Learning rate for each image of the batch; above 0 it sets SOLVER.BASE_LR (paper: 0.00125).
     "SOLVER.LR_PER_IMAGE": Key(0.0, at_least(0)),
-    # Parts that the images of a process pass through the network in, one by one, before each step.
+    # Parts, one after the other, in which the images of a process pass the network before each step.
     "SOLVER.ACCUMULATE": Key(1, at_least(1)),
-    # ---- your own data -----------------------------------------------------------------------
-    # A COCO JSON and its image folder. In our two scripts they replace DATASETS.TRAIN or DATASETS.TEST,
-    # and the number of classes of the heads.
+    # A COCO JSON and its image folder: in our scripts instead of DATASETS.TRAIN, TEST and NUM_CLASSES.
     "DATASETS.TRAIN_JSON": Key(""),
     "DATASETS.TRAIN_IMAGES": Key(""),
     "DATASETS.TEST_JSON": Key(""),
     "DATASETS.TEST_IMAGES": Key(""),
-    # ---- the search --------------------------------------------------------------------------
+    # ---- the search
     # What search_net.py does (paper, Sec. 3.3). "retrain" trains the baseline and the found networks by
     # FOUND_BASE's schedule. Without "stage", the dilation search takes MODEL.CRNAS.STAGE_CODE.
-    "SEARCH.PHASES": Key(("stage", "dilation"), one_of("stage", "dilation", "retrain"), ALWAYS),
+    "SEARCH.PHASES": Key(("stage", "dilation"), one_of("stage", "dilation", "retrain")),
     # What the found network may cost; one stage supernet serves all. A number: blocks (8, 16, 33) in
     # the ResNet series, weighted blocks (16) in MobileNetV2 (paper, A.2). Or limits that hold together,
     # each a value and by what fraction the cost may differ: {macs: [4.1e9, 0.02], params: [25e6, 0.1]},
-    # of blocks, macs and params of the backbone, and latency, seconds that the whole detector takes for
-    # an image on MODEL.DEVICE; of FOUND_BASE's network at its test size.
+    # of FOUND_BASE's network at its test size: blocks, macs and params of the backbone, and latency,
+    # seconds that the whole detector takes for an image on MODEL.DEVICE.
     "SEARCH.BUDGETS": Key((16,)),
-    # The config that found.yaml is based on, with full widths and its own schedule: one path for all
-    # budgets, or one for each. Relative to the search's config.
+    # Configs, relative to the search's. FOUND_BASE: what found.yaml is based on, with full widths and
+    # its own schedule; one for all budgets, or one for each. PRETRAIN: classification, with which each
+    # network is trained first (paper, A.1); empty: none.
     "SEARCH.FOUND_BASE": Key(()),
-    # A classification config, with which each network is trained first (paper, A.1); empty: none.
-    # Relative to the search's config.
     "SEARCH.PRETRAIN": Key(""),
     # Images of the training set held out for scoring; 0: 5,000 (paper, Sec. 4.1), but at most a
     # fifth of the set. Images whose JSON entries are equal in SPLIT_FIELD stay on one side.
@@ -136,117 +112,82 @@ KEYS = {
     "SEARCH.ARCHVAL.SPLIT_FIELD": Key("id"),
     # "exhaustive": every code that meets the budget (paper, Sec. 3.3.1); others: EVALUATIONS of them.
     "SEARCH.STAGE.METHOD": Key("exhaustive", one_of("exhaustive", "evolution", "random")),
-    # Build the stage supernet without branches that no eligible code uses. With SAMPLING "eligible"
-    # each path is drawn uniformly from the eligible codes; "uniform": independently in each stage
-    # (paper, Sec. 3.3.1). Both take budgets of blocks only.
+    # ONLY_ELIGIBLE: without branches that no eligible code uses. SAMPLING: the path of an iteration is
+    # drawn in each stage by itself (paper, Sec. 3.3.1), or from the eligible codes; uniformly both
+    # times. ONLY_ELIGIBLE and "eligible" take budgets of blocks only.
     "SEARCH.STAGE.ONLY_ELIGIBLE": Key(False),
     "SEARCH.STAGE.SAMPLING": Key("uniform", one_of("uniform", "eligible")),
-    # "greedy": paper, Sec. 3.3.2.
+    # TOP_K: partial dilation codes that "greedy" keeps after each block (paper, Sec. 3.3.2).
     "SEARCH.DILATION.METHOD": Key("greedy", one_of("greedy", "evolution", "random")),
-    # Partial dilation codes kept after each block (paper, Sec. 3.3.2).
     "SEARCH.DILATION.TOP_K": Key(3, at_least(1)),
-    # Candidates that each evolutionary or random search scores; fewer where there are no more.
-    "SEARCH.EVALUATIONS": Key(200, at_least(1)),
-    # The score: a COCO task and metric on archval, 0 to 100.
+    "SEARCH.EVALUATIONS": Key(200, at_least(1)),  # candidates of each evolutionary or random search
+    # The score: COCO's task and metric on archval, 0 to 100.
     "SEARCH.EVAL.TASK": Key("bbox", one_of("bbox", "segm")),
     "SEARCH.EVAL.METRIC": Key("AP", one_of("AP", "AP50", "AP75", "APs", "APm", "APl")),
     # archtrain images over which a path's BatchNorm statistics are recomputed; 0: as trained.
-    "SEARCH.EVAL.RECALIBRATION_IMAGES": Key(
-        200, Check(lambda value: value == 0 or 3 <= value < math.inf, "0 or at least 3 is needed")
-    ),
+    "SEARCH.EVAL.RECALIBRATION_IMAGES": Key(200, Check(lambda n: n == 0 or n >= 3, "0 or at least 3")),
     # Images in one batch of scoring and of recalibration, over all processes. Scores depend on it: a
-    # batch's images are padded to one size, and recalibration normalises each batch by itself, of at
-    # least three, one for each dilation rate.
-    "SEARCH.EVAL.BATCH_SIZE": Key(8, at_least(1), UNTIL_SCORED),
-    # Host memory in GB of each process for the decoded images of archval, and again for those of
-    # recalibration; images that do not fit are read each time.
-    "SEARCH.EVAL.CACHE_GB": Key(8.0, at_least(0), ALWAYS),
+    # batch is padded to one size, and recalibration normalises it by itself (three batches at least).
+    "SEARCH.EVAL.BATCH_SIZE": Key(8, at_least(1)),
+    # Most GB of a process's host memory for archval's decoded images, and again for recalibration's.
+    "SEARCH.EVAL.CACHE_GB": Key(8.0, at_least(0)),
     # Mixed precision in scoring, and torch's channels_last memory format.
-    "SEARCH.EVAL.AMP": Key("", one_of("", "bf16", "fp16"), UNTIL_SCORED),
-    "SEARCH.EVAL.CHANNELS_LAST": Key(False, resume=UNTIL_SCORED),
+    "SEARCH.EVAL.AMP": Key("", one_of("", "bf16", "fp16")),
+    "SEARCH.EVAL.CHANNELS_LAST": Key(False),
     # Above 0: candidates race over growing portions of archval, and one that is not among the leading
     # quarter in this fraction of bootstraps is dropped (0.96 was measured). 0: none, as in the paper.
-    "SEARCH.RACE.CONFIDENCE": Key(
-        0.0, Check(lambda value: value == 0 or 0.5 < value < 1, "0 or above 0.5 and below 1 is needed")
-    ),
-    # ---- the run -----------------------------------------------------------------------------
-    # Threads of one operation on the CPU, the same for any number of processes, since results
-    # depend on it; 0: torch's default. Our scripts read SEED -1 as 0: always seeded.
+    "SEARCH.RACE.CONFIDENCE": Key(0.0, Check(lambda c: c == 0 or 0.5 < c < 1, "0 or 0.5 < value < 1")),
+    # ---- the run
+    # Threads of one operation on the CPU, on which results depend; 0: torch's default.
     "NUM_THREADS": Key(0, at_least(0)),
-    # Minutes that a process waits for the others in a collective operation; rank 0 may compute alone so
-    # long, as it does the metrics of a test set.
-    "DIST_TIMEOUT_MINUTES": Key(30, at_least(1), ALWAYS),
+    # Minutes that processes wait for each other at most, as for rank 0 and the metrics of a test set.
+    "DIST_TIMEOUT_MINUTES": Key(30, at_least(1)),
 }
 
-# With what our scripts allow of detectron2's keys; and which of those a resumed run may change.
+# Ours, and what our scripts allow of those keys of detectron2 that would fail in the middle of a run.
 CHECKS = {
     **{name: key.check for name, key in KEYS.items() if key.check},
+    **dict.fromkeys(("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"), at_least(1)),
+    **{"INPUT.MIN_SIZE_TRAIN": at_least(1), "INPUT.MIN_SIZE_TEST": at_least(0)},  # 0: not resized
+    **{"MODEL.FPN.OUT_CHANNELS": at_least(1), "MODEL.PIXEL_STD": at_least(1e-6)},
+    **{"SOLVER.CHECKPOINT_PERIOD": at_least(1), "SOLVER.MAX_ITER": at_least(1)},
     "DATALOADER.NUM_WORKERS": at_least(0),
-    "INPUT.MAX_SIZE_TRAIN": at_least(1),
-    "INPUT.MAX_SIZE_TEST": at_least(1),
-    "INPUT.MIN_SIZE_TRAIN": at_least(1),
-    "INPUT.MIN_SIZE_TEST": at_least(0),  # 0: not resized
-    "MODEL.DEVICE": Check(_is_device, "cpu, cuda, or another device of torch is needed"),
-    "MODEL.FPN.OUT_CHANNELS": at_least(1),
-    "MODEL.PIXEL_STD": at_least(1e-6),  # a divisor
-    "SOLVER.CHECKPOINT_PERIOD": at_least(1),
-    "SOLVER.MAX_ITER": at_least(1),
-}
-RESUME = {
-    **{name: key.resume for name, key in KEYS.items()},
-    **dict.fromkeys(
-        ("CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD"), ALWAYS
-    ),
 }
 
-# Keys of earlier versions and what replaces them; "": nothing.
+# Keys that --resume of a search may change: always, and until a candidate is scored.
+ALWAYS = (
+    *("CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "DIST_TIMEOUT_MINUTES", "OUTPUT_DIR"),
+    *("SEARCH.EVAL.CACHE_GB", "SEARCH.PHASES", "SOLVER.CHECKPOINT_PERIOD"),
+)
+UNTIL_SCORED = ("SEARCH.EVAL.AMP", "SEARCH.EVAL.BATCH_SIZE", "SEARCH.EVAL.CHANNELS_LAST")
+
+# Keys of SEARCH in earlier versions, most of them without a node, and what replaces them.
 RENAMED = {
-    "SEARCH.STEPS": "SEARCH.PHASES",
-    "SEARCH.STAGE_SEARCH": "SEARCH.STAGE.METHOD",
-    "SEARCH.DILATION_SEARCH": "SEARCH.DILATION.METHOD",
-    "SEARCH.ONLY_ELIGIBLE": "SEARCH.STAGE.ONLY_ELIGIBLE",
-    "SEARCH.SAMPLING": "SEARCH.STAGE.SAMPLING",
-    "SEARCH.TOP_K": "SEARCH.DILATION.TOP_K",
+    **{f"SEARCH.{name.split('.')[2]}": name for name in KEYS if re.match(r"SEARCH\.\w+\.", name)},
     "SEARCH.ARCHVAL_SIZE": "SEARCH.ARCHVAL.SIZE",
-    "SEARCH.SPLIT_FIELD": "SEARCH.ARCHVAL.SPLIT_FIELD",
+    "SEARCH.DILATION_SEARCH": "SEARCH.DILATION.METHOD",
     "SEARCH.RACE_CONFIDENCE": "SEARCH.RACE.CONFIDENCE",
-    "SEARCH.TASK": "SEARCH.EVAL.TASK",
-    "SEARCH.METRIC": "SEARCH.EVAL.METRIC",
-    "SEARCH.RECALIBRATION_IMAGES": "SEARCH.EVAL.RECALIBRATION_IMAGES",
-    "SEARCH.BATCH_SIZE": "SEARCH.EVAL.BATCH_SIZE",
-    "SEARCH.CACHE_GB": "SEARCH.EVAL.CACHE_GB",
-    "SEARCH.AMP": "SEARCH.EVAL.AMP",
-    "SEARCH.CHANNELS_LAST": "SEARCH.EVAL.CHANNELS_LAST",
-    **dict.fromkeys(("SEARCH.COMPILE", "SEARCH.GROUP_SIZE", "SEARCH.CACHE_ON_DEVICE"), ""),
+    "SEARCH.STAGE_SEARCH": "SEARCH.STAGE.METHOD",
+    "SEARCH.STEPS": "SEARCH.PHASES",
 }
 
 
 def add_crnas_config(cfg: CfgNode) -> None:
-    """Add our keys to a detectron2 config, in place."""
+    """Add our keys to a detectron2 config, in place; none of its own defaults changes."""
     for name, key in KEYS.items():
         *nodes, last = name.split(".")
         node = cfg
         for part in nodes:
             node = node.setdefault(part, CfgNode())
         node[last] = key.default
+    for old, new in RENAMED.items():
+        cfg.register_renamed_key(old, new)
 
 
-def may_change(name: str, scored: bool) -> bool:
-    """Whether --resume of a search may find another value; ``scored``: a candidate is."""
-    return RESUME.get(name, NEVER) in ((ALWAYS,) if scored else (ALWAYS, UNTIL_SCORED))
-
-
-def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """As ``merge_config``, and with MODEL.DEVICE cpu where cuda is asked for and torch sees no GPU."""
-    cfg = merge_config(config_file, opts)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"  # start_run warns of it
-    return cfg
-
-
-def merge_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+def read_config(config_file: str, opts: Sequence[str] = (), as_asked: bool = False) -> CfgNode:
     """detectron2's config with our keys, from a file and KEY VALUE pairs, checked; not frozen.
 
+    MODEL.DEVICE is cpu where cuda is asked for and torch sees no GPU, unless ``as_asked``.
     Of a schedule in epochs and detectron2's keys for the same, the one given last counts: those of a
     config come after its ``_BASE_``, and KEY VALUE pairs after the file.
 
@@ -254,23 +195,32 @@ def merge_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_crnas_config(cfg)
-    layers: list[Iterable[str]] = [leaves(cfg)]
-    if config_file:
-        source = f"--config-file: {config_file}"
-        with _input_errors(source):
+    layers = [set(leaves(cfg))]
+    source = f"--config-file: {config_file}"
+    try:
+        if config_file:
             layers += _keys_by_layer(config_file)
-            refuse_renamed(itertools.chain(*layers), source)
             cfg.merge_from_file(config_file)
-    layers.append(opts[::2])
-    refuse_renamed(opts[::2], "KEY VALUE")
-    with _input_errors(f"KEY VALUE: {' '.join(map(str, opts))}"):
+        source = f"KEY VALUE: {' '.join(map(str, opts))}"
+        layers.append(set(opts[::2]))
         cfg.merge_from_list(list(opts))
+        source = f"MODEL.DEVICE: {cfg.MODEL.DEVICE}"
+        torch.device(cfg.MODEL.DEVICE)
+    except Exception as error:  # of several kinds, from yacs, yaml, the file and torch
+        text = error.args[0] if isinstance(error, KeyError) else error
+        raise InputError(f"{source}: {' '.join(str(text).split())}") from error
     last = {key: number for number, keys in enumerate(layers) for key in keys}
     if max(last["SOLVER.MAX_ITER"], last["SOLVER.STEPS"]) > last["SOLVER.EPOCHS"]:
         cfg.SOLVER.EPOCHS, cfg.SOLVER.STEP_EPOCHS = 0, ()
     if last["SOLVER.BASE_LR"] > last["SOLVER.LR_PER_IMAGE"]:
         cfg.SOLVER.LR_PER_IMAGE = 0.0
-    _check_values(leaves(cfg))
+    values = leaves(cfg)
+    for name, check in CHECKS.items():
+        entries = values[name] if isinstance(values[name], list) else [values[name]]
+        if not (entries and all(map(check.accepts, entries))):
+            raise InputError(f"{name}: {values[name]!r}: {check.allowed} is needed")
+    if cfg.MODEL.DEVICE.startswith("cuda") and not (as_asked or torch.cuda.is_available()):
+        cfg.MODEL.DEVICE = "cpu"  # start_run warns of it
     return cfg
 
 
@@ -286,21 +236,6 @@ def _keys_by_layer(config_file: str) -> Iterator[set[str]]:
     yield set(leaves(content))
 
 
-_NO_CONFIG = (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError)
-
-
-@contextmanager
-def _input_errors(source: str) -> Iterator[None]:
-    """Errors of yacs and yaml become InputErrors."""
-    try:
-        yield
-    except InputError:
-        raise
-    except _NO_CONFIG as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        raise InputError(f"{source}: {' '.join(str(text).split())}") from error
-
-
 def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     """A nested config's values by their dotted keys; tuples as lists."""
     if not isinstance(node, dict):
@@ -309,18 +244,3 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     for name, child in node.items():
         found.update(leaves(child, f"{prefix}.{name}" if prefix else str(name)))
     return found
-
-
-def refuse_renamed(keys: Iterable[str], source: str) -> None:
-    """Raise InputError, naming the new key, if a key of an earlier version is among them."""
-    for key in sorted(RENAMED.keys() & set(keys)):
-        now = RENAMED[key]
-        raise InputError(f"{source}: {key}: " + (f"is {now} now" if now else "is no key any more"))
-
-
-def _check_values(values: dict[str, Any]) -> None:
-    for name, check in CHECKS.items():
-        value = values[name]
-        entries = value if isinstance(value, list) else [value]
-        if not (entries and all(map(check.accepts, entries))):
-            raise InputError(f"{name}: {value!r}: {check.allowed}")

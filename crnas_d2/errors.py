@@ -6,4 +6,4 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something a person gave us cannot be used; the message is for that person."""
+    """Something that the user gave cannot be used."""

@@ -9,13 +9,14 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
+from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import IO, Union
+from typing import IO
 
-PathLike = Union[str, Path]
+EARLY = MemoryHandler(1000)  # what is logged before log.txt is open, and lost if it never is
 
 
-def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     """Replace a file by what ``write`` puts into the open file that it is given; create its folder.
 
     Raises OSError: naming ``path``; the file from before stays, and no temporary file does.
@@ -39,19 +40,16 @@ def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> No
         raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
-def write_bytes(path: PathLike, content: bytes) -> None:
+def write_bytes(path: str | Path, content: bytes) -> None:
     write_atomically(path, lambda file: file.write(content))
 
 
-def write_text(path: PathLike, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
 def write_to_log(level: int, line: str, error: Exception | None = None) -> None:
-    """Append to OUTPUT_DIR/log.txt and not to the screen, with the error's traceback.
-
-    Does nothing before detectron2's setup_logger has opened the file, or where the disk takes no more.
-    """
+    """Append to OUTPUT_DIR/log.txt alone, with the error's traceback; nothing if it is not open yet."""
     exc_info = (type(error), error, error.__traceback__) if error else None
     record = logging.LogRecord("crnas_d2", level, __file__, 0, line, (), exc_info)
     for handler in logging.getLogger("crnas_d2").handlers:

@@ -1,11 +1,9 @@
-"""The processes of a script, from its command line to its exit status.
+"""The processes of a script, from its command line to its exit status: torchrun's (RANK, WORLD_SIZE,
+LOCAL_RANK ...), srun's (SLURM_PROCID, SLURM_STEP_* ...; MASTER_ADDR and MASTER_PORT, if set), or those
+started here by --num-gpus, --num-machines, --machine-rank and --dist-url.
 
-    torchrun    RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT
-    srun        SLURM_PROCID, SLURM_LOCALID, SLURM_STEP_*; MASTER_ADDR and MASTER_PORT, if set
-    otherwise   --num-gpus, --num-machines, --machine-rank, --dist-url; processes are started here
-
-When a process dies, mp.spawn or torchrun ends the others on its machine. Those on other machines end
-when a collective operation fails, at the latest after DIST_TIMEOUT_MINUTES.
+When a process dies, mp.spawn or torchrun ends the others on its machine; those on other machines end
+when a collective operation fails, after DIST_TIMEOUT_MINUTES at the latest.
 """
 
 from __future__ import annotations
@@ -19,7 +17,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ import torch.multiprocessing as mp
 from crnas_d2 import compat
 from crnas_d2.config import read_config
 from crnas_d2.errors import InputError
-from crnas_d2.files import write_to_log
+from crnas_d2.files import EARLY, write_to_log
 from detectron2.utils import comm
 
 Prepare = Callable[[argparse.Namespace], Any]
@@ -43,10 +42,7 @@ DISK_ERRORS = (
 # Seconds before a rank prints an unexpected error: if another rank's end has caused it, the launcher
 # ends this rank first, and the real error stands alone. torchrun looks every 0.1 s, in older torch 5 s.
 GRACE = 6
-EPILOG = """
---num-gpus is the number of processes on this machine, also with MODEL.DEVICE cpu. torchrun and
-srun --kill-on-bad-exit=1 can start the processes instead; leave --num-gpus out, then.
-"""
+EPILOG = "\n--num-gpus: processes on this machine, also on the CPU; left out under torchrun and srun\n"
 
 
 class Process(NamedTuple):
@@ -60,10 +56,7 @@ class Process(NamedTuple):
 
 
 def from_environment(environ: Mapping[str, str]) -> Process | None:
-    """This process, if torchrun or srun started it.
-
-    Raises InputError: srun's tasks are not the same number on each machine, or not in blocks.
-    """
+    """This process, if torchrun or srun started it. Raises InputError: tasks that are not in blocks."""
     world_size = int(environ.get("WORLD_SIZE") or 1)
     # Some clusters set RANK 0 and WORLD_SIZE 1 in every container.
     if "RANK" in environ and (world_size > 1 or "LOCAL_RANK" in environ):
@@ -89,10 +82,7 @@ def from_environment(environ: Mapping[str, str]) -> Process | None:
 
 
 def from_options(args: argparse.Namespace) -> list[Process]:
-    """The processes that detectron2's options ask for on this machine.
-
-    Raises InputError: a number out of range, or no address at which several machines can meet.
-    """
+    """This machine's processes by detectron2's options. Raises InputError: those that make no sense."""
     local, machines, url = args.num_gpus or 1, args.num_machines, args.dist_url  # 0 GPUs: the CPU
     for option, value in (("--num-gpus", local), ("--num-machines", machines)):
         if value < 1:
@@ -110,41 +100,43 @@ def from_options(args: argparse.Namespace) -> list[Process]:
 
 def join(process: Process, device: str, minutes: float = 30) -> None:
     """Enter the process group: NCCL on GPUs, gloo on the CPU; ``minutes``: until a time-out."""
-    timeout = timedelta(minutes=minutes)
-    on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:  # srun may show each task its own GPU alone
+    backend, timeout = "gloo", timedelta(minutes=minutes)
+    if torch.device(device).type == "cuda":
+        backend = "nccl"  # srun may show each task its own GPU alone
         torch.cuda.set_device(process.local_rank % torch.cuda.device_count())
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        init_method=process.url,
-        world_size=process.world_size,
-        rank=process.rank,
-        timeout=timeout,
-    )
+    dist.init_process_group(backend, process.url, timeout, process.world_size, process.rank)
     compat.create_local_process_group(process.local_world_size)
     if hasattr(dist, "set_timeout"):  # in older torch detectron2's gloo group keeps 30 minutes
         dist.set_timeout(timeout, comm._get_global_gloo_group())
 
 
+@contextmanager
+def _exit_on_error() -> Iterator[None]:
+    logging.getLogger().addHandler(EARLY)
+    # detectron2 logs an error that ends training, too.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(lambda record: not record.exc_info)
+    try:
+        yield
+    except Exception as error:
+        line = _line(error)
+        if not line and comm.get_world_size() > 1:
+            time.sleep(GRACE)
+        write_to_log(logging.ERROR, line or "the run ends with an error", error)
+        print(f"error: {line}" if line else traceback.format_exc(), file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+@_exit_on_error()
 def run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> None:
     """Parse the command line; ``prepare`` on rank 0, then ``work`` in every process.
 
+    ``prepare`` checks the arguments, raises InputError for bad input, and writes nothing; ``work`` gets
+    what it returned, pickled on ranks above 0, and the arguments. Both are importable by their names.
     Exits with one line on standard error, and status 2 for bad input, or status 1 where the disk fails
-    or training diverges.
-
-    Args:
-        prepare: reads and checks, raises InputError for bad input, and writes nothing.
-        work: called with what ``prepare`` returned, pickled on ranks above 0, and with the command
-            line's arguments. Both are importable by their names.
+    or training diverges; with a traceback and status 1 after any other error.
     """
     parser.epilog = (parser.epilog or "") + EPILOG
     parser.set_defaults(num_gpus=None)  # so that --num-gpus 1 is seen, too
-    status = _status(_run, prepare, work, parser)
-    if status:
-        sys.exit(status)
-
-
-def _run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> int:
     args = parser.parse_args()
     for word in args.opts:
         if word.startswith("--"):
@@ -152,70 +144,49 @@ def _run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> int:
     if not args.config_file:
         raise InputError("--config-file is needed")
     process = from_environment(os.environ)
-    if process is not None:
-        for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
-            value, option = getattr(args, name), f"--{name.replace('_', '-')}"
-            if value != parser.get_default(name):
-                raise InputError(f"{option}: {value}: leave it out under torchrun and srun")
-        return _in_group(process, prepare, work, args)
+    if process is None:
+        _run_by_options(prepare, work, args)
+        return
+    for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
+        value, option = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value != parser.get_default(name):
+            raise InputError(f"{option}: {value}: leave it out under torchrun and srun")
+    _run_in_group(0, [process], prepare, work, args)
+
+
+def _run_by_options(prepare: Prepare, work: Work, args: argparse.Namespace) -> None:
     processes = from_options(args)
     if processes[0].world_size == 1:
         work(prepare(args), args)
-        return 0
+        return
     device, gpus = read_config(args.config_file, args.opts).MODEL.DEVICE, torch.cuda.device_count()
     if torch.device(device).type == "cuda" and len(processes) > gpus:
         raise InputError(f"--num-gpus: {len(processes)}: there are {gpus}; allowed are 1 to {gpus}")
     try:
-        mp.spawn(_spawned, (processes, prepare, work, args), nprocs=len(processes))
+        mp.spawn(_run_in_group, (processes, prepare, work, args), nprocs=len(processes))
     except mp.ProcessExitedException as error:
         if error.exit_code < 0:  # else it has printed its error
             rank = processes[error.error_index].rank
             print(f"error: rank {rank} was killed by {error.signal_name}", file=sys.stderr)
-        return max(error.exit_code, 1)
-    return 0
+        sys.exit(max(error.exit_code, 1))
 
 
-def _spawned(local_rank: int, processes: list[Process], *rest: Any) -> None:
-    try:
-        status = _status(_in_group, processes[local_rank], *rest)
-    except Exception:
-        traceback.print_exc()  # mp.spawn would do it when all others have ended, which may take long
-        status = 1
-    sys.exit(status)
-
-
-def _in_group(process: Process, prepare: Prepare, work: Work, args: argparse.Namespace) -> int:
+@_exit_on_error()  # with mp.spawn alone a traceback would wait until all other processes have ended
+def _run_in_group(
+    i: int, processes: list[Process], prepare: Prepare, work: Work, args: argparse.Namespace
+) -> None:
     cfg = read_config(args.config_file, args.opts)
-    join(process, cfg.MODEL.DEVICE, cfg.DIST_TIMEOUT_MINUTES)
-    prepared, error = None, None
-    if comm.is_main_process():
-        try:
-            prepared = prepare(args)
-        except InputError as raised:
-            error = raised
-    shared, error = comm.all_gather((prepared, error))[0]
-    if error:
-        raise error if comm.is_main_process() else SystemExit(2)  # rank 0 prints it
-    work(prepared if comm.is_main_process() else shared, args)
-    dist.destroy_process_group()  # not after an error: it would wait for the others
-    return 0
-
-
-def _status(call: Callable[..., int], *args: object) -> int:
-    """The exit status; prints an error that one line explains, raises any other again."""
-    # detectron2 logs an error that ends training, too.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(lambda record: not record.exc_info)
+    join(processes[i], cfg.MODEL.DEVICE, cfg.DIST_TIMEOUT_MINUTES)
+    is_main, prepared = comm.is_main_process(), None
     try:
-        return call(*args)
-    except Exception as error:
-        line = _line(error)
-        if not line and comm.get_world_size() > 1:
-            time.sleep(GRACE)
-        write_to_log(logging.ERROR, line or "the run ends with an error", error)
-        if not line:
-            raise
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, InputError) else 1
+        prepared = prepare(args) if is_main else None
+    except InputError as error:
+        prepared = error
+    shared = comm.all_gather(prepared)[0]
+    if isinstance(shared, InputError):
+        raise shared if is_main else SystemExit(2)  # rank 0 prints it
+    work(prepared if is_main else shared, args)
+    dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
 def _line(error: Exception) -> str:

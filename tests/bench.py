@@ -27,7 +27,7 @@ from detectron2.modeling import build_backbone
 TRAIN, SEARCH = "train_net.py", "search_net.py"
 
 
-class Started(Exception):
+class Started(BaseException):
     """Nobody complained before the run began to write; holds its config."""
 
 

@@ -65,32 +65,18 @@ def test_without_detectron2_one_error_says_how_to_get_it():
     assert result.stderr.count("Traceback") == 1
 
 
-def test_a_blocked_detectron2_is_the_same_error():
-    result = bare_python(
-        """
-        class Blocker:
-            def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] == "detectron2":
-                    raise ModuleNotFoundError("blocked")
-        sys.meta_path.insert(0, Blocker())
-        from crnas_d2.compat import prepare
-        prepare()
-        """
-    )
-    assert "ImportError: crnas_d2 needs detectron2, and it is not installed" in result.stderr
-
-
 def test_a_clone_beside_the_script_is_not_an_installed_detectron2(tmp_path):
     (tmp_path / "detectron2" / "configs").mkdir(parents=True)
     result = bare_python("from crnas_d2.compat import prepare; prepare()", tmp_path)
     assert "ImportError" in result.stderr
-    assert f"({tmp_path / 'detectron2'}) is a folder, not an installed package" in result.stderr
+    assert "detectron2, which is not installed (a clone of its repository" in result.stderr
 
 
 def test_the_pure_core_works_without_it():
-    result = bare_python(
-        "import crnas_d2, crnas_d2.architecture, crnas_d2.space, crnas_d2.search, crnas_d2.compat"
-    )
+    names = ["architecture", "budget", "compat", "errors", "files", "seeding", "space"]
+    names += [f"search.{path.stem}" for path in (ROOT / "crnas_d2" / "search").glob("[a-z]*.py")]
+    assert len(names) >= 12
+    result = bare_python("import crnas_d2, " + ", ".join(f"crnas_d2.{name}" for name in names))
     assert result.returncode == 0, result.stderr
 
 
@@ -197,96 +183,19 @@ def test_05_names_the_pin_that_is_not_met(tmp_path, versions, pin):
 # ---------------------------------------------------------------- the installed detectron2
 
 
-def test_the_installed_detectron2_detects_trains_and_evaluates_on_the_cpu():
+def test_the_installed_detectron2_says_how_it_was_built():
+    """As default_setup() asks it. That it trains and evaluates: test_guest.py and test_configs.py."""
     pytest.importorskip("torch")
     result = full_python(
         """
         from crnas_d2.compat import prepare
         prepare()
-        import json, tempfile
-        import numpy, torch
-        from detectron2.config import get_cfg
-        from detectron2.data import DatasetCatalog
-        from detectron2.data.datasets import register_coco_instances
         from detectron2.evaluation import COCOEvaluator
-        from detectron2.modeling import build_model
-        from detectron2.structures import Boxes, Instances, PolygonMasks
         from detectron2.utils.collect_env import collect_env_info
-        from detectron2.utils.events import EventStorage
-
-        collect_env_info()  # default_setup() calls it; it asks `_C` how it was built
-        torch.set_num_threads(1)
-
-        def small(name, **keys):
-            cfg = get_cfg()
-            pairs = {
-                "MODEL.DEVICE": "cpu", "MODEL.RESNETS.DEPTH": 18,
-                "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-                "MODEL.RESNETS.NORM": "BN", "MODEL.BACKBONE.FREEZE_AT": 0,
-                "MODEL.FPN.OUT_CHANNELS": 8, "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
-                "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-                "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
-                "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
-                "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
-                "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
-                "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-                "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
-                "MODEL.ROI_BOX_HEAD.NUM_FC": 1, "MODEL.ROI_BOX_HEAD.FC_DIM": 8,
-                "MODEL.ROI_MASK_HEAD.NUM_CONV": 1, "MODEL.ROI_MASK_HEAD.CONV_DIM": 8,
-                **keys,
-            }
-            cfg.merge_from_list([item for pair in pairs.items() for item in pair])
-            model = build_model(cfg)
-            truth = Instances((64, 64))
-            truth.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
-            truth.gt_classes = torch.tensor([1])
-            truth.gt_masks = PolygonMasks([[numpy.array([8.0, 8, 40, 8, 40, 40])]])
-            inputs = [{"image": torch.rand(3, 64, 64) * 255, "instances": truth}]
-            with EventStorage():
-                losses = model(inputs)
-            sum(losses.values()).backward()
-            model.eval()
-            with torch.no_grad():
-                assert isinstance(model(inputs)[0]["instances"], Instances)
-            print(name, len(losses))
-
-        small("faster")
-        small("mask", **{"MODEL.MASK_ON": True})
-        small("cascade", **{"MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
-                            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True})
-        levels = ["res3", "res4", "res5"]
-        small("retinanet", **{"MODEL.META_ARCHITECTURE": "RetinaNet",
-                              "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
-                              "MODEL.RESNETS.OUT_FEATURES": levels,
-                              "MODEL.FPN.IN_FEATURES": levels,
-                              "MODEL.RETINANET.IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"]})
-
-        # The evaluator as a plain script makes it: the fast C++ evaluation is its default.
-        with tempfile.TemporaryDirectory() as folder:
-            with open(folder + "/truth.json", "w") as file:
-                box = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [8, 8, 32, 32],
-                       "area": 1024, "iscrowd": 0}
-                json.dump({"info": {}, "categories": [{"id": 3, "name": "cell"}],
-                           "images": [{"id": 7, "file_name": "", "height": 64, "width": 64}],
-                           "annotations": [box]}, file)
-            register_coco_instances("lines_test", {}, folder + "/truth.json", folder)
-            DatasetCatalog.get("lines_test")  # reads the JSON: class ids are known after that
-            evaluator = COCOEvaluator("lines_test", ("bbox",), False, output_dir=folder)
-            evaluator.reset()
-            found = Instances((64, 64))
-            found.pred_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
-            found.scores = torch.tensor([0.9])
-            found.pred_classes = torch.tensor([0])
-            evaluator.process([{"image_id": 7}], [{"instances": found}])
-            print("AP", evaluator.evaluate()["bbox"]["AP"])
+        print(collect_env_info())
         """
     )
-    assert result.returncode == 0, result.stderr
-    printed = result.stdout.splitlines()
-    for line in ("faster 4", "mask 5", "cascade 8", "retinanet 2"):
-        assert line in printed
-    ap = next(line for line in printed if line.startswith("AP "))
-    assert float(ap.split()[1]) == pytest.approx(100.0)
+    assert result.returncode == 0 and "detectron2" in result.stdout, result.stderr
 
 
 def test_create_local_process_group_on_two_machines_of_two(tmp_path):

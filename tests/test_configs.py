@@ -30,21 +30,16 @@ from detectron2.utils.events import EventStorage
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SMALL = [
-    *("MODEL.DEVICE", "cpu"),
-    *("MODEL.WEIGHTS", ""),
+    *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""),
     *("MODEL.CRNAS.WIDTH_MULTIPLIER", 0.25),
     *("MODEL.FPN.OUT_CHANNELS", 8),
     *("MODEL.NAS_FPN.NUM_CELLS", 2),
-    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 100),
-    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 50),
-    *("MODEL.RPN.PRE_NMS_TOPK_TEST", 50),
-    *("MODEL.RPN.POST_NMS_TOPK_TEST", 20),
+    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 100, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", 50, "MODEL.RPN.POST_NMS_TOPK_TEST", 20),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", 16),
-    *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1),
-    *("MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
-    *("MODEL.RETINANET.NUM_CONVS", 1),
-    *("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 20),
+    *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
+    *("MODEL.RETINANET.NUM_CONVS", 1, "MODEL.RETINANET.TOPK_CANDIDATES_TEST", 20),
 ]
 SIZE = (96, 128)  # height, width
 
@@ -64,10 +59,6 @@ def kind(path: Path) -> str:
 def of_kind(*kinds: str) -> pytest.MarkDecorator:
     chosen = [path for path in CONFIGS if kind(path) in kinds]
     return pytest.mark.parametrize("path", chosen, ids=name_of)
-
-
-def shrunk(path: Path, *options: Any) -> CfgNode:
-    return read_config(str(path), [*SMALL, *options])
 
 
 def pictures(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -112,17 +103,6 @@ def trains_and_answers(cfg: CfgNode, model: torch.nn.Module) -> None:
         assert all(output["instances"].has("pred_masks") == cfg.MODEL.MASK_ON for output in outputs)
 
 
-def trains_along_a_path(path: Path, supernet: str) -> None:
-    """The supernet that a config describes or leads to; of each entry's depths only the first two."""
-    cfg = shrunk(path, "MODEL.CRNAS.SUPERNET", supernet)
-    cfg.MODEL.CRNAS.STAGE_SPACE = [list(depths[:2]) for depths in stage_space_of(cfg).depths]
-    model = build_model(cfg)
-    found = find_supernet(model)
-    assert found is not None
-    with found.using_path(found.space.sample(seed=0, iteration=0)):
-        trains_and_answers(cfg, model)
-
-
 def test_there_are_configs_of_each_kind() -> None:
     assert {kind(path) for path in CONFIGS} == {"base", "network", "search"}
 
@@ -143,7 +123,7 @@ def test_it_loads_and_names_a_backbone_of_ours_and_data(path: Path) -> None:
 
 @of_kind("network")
 def test_a_network_trains_a_step_and_answers(path: Path) -> None:
-    cfg = shrunk(path)
+    cfg = read_config(str(path), SMALL)
     model = build_model(cfg)
     body = getattr(model.backbone, "bottom_up", model.backbone)
     code = architecture_of(cfg).stage_code
@@ -167,7 +147,14 @@ def test_a_search_has_codes_for_its_budgets_and_a_base(path: Path) -> None:
 @of_kind("search")
 @pytest.mark.parametrize("supernet", ["stage", "dilation"])
 def test_the_supernets_of_a_search_train_a_step_and_answer(path: Path, supernet: str) -> None:
-    trains_along_a_path(path, supernet)
+    """Of each entry's depths only the first two."""
+    cfg = read_config(str(path), [*SMALL, "MODEL.CRNAS.SUPERNET", supernet])
+    cfg.MODEL.CRNAS.STAGE_SPACE = [list(depths[:2]) for depths in stage_space_of(cfg).depths]
+    model = build_model(cfg)
+    found = find_supernet(model)
+    assert found is not None
+    with found.using_path(found.space.sample(seed=0, iteration=0)):
+        trains_and_answers(cfg, model)
 
 
 @of_kind("search")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch.multiprocessing as mp
-from detectors import tiny_yaml
+from detectors import ROOT, tiny_yaml
 
 from crnas_d2 import launch
 from crnas_d2.errors import InputError
@@ -187,7 +188,7 @@ def test_options_that_torchrun_and_srun_replace(
     option: str, value: str, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     joined = []
-    monkeypatch.setattr(launch, "_in_group", lambda process, *_: len(joined.append(process) or ""))
+    monkeypatch.setattr(launch, "_run_in_group", lambda i, those, *_: joined.append(those[i]))
     for name in environ:
         monkeypatch.setenv(name, environ[name])
     assert called(monkeypatch, capsys, *CONFIG) == (0, "")
@@ -206,16 +207,55 @@ def test_an_unexpected_error_of_one_of_several_ranks_waits(
     monkeypatch.setattr(time, "sleep", slept.append)
     monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
 
-    def fail() -> int:
+    with pytest.raises(SystemExit) as left, launch._exit_on_error():
         raise error
+    assert left.value.code == (2 if isinstance(error, InputError) else 1)
+    unexpected, shown = isinstance(error, LookupError), capsys.readouterr().err
+    assert slept == [launch.GRACE] * (world_size - 1 if unexpected else 0)
+    assert shown.startswith("Traceback") if unexpected else shown.count("\n") == 1
 
-    if isinstance(error, LookupError):
-        with pytest.raises(LookupError):
-            launch._status(fail)
-        assert slept == [launch.GRACE] * (world_size - 1) and not capsys.readouterr().err
+
+# ---- what the checks log ----
+
+SCRIPT = """
+import logging
+from crnas_d2 import launch
+from crnas_d2.config import read_config
+from crnas_d2.engine.setup import start_run
+from crnas_d2.errors import InputError
+from detectron2.engine import default_argument_parser
+
+def prepare(args):
+    for name in ("crnas_d2.checks", "another.library"):
+        logging.getLogger(name).warning("take care")
+    cfg = read_config(args.config_file, args.opts)
+    if cfg.SEED == 1:
+        raise InputError("SEED: 1: bad")
+    return cfg
+
+if __name__ == "__main__":
+    launch.run(prepare, start_run, default_argument_parser())
+"""
+
+
+@pytest.mark.parametrize(("processes", "seed"), [(1, 0), (2, 0), (1, 1)])
+def test_warnings_of_the_checks_are_in_the_log(processes: int, seed: int, tmp_path: Path) -> None:
+    """And once on the screen; bad input is one line, and no file is written."""
+    (tmp_path / "run.py").write_text(SCRIPT)
+    config, out = tiny_yaml(tmp_path / "any.yaml"), tmp_path / "out"
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "run.py")]
+    command += ["--num-gpus", str(processes), "--dist-url", "auto", "--config-file", str(config)]
+    command += ["OUTPUT_DIR", str(out), "SEED", str(seed)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    assert done.returncode == 2 * seed, done.stderr
+    assert (done.stdout + done.stderr).count("take care") == 2 * (1 - seed)
+    if seed:
+        assert done.stderr == "error: SEED: 1: bad\n" and not out.exists()
     else:
-        assert launch._status(fail) == (2 if isinstance(error, InputError) else 1)
-        assert not slept and capsys.readouterr().err.count("\n") == 1
+        log = (out / "log.txt").read_text()
+        assert log.count("crnas_d2.checks WARNING: take care\n") == 1
+        assert log.count("another.library WARNING: take care\n") == 1
 
 
 # ---- the time-out --------------------------------------------------------------------------------
@@ -242,7 +282,7 @@ def test_a_collective_operation_times_out(tmp_path: Path) -> None:
 
 
 def test_the_time_out_is_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Joined(Exception):
+    class Joined(BaseException):
         pass
 
     def join(process: Process, device: str, minutes: float) -> None:
@@ -252,5 +292,5 @@ def test_the_time_out_is_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     pairs = ["MODEL.DEVICE", "cpu", "DIST_TIMEOUT_MINUTES", "7"]
     args = argparse.Namespace(config_file=str(tiny_yaml(tmp_path / "any.yaml")), opts=pairs)
     with pytest.raises(Joined) as joined:
-        launch._in_group(RANK_3, print, print, args)
+        launch._run_in_group(0, [RANK_3], print, print, args)
     assert joined.value.args == (RANK_3, "cpu", 7)

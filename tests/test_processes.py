@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,11 +30,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_shapes(folder / "data")
     tiny_yaml(folder / "search.yaml")
     return folder
-
-
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
 
 
 @contextmanager
@@ -63,10 +58,8 @@ def started(
     try:
         yield process
     finally:
-        try:
+        with suppress(ProcessLookupError):  # the whole group has ended
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # the whole group has ended
         process.wait()
 
 
@@ -174,7 +167,8 @@ def test_a_gpu_that_is_not_there(bench: Path, tmp_path: Path) -> None:
 
 def machines(launcher: str) -> list[tuple[list[str], list[str]]]:
     """The commands of two machines with two processes each."""
-    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
     if launcher == "torchrun":
         node = [*PLAIN, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "2"]
         node += ["--master_addr", "127.0.0.1", "--master_port", port, "--node_rank"]

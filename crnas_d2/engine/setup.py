@@ -14,14 +14,14 @@ import torch
 import yaml
 from torch import nn
 
-from crnas_d2.config import leaves, may_change, merge_config, read_config, refuse_renamed
+from crnas_d2.config import ALWAYS, RENAMED, UNTIL_SCORED, leaves, read_config
 from crnas_d2.data.datasets import check_dataset, register_own_data, use_own_data
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
 from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.errors import InputError
-from crnas_d2.files import write_text, write_to_log
+from crnas_d2.files import EARLY, write_text, write_to_log
 from crnas_d2.modeling.build import input_convention, stage_space_of
 from crnas_d2.modeling.checkpoint.weights import check_backbone_weights, read_checkpoint
 from detectron2.config import CfgNode
@@ -112,9 +112,11 @@ def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
         written = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
         before.update({key: value for key, value in written.items() if value is not None})
     if not keys:
-        refuse_renamed(before, str(path))
+        for key in sorted(RENAMED.keys() & before.keys()):
+            raise InputError(f"{path}: Key {key} was renamed to {RENAMED[key]}")
         scored = any(path.parent.glob("*/journal.jsonl")) or any(path.parent.glob("*/matches"))
-        keys = [key for key in now if not may_change(key, scored)]
+        may_change = ALWAYS if scored else ALWAYS + UNTIL_SCORED
+        keys = [key for key in now if key not in may_change]
     for settings in (before, now):
         by_image = settings["SOLVER.LR_PER_IMAGE"] * settings["SOLVER.IMS_PER_BATCH"]
         settings["SOLVER.BASE_LR"] = by_image or settings["SOLVER.BASE_LR"]
@@ -183,15 +185,20 @@ def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> No
     rank = comm.get_rank()
     if quiet:
         # detectron2 caches these calls by their arguments, so they are those of default_setup.
-        fvcore = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")
-        others = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
-        for handler in (*fvcore.handlers, *others.handlers):
-            if handler.stream is sys.stdout:
-                handler.setLevel(logging.WARNING)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="crnas_d2")
+        for logger in (
+            setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore"),
+            setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank),
+        ):
+            for handler in logger.handlers:
+                if handler.stream is sys.stdout:
+                    handler.setLevel(logging.WARNING)
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="crnas_d2")
+    logging.getLogger().removeHandler(EARLY)
+    while EARLY.buffer:  # what the checks have logged
+        logger.handle(EARLY.buffer.pop(0))
     default_setup(cfg, args)
     register_own_data(cfg)  # rank 0 has read and checked it
-    asked = merge_config(args.config_file, args.opts).MODEL.DEVICE
+    asked = read_config(args.config_file, args.opts, as_asked=True).MODEL.DEVICE
     if asked != cfg.MODEL.DEVICE and rank == 0:
         line = f"MODEL.DEVICE: {asked!r}: torch sees no CUDA GPU; running on the CPU"
         print(f"warning: {line}", file=sys.stderr, flush=True)
