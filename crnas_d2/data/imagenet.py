@@ -22,21 +22,19 @@ from crnas_d2.errors import InputError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 
-EVALUATOR_TYPE = "imagenet"
-
 
 def register_image_folder(name: str, image_root: str, class_root: str) -> None:
     """Register the folder ``image_root``, whose classes are numbered as in ``class_root``."""
     DatasetCatalog.register(name, functools.partial(load_image_folder, image_root, class_root))
-    roots = {"image_root": image_root, "class_root": class_root}
-    MetadataCatalog.get(name).set(evaluator_type=EVALUATOR_TYPE, **roots)
+    metadata = MetadataCatalog.get(name)
+    metadata.set(evaluator_type="imagenet", image_root=image_root, class_root=class_root)
 
 
 def register_imagenet(root: str) -> None:
     """Register imagenet_train and imagenet_val below ``root``."""
-    folders = {split: os.path.join(root, "imagenet", split) for split in ("train", "val")}
-    for split, folder in folders.items():
-        register_image_folder(f"imagenet_{split}", folder, folders["train"])
+    for split in ("train", "val"):
+        folder = os.path.join(root, "imagenet", split)
+        register_image_folder(f"imagenet_{split}", folder, os.path.join(root, "imagenet", "train"))
 
 
 def load_image_folder(image_root: str, class_root: str) -> list[dict[str, Any]]:
@@ -45,13 +43,12 @@ def load_image_folder(image_root: str, class_root: str) -> list[dict[str, Any]]:
     Raises InputError: a folder that is missing or has no image, or a class not in ``class_root``.
     """
     labels = _labels(class_root)
-    own = {name: labels.get(name) for name in _labels(image_root)}
-    for name, label in own.items():
-        if label is None:
-            path = os.path.join(image_root, name)
-            raise InputError(f"{path}: is none of the {len(labels)} classes in {class_root}")
+    own = _labels(image_root)
+    for name in sorted(own.keys() - labels.keys()):
+        path = os.path.join(image_root, name)
+        raise InputError(f"{path}: is none of the {len(labels)} classes in {class_root}")
     try:
-        samples = make_dataset(image_root, own, IMG_EXTENSIONS)
+        samples = make_dataset(image_root, {name: labels[name] for name in own}, IMG_EXTENSIONS)
     except FileNotFoundError as error:
         raise InputError(f"{image_root}: {' '.join(str(error).split())}") from error
     start = len(os.path.join(image_root, ""))
@@ -70,7 +67,7 @@ def _labels(folder: str) -> dict[str, int]:
 def is_image_folder(name: str) -> bool:
     """Whether a data set, registered or not, is one of labelled images."""
     known = name in DatasetCatalog.list()  # MetadataCatalog.get would add it
-    return known and MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
+    return known and MetadataCatalog.get(name).get("evaluator_type") == "imagenet"
 
 
 def check_imagenet(name: str, key: str) -> list[str]:
@@ -90,12 +87,8 @@ class ClassificationMapper:
 
     In training a random crop of 8 to 100 % of the area and an aspect ratio of 3:4 to 4:3, resized and
     randomly flipped (Szegedy et al. 2015; torchvision's defaults), from torch's global random state;
-    otherwise the centre crop of the resized image.
-
-    Args:
-        crop: side of the result in pixels.
-        test_resize: shorter side in pixels before the centre crop.
-        image_format: "RGB" or "BGR", the order of the channels.
+    else the centre crop of the image, resized to the shorter side ``test_resize``. ``crop``: the side
+    of the result, both in pixels; ``image_format``: RGB or BGR.
     """
 
     def __init__(self, crop: int, test_resize: int, image_format: str, is_train: bool) -> None:

@@ -1,9 +1,8 @@
 """The training loader, whose batches are a function of (seed, iteration); and the test loaders.
 
-detectron2's own training loader starts over on resume: sampler, aspect ratio groups and augmentation.
-Here the stream of indices is replayed up to the iteration (integers only), each batch is formed for all
-processes together, and each image has a seed of its own for its augmentation. So the images of a batch
-do not depend on the number of processes either.
+detectron2's own training loader starts over on resume. Here the stream of indices is replayed up to the
+iteration (integers only), each batch is formed for all processes together, and each image has a seed of
+its own for its augmentation. So batches do not depend on the number of processes either.
 """
 
 from __future__ import annotations
@@ -25,14 +24,8 @@ from crnas_d2.data.records import Records, from_main
 from crnas_d2.errors import InputError
 from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetCatalog,
-    DatasetFromList,
-    DatasetMapper,
-    MapDataset,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetCatalog, DatasetMapper, MapDataset
+from detectron2.data.build import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
@@ -41,17 +34,12 @@ Sample = tuple[int, int]  # (iteration, index into the data set)
 Mapper = Callable[[dict[str, Any]], Any]  # as detectron2's DatasetMapper
 
 
-def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
-    """A permutation of ``range(size)``."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
-    return torch.randperm(size, generator=generator).tolist()
-
-
 def batches(wide: Sequence[bool], batch_size: int, seed: int) -> Iterator[list[int]]:
     """An endless stream of batches of indices; all images of a batch are wide, or none is."""
     waiting: dict[bool, list[int]] = {True: [], False: []}
     for epoch in itertools.count():
-        for index in epoch_order(len(wide), seed, epoch):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
+        for index in torch.randperm(len(wide), generator=generator).tolist():
             group = waiting[wide[index]]
             group.append(index)
             if len(group) == batch_size:
@@ -116,10 +104,7 @@ class TrainLoader:
     """Iterates over this process's shares of the batches, from ``start_iteration`` on.
 
     Nothing is read before the first ``next``, so that a checkpoint can set ``start_iteration``.
-
-    Attributes:
-        wide: for each image of the data set its group by aspect ratio.
-        batch_size: of all processes together.
+    ``wide``: each image's group by aspect ratio; ``batch_size``: of all processes together.
     """
 
     dataset: SeededDataset
@@ -130,7 +115,6 @@ class TrainLoader:
 
     @property
     def num_images(self) -> int:
-        """Images in one epoch."""
         return len(self.wide)
 
     def _samples(self) -> Iterator[list[Sample]]:
@@ -159,20 +143,17 @@ def _packed(samples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Sequen
 
 
 def check_loading(cfg: CfgNode, processes: int) -> None:
-    """build_train_loader can work with the config in so many processes.
-
-    Raises InputError: no training set, another sampler than TrainingSampler, a batch that does not
-    divide by processes and passes, or keys of INPUT that detectron2 refuses.
-    """
-    sampler, batch_size = cfg.DATALOADER.SAMPLER_TRAIN, cfg.SOLVER.IMS_PER_BATCH
+    """build_train_loader can work with the config in so many processes; else InputError."""
+    sampler, passes = cfg.DATALOADER.SAMPLER_TRAIN, cfg.SOLVER.ACCUMULATE
+    batch_size = cfg.SOLVER.IMS_PER_BATCH
     if not cfg.DATASETS.TRAIN:
         needed = "DATASETS.TRAIN_JSON and DATASETS.TRAIN_IMAGES, or a registered name"
         raise InputError(f"DATASETS.TRAIN: (): needed are {needed}")
     if sampler != "TrainingSampler":
         raise InputError(f"DATALOADER.SAMPLER_TRAIN: {sampler!r}: allowed is TrainingSampler")
-    if batch_size < 1 or batch_size % (processes * cfg.SOLVER.ACCUMULATE):
-        needed = f"{processes} processes times SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}"
-        raise InputError(f"SOLVER.IMS_PER_BATCH: {batch_size}: a multiple of {needed} is needed")
+    if batch_size < 1 or batch_size % (processes * passes):
+        needed = f"a multiple of {processes} processes times SOLVER.ACCUMULATE {passes} is needed"
+        raise InputError(f"SOLVER.IMS_PER_BATCH: {batch_size}: {needed}")
     try:
         convert_PIL_to_numpy(Image.new("RGB", (1, 1)), cfg.INPUT.FORMAT)
         DatasetMapper(cfg, is_train=True)
@@ -188,24 +169,23 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
     """
     check_loading(cfg, comm.get_world_size())
     labelled = all(map(is_image_folder, cfg.DATASETS.TRAIN))
-    dicts: list[dict[str, Any]] = []
-    if comm.is_main_process() and labelled:
-        dicts = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
-    elif comm.is_main_process():
-        keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-        dicts = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
+    dicts = _read(cfg, labelled) if comm.is_main_process() else []
     alike = labelled or not cfg.DATALOADER.ASPECT_RATIO_GROUPING
     wide = np.array([alike or record["width"] > record["height"] for record in dicts], dtype=bool)
-    return TrainLoader(
-        SeededDataset(Records(dicts), _mapper(cfg, labelled, is_train=True), seed),
-        from_main(wide).tolist(),
-        cfg.SOLVER.IMS_PER_BATCH,
-        cfg.DATALOADER.NUM_WORKERS,
+    groups = from_main(wide).tolist()
+    dataset = SeededDataset(Records(dicts), _mapper(cfg, labelled, is_train=True), seed)
+    return TrainLoader(dataset, groups, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS)
+
+
+def _read(cfg: CfgNode, labelled: bool) -> list[dict[str, Any]]:
+    if labelled:
+        return [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    return get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
 
 
@@ -217,17 +197,16 @@ def _mapper(cfg: CfgNode, labelled: bool, is_train: bool) -> NamingMapper:
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
-    """detectron2's, with errors that name the image; or batches of labelled images, as large as
-    in training, but at most 64, since each image from a worker takes a file descriptor.
-    """
+    """detectron2's, with errors that name the image; or batches of labelled images, as in training."""
     labelled = is_image_folder(name)
     mapper = _mapper(cfg, labelled, is_train=False)
     if not labelled:
         return build_detection_test_loader(cfg, name, mapper=mapper)
-    dataset = MapDataset(DatasetFromList(DatasetCatalog.get(name), copy=False), mapper)
+    dataset = MapDataset(DatasetCatalog.get(name), mapper)
+    share = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     return DataLoader(
         dataset,
-        batch_size=min(max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1), 64),
+        batch_size=min(max(share, 1), 64),  # each image from a worker takes a file descriptor
         sampler=InferenceSampler(len(dataset)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,

@@ -1,4 +1,4 @@
-"""Data set dicts that one rank reads and all hold as bytes, without Python objects of their own."""
+"""Data set dicts that rank 0 reads and all ranks hold as bytes, without Python objects of their own."""
 
 from __future__ import annotations
 
@@ -14,19 +14,15 @@ from detectron2.utils import comm
 
 
 class Records(Sequence):
-    """A sequence of dicts, pickled one by one into one array, as in detectron2's DatasetFromList.
+    """Rank 0's ``dicts``, pickled one by one into one array, as in detectron2's DatasetFromList.
 
-    The dicts are rank 0's; what the other ranks pass does not count. DataLoader workers share the array
-    with their process.
+    What the other ranks pass does not count. DataLoader workers share the array with their process.
     """
 
     def __init__(self, dicts: Sequence[dict[str, Any]]) -> None:
-        data, ends = bytearray(), []
-        for record in dicts:
-            data += pickle.dumps(record, protocol=-1)
-            ends.append(len(data))
-        self._ends = from_main(np.array(ends, dtype=np.int64))
-        self._data = from_main(np.frombuffer(data, dtype=np.uint8))
+        pickled = [pickle.dumps(record, protocol=-1) for record in dicts]
+        self._ends = from_main(np.cumsum([len(data) for data in pickled], dtype=np.int64))
+        self._data = from_main(np.frombuffer(bytearray().join(pickled), dtype=np.uint8))
 
     def __len__(self) -> int:
         return len(self._ends)
