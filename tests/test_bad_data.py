@@ -30,13 +30,13 @@ def each(**values: Any) -> Callable[[Content], object]:
 JSONS: dict[str, tuple[Callable[[Content], object], str]] = {
     "images by name": (lambda c: c.update(images={"a": 1}), "images: a list of records is needed"),
     "annotations in a text": (lambda c: c.update(annotations="none"), "annotations: a list"),
-    "an image that is a number": (lambda c: c["images"].insert(0, 5), "images[0]: a record is needed"),
-    "no box": (lambda c: c["annotations"][0].pop("bbox"), "annotations[0] (id 1): no bbox"),
+    "an image that is a number": (lambda c: c["images"].insert(0, 5), "images: a list of records"),
+    "no box": (lambda c: c["annotations"][0].pop("bbox"), "annotations[0] (id 1): bbox None: x, y"),
     "an id that is a list": (first("images", id=[1]), "images[0] (id [1]): id [1]: an integer"),
     "a huge id": (first("images", id=10**30), "id 1000000"),
     "a fraction as id": (first("images", id=1.5), "images[0] (id 1.5): id 1.5: an integer"),
-    "two kinds of ids": (first("categories", id="one"), "categories[1] (id 2): numbers and texts as"),
-    "the same id": (first("images", id=2), "images[1] (id 2): another one has the same id"),
+    "two kinds of ids": (first("categories", id="one"), "categories: numbers and texts as ids; "),
+    "the same id": (first("images", id=2), "images: 2 have the id 2; different ids"),
     "a name that is a number": (first("images", file_name=7), "images[0] (id 1): file_name 7: a text"),
     "no height": (first("images", height=0), "images[0] (id 1): height 0: a positive integer"),
     "half a pixel": (first("images", width=9.5), "images[0] (id 1): width 9.5: a positive integer"),
@@ -94,14 +94,14 @@ def rle(size: list[int], *counts: int) -> dict[str, Any]:
 
 MASKS = {
     # the first annotation's, options of a Mask R-CNN, and what the line shows
-    "none": (None, [], "(id 1) has no segmentation; allowed is False (1 of "),
-    "no polygon": ([], [], "(id 1) has no segmentation; allowed is False (1 of "),
-    "an empty polygon": ([[]], [], "(id 1) has no polygon of three points; allowed is False (1 of "),
-    "two points": ([[5, 5, 40, 40]], [], "(id 1) has no polygon of three points; allowed is False"),
+    "none": (None, [], "(id 1) has no RLE or polygon of three points; allowed is False"),
+    "no polygon": ([], [], "(id 1) has no RLE or polygon of three points; allowed is False"),
+    "an empty polygon": ([[]], [], "(id 1) has no RLE or polygon of three points; allowed is False"),
+    "two points": ([[5, 5, 40, 40]], [], "(id 1) has no RLE or polygon of three points; allowed is"),
     "an RLE": (
         rle([96, 96], 4000, 5216),
         ["INPUT.MASK_FORMAT", "polygon"],
-        "(id 1) has an RLE; INPUT.MASK_FORMAT: allowed is bitmask (1 of ",
+        "(id 1) has an RLE; INPUT.MASK_FORMAT: allowed is bitmask",
     ),
     "an RLE of another size": (rle([96, 95], 4000, 5120), [], "an RLE of another size than its image"),
     "counts that are none": (rle([96, 96], 5, 20, 7, 20), [], "an RLE of another size than its image"),
@@ -137,7 +137,7 @@ def test_the_masks_of_a_test_set_may_be_rles(bench: Bench) -> None:
     assert bench.starts(TRAIN, *HEADS["MaskRCNN"], *test)
     path = bench.json(first("annotations", segmentation=[]))
     error = bench.call(TRAIN, *HEADS["MaskRCNN"], "DATASETS.TEST_JSON", path)
-    assert f"MODEL.MASK_ON: True: {path}: annotations[0] (id 1) has no segmentation" in error
+    assert f"MODEL.MASK_ON: True: {path}: annotations[0] (id 1) has no RLE or polygon" in error
 
 
 # Not as COCO has it, but clear, and what other tools write (cases 01, 21, 22, 25).

@@ -316,7 +316,7 @@ def test_a_name_without_a_coco_json(folder: Path) -> None:
     registered = f"no json {folder}"
     DatasetCatalog.register(registered, list)
     for name in ("unknown", registered):
-        shown = f"DATASETS.TRAIN: {name!r}: not registered as COCO instances"
+        shown = f"DATASETS.TRAIN: {name!r}: not a registered data set with a COCO JSON"
         assert refusal(check_dataset, heads(3), "TRAIN", name).startswith(shown)
 
 

@@ -96,8 +96,8 @@ def read_coco_json(
         ids = Counter(record["id"] for record in content[part])
         ((most, count),) = ids.most_common(1)
         if count > 1 or len(set(map(type, ids))) > 1:
-            why = f"{count} have the id {most!r}; ids are different numbers, or different texts"
-            raise InputError(f"{where}: {part}: {why}")
+            why = f"{count} have the id {most!r}" if count > 1 else "numbers and texts as ids"
+            raise InputError(f"{where}: {part}: {why}; different ids of one kind are needed")
         known = (ids.__contains__, f"is the id of none of the {part}")
         _check_entries(annotations, f"{where}: annotations", entry, known)
     if annotations and all(annotation.get("iscrowd") for annotation in annotations):

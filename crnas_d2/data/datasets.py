@@ -142,7 +142,7 @@ def check_dataset(cfg: CfgNode, side: str, name: str, annotated: bool = True) ->
         content = _checked(cfg, key, name, annotated)
         classes = content["categories"]
     else:
-        raise InputError(f"{key}: {name!r}: not registered as COCO instances, with a COCO JSON")
+        raise InputError(f"{key}: {name!r}: not a registered data set with a COCO JSON")
     head = HEADS.get(cfg.MODEL.META_ARCHITECTURE)
     if head and cfg.MODEL[head].NUM_CLASSES != len(classes):
         asked, found = cfg.MODEL[head].NUM_CLASSES, f"{key} {name!r} has {len(classes)} classes"
