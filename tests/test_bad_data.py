@@ -199,13 +199,12 @@ def test_all_bad_images_in_one_line(bench: Bench) -> None:
     (images / "train_00003.jpg").unlink()
     (images / "val_00004.jpg").write_bytes(b"no image")
     error = bench.call(SEARCH, "DATASETS.TRAIN_IMAGES", str(images))
-    why = "not an image", "No such file or directory"
-    shown = "; ".join(f"{images}/train_0000{number}.jpg: {text}" for number, text in zip((2, 3), why))
     where = "error: DATASETS.TRAIN_IMAGES: 2 of 12 images cannot be used: "
-    assert error == f"{where}{shown}\n"
+    assert error.startswith(f"{where}{images}/train_00002.jpg: cannot identify image file ")
+    assert error.endswith(f"; {images}/train_00003.jpg: No such file or directory\n")
     error = bench.call(TRAIN, "--eval-only", "DATASETS.TEST_IMAGES", str(images))
-    shown = f"1 of 4 images cannot be used: {images / 'val_00004.jpg'}: not an image"
-    assert error == f"error: DATASETS.TEST_IMAGES: {shown}\n"
+    shown = f"1 of 4 images cannot be used: {images / 'val_00004.jpg'}: cannot identify"
+    assert error.startswith(f"error: DATASETS.TEST_IMAGES: {shown}")
 
 
 def test_half_images_that_scoring_needs_are_named_before_training(bench: Bench) -> None:

@@ -68,10 +68,13 @@ BAD = {
     "32 bits": (encoded(Image.fromarray(DEEP.astype(np.int32)), "TIFF"), "mode I: 8 bits"),
     "float": (encoded(Image.fromarray(np.asarray(GREY) / np.float32(255)), "TIFF"), "mode F: 8 bits"),
     "lab": (encoded(Image.new("LAB", (WIDTH, HEIGHT)), "TIFF"), "mode LAB: 8 bits"),
-    "text": (b"no image at all", "not an image"),
-    "empty": (b"", "not an image"),
+    "text": (b"no image at all", "cannot identify image file"),
+    "empty": (b"", "cannot identify image file"),
     "a header's start": (GOOD["jpeg"][:10], "Truncated File Read"),
-    "14000x14000": (encoded(Image.new("1", (14000, 14000)), "PNG"), "cut it into tiles"),
+    "14000x14000": (
+        encoded(Image.new("1", (14000, 14000)), "PNG"),
+        "exceeds limit of 178956970 pixels",
+    ),
 }
 
 

@@ -73,12 +73,10 @@ def read_coco_json(
 ) -> Record:
     """A checked COCO JSON, completed: each annotation has area and iscrowd, and ids are 1, 2, ...
 
-    Args:
-        key: the config key that named it, for messages.
-        annotated: at least one annotation is needed; else the list may be empty or missing.
-        mask_format: if given, masks are needed, and of this INPUT.MASK_FORMAT; empty stands for any.
+    ``annotated``: at least one annotation is needed; else the list may be empty or missing.
+    ``mask_format``: if given, masks are needed, and of this INPUT.MASK_FORMAT; empty stands for any.
 
-    Raises InputError: no JSON file, or the first part or entry of a record that cannot be used.
+    Raises InputError: ``key``, file, and the first part or entry of a record that cannot be used.
     """
     content, where = load_json(path, key), f"{key}: {path}"
     needed = ["images", "categories", *(["annotations"] if annotated else [])]
@@ -110,7 +108,14 @@ def read_coco_json(
         )
     if mask_format is not None:
         _check_masks(content, path, mask_format)
-    _complete(annotations)
+    # pycocotools takes the id 0 for "no match", and cannot read texts.
+    annotations.sort(key=lambda annotation: f"{annotation.get('id')!s:0>20}")
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+        if annotation.get("iscrowd") is None:
+            annotation["iscrowd"] = 0
+        if annotation.get("area") is None:
+            annotation["area"] = math.prod(annotation["bbox"][2:])
     return content
 
 
@@ -121,17 +126,6 @@ def _check_entries(records: list[Record], where: str, entry: str, check: Check) 
         if not is_sound(value):
             shown = f"[{number}] (id {record.get('id')!r:.40}): {entry} {value!r:.80}"
             raise InputError(f"{where}{shown}: {needed}")
-
-
-def _complete(annotations: list[Record]) -> None:
-    """Ids, since pycocotools takes 0 for "no match" and cannot read texts; iscrowd and area."""
-    annotations.sort(key=lambda annotation: f"{annotation.get('id')!s:0>20}")
-    for number, annotation in enumerate(annotations, start=1):
-        annotation["id"] = number
-        if annotation.get("iscrowd") is None:
-            annotation["iscrowd"] = 0
-        if annotation.get("area") is None:
-            annotation["area"] = math.prod(annotation["bbox"][2:])
 
 
 def odd_boxes(content: Record) -> list[list[float]]:

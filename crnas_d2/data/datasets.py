@@ -1,8 +1,6 @@
-"""Data sets in detectron2's catalogs: ours under $DETECTRON2_DATASETS, and the user's own COCO JSON.
+"""Data sets in detectron2's catalogs: ours, registered on import, and the user's own COCO JSON.
 
-    $DETECTRON2_DATASETS/bccd/{train.json,val.json,images/}   bccd_train, bccd_val
-
-Like detectron2's builtin sets, ours are registered on import and read when they are first used.
+$DETECTRON2_DATASETS/bccd/{train.json,val.json,images/}   bccd_train, bccd_val
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ HEADS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet"
 
 
 def register_coco(name: str, json_file: str, images: str) -> None:
-    """Register a COCO JSON under a name; again with the same files is fine."""
+    """Again with the same files is fine."""
     if name not in DatasetCatalog.list():
         DatasetCatalog.register(name, functools.partial(load_coco, name, json_file, images))
     MetadataCatalog.get(name).set(json_file=json_file, image_root=images, evaluator_type="coco")
@@ -109,62 +107,50 @@ def as_scored(name: str) -> Iterator[str]:
 
 
 def check_voc(name: str, key: str) -> None:
-    """A registered folder in the layout of Pascal VOC can be read, and its images' headers.
-
-    Raises InputError: a file that is missing or unsound, or a split of fewer than two images.
-    """
+    """Raise InputError if a registered set in the layout of Pascal VOC, or an image, cannot be read."""
     metadata = MetadataCatalog.get(name)
     listed = Path(metadata.dirname, "ImageSets", "Main", f"{metadata.split}.txt")
     try:
-        # detectron2 takes a single line for no list at all
-        records = DatasetCatalog.get(name) if len(listed.read_text().split()) > 1 else []
+        if len(listed.read_text().split()) < 2:  # detectron2 takes a single line for no list at all
+            raise ValueError(f"{listed}: at least two images, one a line")
+        records = DatasetCatalog.get(name)
     except (OSError, SyntaxError, AttributeError, IndexError, ValueError) as error:
         why = " ".join(str(error).split())
         raise InputError(f"{key}: {name}: the layout of Pascal VOC is needed: {why}") from error
-    if not records:
-        raise InputError(f"{key}: {listed}: at least two images are needed, one a line")
     check_headers(records, "", key)
 
 
 def check_dataset(cfg: CfgNode, side: str, name: str, annotated: bool = True) -> Record | None:
     """The completed COCO JSON of a registered data set, its images checked; of VOC, None.
 
-    ``side`` is TRAIN or TEST; ``annotated``: whether annotations are needed.
+    ``side``: TRAIN or TEST, whose keys messages name; ``annotated``: whether annotations are needed.
 
     Raises InputError: an unknown name, no COCO JSON or VOC folder, another number of classes than the
-    heads have, or as read_coco_json and check_headers.
+    heads have (they follow your own JSON), or as read_coco_json and check_headers.
     """
     key, metadata = f"DATASETS.{side}", MetadataCatalog.get(name)
+    own = bool(cfg.DATASETS.get(f"{side}_JSON"))
     content, classes = None, metadata.get("thing_classes")
     if metadata.get("evaluator_type") == "pascal_voc":
         check_voc(name, key)
     elif hasattr(metadata, "json_file"):
-        content = _checked(cfg, key, name, annotated)
+        masks = None
+        if cfg.MODEL.MASK_ON:
+            masks = cfg.INPUT.MASK_FORMAT if side == "TRAIN" else ""
+        content = read_coco_json(metadata.json_file, f"{key}_JSON" if own else key, annotated, masks)
+        check_headers(content["images"], metadata.image_root, f"{key}_IMAGES" if own else key)
         classes = content["categories"]
     else:
         raise InputError(f"{key}: {name!r}: not a registered data set with a COCO JSON")
     head = HEADS.get(cfg.MODEL.META_ARCHITECTURE)
-    if head and cfg.MODEL[head].NUM_CLASSES != len(classes):
+    if head and not own and cfg.MODEL[head].NUM_CLASSES != len(classes):
         asked, found = cfg.MODEL[head].NUM_CLASSES, f"{key} {name!r} has {len(classes)} classes"
         raise InputError(f"MODEL.{head}.NUM_CLASSES: {asked}: {found}")
     return content
 
 
-def _checked(cfg: CfgNode, key: str, name: str, annotated: bool) -> Record:
-    """A registered COCO JSON; ``key`` named the set, or its file if it ends in _JSON."""
-    files, masks = MetadataCatalog.get(name), None
-    if cfg.MODEL.MASK_ON:
-        masks = cfg.INPUT.MASK_FORMAT if "TRAIN" in key else ""
-    content = read_coco_json(files.json_file, key, annotated, masks)
-    check_headers(content["images"], files.image_root, key.replace("_JSON", "_IMAGES"))
-    return content
-
-
 def register_own_data(cfg: CfgNode) -> dict[str, str]:
-    """Register the data sets that the *_JSON and *_IMAGES keys name, unread; their names by side.
-
-    Raises InputError: a key without its partner.
-    """
+    """Register the sets that the *_JSON and *_IMAGES keys name, unread; their names by side."""
     names = {}
     for side in ("TRAIN", "TEST"):
         keys = [f"{side}_JSON", f"{side}_IMAGES"]
@@ -181,23 +167,21 @@ def register_own_data(cfg: CfgNode) -> dict[str, str]:
 def use_own_data(
     cfg: CfgNode, train: bool = True, test: bool = True, annotated: bool = True
 ) -> dict[str, Record]:
-    """Put the data sets that the *_JSON and *_IMAGES keys name into DATASETS.TRAIN and TEST of ``cfg``.
+    """Put the sets that the *_JSON and *_IMAGES keys name into DATASETS.TRAIN and TEST of ``cfg``.
 
     The heads' number of classes follows the JSON, and your own training set without a test set empties
     DATASETS.TEST. ``train``, ``test``: whether that set will be used; else its files are not read.
-    ``annotated``: whether the test set needs annotations.
+    Returns the completed JSONs by side, TRAIN or TEST.
 
-    Returns the completed JSONs by side, TRAIN or TEST. Raises InputError: as register_own_data,
-    read_coco_json and check_headers, or other classes in the test set.
+    Raises InputError: as register_own_data and check_dataset, or other classes in the test set.
     """
     if cfg.DATASETS.TRAIN_JSON and not cfg.DATASETS.TEST_JSON:
         cfg.DATASETS.TEST = ()  # what a config names there is of other data
-    contents: dict[str, Record] = {}
+    contents: dict[str, Any] = {}
     for side, name in register_own_data(cfg).items():
         cfg.DATASETS[side] = (name,)
         if train if side == "TRAIN" else test:
-            needed = annotated or side == "TRAIN"
-            contents[side] = _checked(cfg, f"DATASETS.{side}_JSON", name, needed)
+            contents[side] = check_dataset(cfg, side, name, annotated or side == "TRAIN")
     classes = [_classes(content)["thing_classes"] for content in contents.values()]
     if classes:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(classes[0])

@@ -2,8 +2,7 @@
 
     $DETECTRON2_DATASETS/imagenet/{train,val}/<wnid>/*.JPEG    imagenet_train, imagenet_val
 
-Registered on import, read when they are first used. A class is the index of its folder's name among
-the sorted names in train. Metadata: evaluator_type "imagenet", image_root, class_root.
+A class is the index of its folder's name among the sorted names in train.
 """
 
 from __future__ import annotations
@@ -28,13 +27,6 @@ def register_image_folder(name: str, image_root: str, class_root: str) -> None:
     DatasetCatalog.register(name, functools.partial(load_image_folder, image_root, class_root))
     metadata = MetadataCatalog.get(name)
     metadata.set(evaluator_type="imagenet", image_root=image_root, class_root=class_root)
-
-
-def register_imagenet(root: str) -> None:
-    """Register imagenet_train and imagenet_val below ``root``."""
-    for split in ("train", "val"):
-        folder = os.path.join(root, "imagenet", split)
-        register_image_folder(f"imagenet_{split}", folder, os.path.join(root, "imagenet", "train"))
 
 
 def load_image_folder(image_root: str, class_root: str) -> list[dict[str, Any]]:
@@ -71,10 +63,7 @@ def is_image_folder(name: str) -> bool:
 
 
 def check_imagenet(name: str, key: str) -> list[str]:
-    """The class names of a registered folder, which is read as in training.
-
-    Raises InputError: as ``load_image_folder``, naming the config key.
-    """
+    """The class names of a registered folder. InputError, naming ``key``: as load_image_folder."""
     try:
         DatasetCatalog.get(name)
         return list(_labels(MetadataCatalog.get(name).class_root))
@@ -87,8 +76,7 @@ class ClassificationMapper:
 
     In training a random crop of 8 to 100 % of the area and an aspect ratio of 3:4 to 4:3, resized and
     randomly flipped (Szegedy et al. 2015; torchvision's defaults), from torch's global random state;
-    else the centre crop of the image, resized to the shorter side ``test_resize``. ``crop``: the side
-    of the result, both in pixels; ``image_format``: RGB or BGR.
+    else the centre crop of the image, its shorter side resized to ``test_resize`` pixels.
     """
 
     def __init__(self, crop: int, test_resize: int, image_format: str, is_train: bool) -> None:
@@ -104,4 +92,6 @@ class ClassificationMapper:
         return {**record, "image": torch.from_numpy(augmented.transpose(2, 0, 1).copy())}
 
 
-register_imagenet(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+_imagenet = os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "imagenet")
+for _split in ("train", "val"):
+    register_image_folder(f"imagenet_{_split}", f"{_imagenet}/{_split}", f"{_imagenet}/train")

@@ -171,10 +171,9 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
     labelled = all(map(is_image_folder, cfg.DATASETS.TRAIN))
     dicts = _read(cfg, labelled) if comm.is_main_process() else []
     alike = labelled or not cfg.DATALOADER.ASPECT_RATIO_GROUPING
-    wide = np.array([alike or record["width"] > record["height"] for record in dicts], dtype=bool)
-    groups = from_main(wide).tolist()
+    wide = [alike or record["width"] > record["height"] for record in dicts]
     dataset = SeededDataset(Records(dicts), _mapper(cfg, labelled, is_train=True), seed)
-    return TrainLoader(dataset, groups, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS)
+    return TrainLoader(dataset, from_main(wide), cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS)
 
 
 def _read(cfg: CfgNode, labelled: bool) -> list[dict[str, Any]]:
