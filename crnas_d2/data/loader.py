@@ -1,8 +1,8 @@
 """The training loader, whose batches are a function of (seed, iteration); and the test loaders.
 
-detectron2's own training loader starts over on resume. Here the stream of indices is replayed up to the
-iteration (integers only), each batch is formed for all processes together, and each image has a seed of
-its own for its augmentation. So batches do not depend on the number of processes either.
+detectron2's own starts over on resume. Here the stream of indices is replayed up to the iteration, each
+batch is formed for all processes together, and each image has a seed of its own for its augmentation.
+So batches do not depend on the number of processes either.
 """
 
 from __future__ import annotations
@@ -74,8 +74,6 @@ class NamingMapper:
     def __call__(self, record: dict[str, Any]) -> Any:
         try:
             return self.mapper(record)
-        except InputError:
-            raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
             # detectron2's ValueErrors are about annotations, or about the image's size.

@@ -2,10 +2,9 @@
 
     python -m crnas_d2.data.shapes FOLDER [--train N] [--val N] [--seed S]
 
-writes FOLDER/train.json, FOLDER/val.json and FOLDER/images/*.jpg. A shape's class (disc, square,
-triangle) says nothing about its colour, texture or size, and corners are rounded in proportion to the
-size: the receptive field must cover the shape. A picture is a pure function of (seed, split, index) and
-of its size. Pixels from the top left, x to the right and y down; pixel i covers [i, i + 1).
+writes FOLDER/{train,val}.json and FOLDER/images/*.jpg. A shape's class (disc, square, triangle) says
+nothing about its colour, texture or size, and corners are rounded in proportion to the size, so the
+receptive field must cover the shape. A picture is a function of (seed, split, index) and its size.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from crnas_d2.errors import InputError
 # Class: (corners, corner radius over radius). A disc is one round corner.
 CLASSES = {"disc": (1, 1.0), "square": (4, 0.2), "triangle": (3, 0.15)}
 SPLITS = ("train", "val")
-SIZE = (320, 320)  # of a picture, by default: height, width
 MIN_SIDE, MAX_SIDE = 8, 300  # pixels, of the longer side of a box
 # 1 is log-uniform, less gives fewer small ones, which a small network cannot learn in minutes.
 SIDE_POWER = 0.5
@@ -33,8 +31,7 @@ MAX_TILT = np.pi / 9
 MAX_STRETCH = 1.3  # longer over shorter side of a shape
 MAX_HIDDEN = 0.2  # the fraction of a shape that those drawn after it may hide together
 OUTLINE_POINTS = 36
-# Mean colours of backgrounds and of shapes. With any colour on any other, a network needs many times
-# the demo's minutes before it finds the shapes at all.
+# Mean colours of backgrounds and of shapes; with any colour on any other, a network learns slowly.
 DARK, BRIGHT = (20, 80), (110, 235)
 TEXTURE_CONTRAST = 20.0  # grey levels either side of the mean; means are further apart than that
 
@@ -71,8 +68,8 @@ def draw_picture(
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
     """Pixels [H, W, 3] uint8 RGB, owners [H, W] uint8, and the COCO annotations without their ids.
 
-    owners holds 0 for the background and k where the k-th annotation is on top. A box is tight both
-    around the visible pixels and around the whole shape; area counts the pixels of the whole shape.
+    owners holds 0 for the background and k where the k-th annotation is on top. A box is tight around
+    the visible pixels and around the whole shape, whose pixels area counts.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     owners = np.zeros(size, dtype=np.uint8)
@@ -129,11 +126,12 @@ def _is_visible(visible: np.ndarray, shape: dict[str, Any]) -> bool:
 
 
 def make_shapes(
-    folder: str | Path, num_train: int, num_val: int, seed: int = 0, size: tuple[int, int] = SIZE
+    folder: str | Path, num_train: int, num_val: int, seed: int = 0, size: tuple[int, int] = (320, 320)
 ) -> bool:
     """Write the data set in one go, or leave it alone where it is; whether it was written.
 
-    Raises InputError: a number out of range, or a folder that holds anything else.
+    ``size``: height and width of a picture. Raises InputError: a number out of range, or a folder that
+    holds anything else.
     """
     folder = Path(folder).absolute()
     asked = {"train": num_train, "val": num_val, "seed": seed, "size": min(size)}

@@ -25,11 +25,10 @@ ARCHVAL_SIZE = 5000  # images (paper, Sec. 4.1); of a small set a fifth
 def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: int) -> set[Any]:
     """Ids of the images of archval.
 
-    ``size``: images wanted, 0 for the default; the most that whole groups in hash order give.
-    ``field``: the entry whose value keeps images together; ``id`` for none.
+    ``size``: the most images, in whole groups; 0 for the default. ``field``: the entry whose value
+    keeps images together; ``id`` for none.
 
-    Raises InputError: a size outside 1 .. number of images - 1, an image without the field, or only
-    groups larger than the size.
+    Raises InputError: a size outside 1 .. number of images - 1 or of every group, no such field.
     """
     count = len(images)
     wanted = size or min(ARCHVAL_SIZE, max(count // 5, 1))
