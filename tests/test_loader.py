@@ -231,26 +231,13 @@ REFUSED = [
     ("SOLVER.IMS_PER_BATCH", 1, 2, "{key}: 1: ", "a multiple of 2 processes times"),
     ("SOLVER.IMS_PER_BATCH", 0, 1, "{key}: 0: ", "a multiple of 1 processes times"),
     ("SOLVER.IMS_PER_BATCH", -4, 2, "{key}: -4: ", "a multiple of 2 processes times"),
-    (
-        "SOLVER.ACCUMULATE",
-        4,
-        2,
-        "SOLVER.IMS_PER_BATCH: 4: ",
-        "processes times SOLVER.ACCUMULATE 4 is needed",
-    ),
+    ("SOLVER.ACCUMULATE", 4, 2, "SOLVER.IMS_PER_BATCH: 4: ", "SOLVER.ACCUMULATE 4 is needed"),
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "world", "start", "end"), REFUSED)
-def test_what_it_refuses(
-    key: str,
-    value: Any,
-    world: int,
-    start: str,
-    end: str,
-    cfg: CfgNode,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_it_refuses(case: tuple[Any, ...], cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, value, world, start, end = case
     other = cfg.clone()
     other.merge_from_list([key, value])
     monkeypatch.setattr(loader.comm, "get_world_size", lambda: world)
