@@ -158,12 +158,6 @@ def test_a_missing_image(folder: Path, side: str, part: str) -> None:
     assert refusal(use_own_data, config(folder)).startswith(shown)
 
 
-def test_a_missing_folder(folder: Path) -> None:
-    gone = folder / "nowhere"
-    shown = f"DATASETS.TRAIN_IMAGES: 3 of 3 images cannot be used: {gone}/train_00001.jpg: No such"
-    assert refusal(use_own_data, config(folder, TRAIN_IMAGES=str(gone))).startswith(shown)
-
-
 @pytest.mark.parametrize(
     "names",
     [["disc", "square"], ["disc", "square", "triangle", "star"], ["disc", "triangle", "square"]],

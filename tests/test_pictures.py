@@ -71,10 +71,7 @@ BAD = {
     "text": (b"no image at all", "cannot identify image file"),
     "empty": (b"", "cannot identify image file"),
     "a header's start": (GOOD["jpeg"][:10], "Truncated File Read"),
-    "14000x14000": (
-        encoded(Image.new("1", (14000, 14000)), "PNG"),
-        "exceeds limit of 178956970 pixels",
-    ),
+    "14000x14000": (encoded(Image.new("1", (14000, 14000)), "PNG"), "exceeds limit of 178956970"),
 }
 
 
@@ -96,12 +93,8 @@ def test_a_bad_header(tmp_path: Path, kind: str) -> None:
 def test_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
-    for name, why in (
-        ("gone", "No such file"),
-        ("folder", "not a file"),
-        ("pipe", "not a file"),
-        ("a\0", "null byte"),
-    ):
+    shown = {"gone": "No such file", "folder": "not a file", "pipe": "not a file", "a\0": "null byte"}
+    for name, why in shown.items():
         message = refusal(lambda name=name: check_headers([entry(name)], str(tmp_path), "KEY"))
         assert f"{name}: " in message and why in message
 
