@@ -8,19 +8,20 @@ So batches do not depend on the number of processes either.
 from __future__ import annotations
 
 import itertools
+import pickle
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from crnas_d2.data.imagenet import ClassificationMapper, is_image_folder
-from crnas_d2.data.records import Records, from_main
 from crnas_d2.errors import InputError
 from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
@@ -30,6 +31,7 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 
+T = TypeVar("T")
 Sample = tuple[int, int]  # (iteration, index into the data set)
 Mapper = Callable[[dict[str, Any]], Any]  # as detectron2's DatasetMapper
 
@@ -80,6 +82,30 @@ class NamingMapper:
             what = "" if isinstance(error, ValueError) else "cannot be read as an image: "
             why = f"{what}{why}; --resume continues when that is fixed"
             raise InputError(f"{record['file_name']}: {why}") from error
+
+
+def from_main(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    shared = [value]
+    if comm.get_world_size() > 1:  # gloo: NCCL would need GPU memory
+        dist.broadcast_object_list(shared, src=0, group=comm._get_global_gloo_group())
+    return shared[0]
+
+
+class Records(Sequence):
+    """Rank 0's data set dicts as bytes, which DataLoader workers share with their process."""
+
+    def __init__(self, dicts: Sequence[dict[str, Any]]) -> None:
+        pickled = [pickle.dumps(record, protocol=-1) for record in dicts]
+        ends = list(itertools.accumulate(map(len, pickled)))
+        self._ends, self._data = from_main((ends, b"".join(pickled)))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        start = self._ends[index - 1] if index else 0
+        return pickle.loads(self._data[start : self._ends[index]])
 
 
 @dataclass(frozen=True)
@@ -142,12 +168,13 @@ def _packed(samples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Sequen
 
 def check_loading(cfg: CfgNode, processes: int) -> None:
     """build_train_loader can work with the config in so many processes; else InputError."""
-    sampler, passes = cfg.DATALOADER.SAMPLER_TRAIN, cfg.SOLVER.ACCUMULATE
-    batch_size = cfg.SOLVER.IMS_PER_BATCH
+    batch_size, passes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
     if not cfg.DATASETS.TRAIN:
-        needed = "DATASETS.TRAIN_JSON and DATASETS.TRAIN_IMAGES, or a registered name"
-        raise InputError(f"DATASETS.TRAIN: (): needed are {needed}")
-    if sampler != "TrainingSampler":
+        raise InputError(
+            "DATASETS.TRAIN: (): a registered name is needed, or TRAIN_JSON and TRAIN_IMAGES"
+        )
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        sampler = cfg.DATALOADER.SAMPLER_TRAIN
         raise InputError(f"DATALOADER.SAMPLER_TRAIN: {sampler!r}: allowed is TrainingSampler")
     if batch_size < 1 or batch_size % (processes * passes):
         needed = f"a multiple of {processes} processes times SOLVER.ACCUMULATE {passes} is needed"
