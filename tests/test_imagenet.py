@@ -72,8 +72,8 @@ def test_imagenet_is_registered() -> None:
         metadata = MetadataCatalog.get(f"imagenet_{split}")
         assert metadata.image_root.endswith(f"/imagenet/{split}")
         assert metadata.class_root.endswith("/imagenet/train")
-    assert not is_image_folder("bccd_train") and not is_image_folder("unknown")
-    assert "unknown" not in MetadataCatalog.list()
+    assert not is_image_folder("bccd_train") and not is_image_folder("no such set")
+    assert "no such set" not in MetadataCatalog.list()
 
 
 # ---- augmentation --------------------------------------------------------------------------------

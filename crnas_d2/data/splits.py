@@ -47,8 +47,7 @@ def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: i
         if len(chosen) + len(groups[key]) <= wanted:
             chosen.update(groups[key])
     if not chosen:
-        why = f"every group of {field!r} has more images than that"
-        raise InputError(f"SEARCH.ARCHVAL.SIZE: {wanted}: {why}")
+        raise InputError(f"SEARCH.ARCHVAL.SIZE: {wanted}: every group of {field!r} has more images")
     return chosen
 
 
