@@ -30,13 +30,13 @@ def each(**values: Any) -> Callable[[Content], object]:
 JSONS: dict[str, tuple[Callable[[Content], object], str]] = {
     "images by name": (lambda c: c.update(images={"a": 1}), "images: a list of records is needed"),
     "annotations in a text": (lambda c: c.update(annotations="none"), "annotations: a list"),
-    "an image that is a number": (lambda c: c["images"].insert(0, 5), "images[0]: a record is needed"),
-    "no box": (lambda c: c["annotations"][0].pop("bbox"), "annotations[0] (id 1): no bbox"),
+    "an image that is a number": (lambda c: c["images"].insert(0, 5), "images: a list of records"),
+    "no box": (lambda c: c["annotations"][0].pop("bbox"), "annotations[0] (id 1): bbox None: x, y"),
     "an id that is a list": (first("images", id=[1]), "images[0] (id [1]): id [1]: an integer"),
     "a huge id": (first("images", id=10**30), "id 1000000"),
     "a fraction as id": (first("images", id=1.5), "images[0] (id 1.5): id 1.5: an integer"),
-    "two kinds of ids": (first("categories", id="one"), "categories[1] (id 2): numbers and texts as"),
-    "the same id": (first("images", id=2), "images[1] (id 2): another one has the same id"),
+    "two kinds of ids": (first("categories", id="one"), "categories: numbers and texts as ids; "),
+    "the same id": (first("images", id=2), "images: 2 have the id 2; different ids"),
     "a name that is a number": (first("images", file_name=7), "images[0] (id 1): file_name 7: a text"),
     "no height": (first("images", height=0), "images[0] (id 1): height 0: a positive integer"),
     "half a pixel": (first("images", width=9.5), "images[0] (id 1): width 9.5: a positive integer"),
@@ -59,13 +59,13 @@ JSONS: dict[str, tuple[Callable[[Content], object], str]] = {
     "an RLE without counts": (first("annotations", segmentation={"size": [4, 4]}), "an RLE with size"),
     "an image elsewhere": (first("images", file_name="../x.jpg"), "/../x.jpg: No such file"),
     "a zero in a name": (first("images", file_name="a\0.jpg"), "/a\0.jpg: embedded null byte"),
+    "no such image": (
+        first("annotations", image_id=47),
+        "image_id 47: is the id of none of the images",
+    ),
+    "no such category": (first("annotations", category_id=47), "category_id 47: is the id of none of"),
+    "a box of three": (first("annotations", bbox=[1, 2, 3]), "bbox [1, 2, 3]: x, y, width, height are"),
     "another size": (first("images", width=64), "train_00001.jpg: is 96x96, the JSON says 64x96"),
-}
-TEXTS = {
-    "truncated": (lambda text: text[: len(text) // 2], "not a JSON file"),
-    "empty": (lambda text: "", "not a JSON file"),
-    "bottomless": (lambda text: "[" * 100_000, "not a JSON file"),
-    "a list": (lambda text: f"[{text}]", "no images"),
 }
 
 
@@ -74,15 +74,6 @@ def test_a_fault_is_one_line(bench: Bench, id: str) -> None:
     change, shown = JSONS[id]
     error = bench.call(SEARCH, "DATASETS.TRAIN_JSON", bench.json(change))
     assert shown in error, error
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_a_json_that_is_none(bench: Bench, text: str) -> None:
-    change, shown = TEXTS[text]
-    path = bench.folder / "train.json"
-    path.write_text(change((bench.shapes / "train.json").read_text()))
-    error = bench.call(TRAIN, "DATASETS.TRAIN_JSON", str(path))
-    assert error.startswith(f"error: DATASETS.TRAIN_JSON: {path}: ") and shown in error
 
 
 POLYGON = [[5, 5, 40, 5, 40, 40]]
@@ -94,14 +85,14 @@ def rle(size: list[int], *counts: int) -> dict[str, Any]:
 
 MASKS = {
     # the first annotation's, options of a Mask R-CNN, and what the line shows
-    "none": (None, [], "(id 1) has no segmentation; allowed is False (1 of "),
-    "no polygon": ([], [], "(id 1) has no segmentation; allowed is False (1 of "),
-    "an empty polygon": ([[]], [], "(id 1) has no polygon of three points; allowed is False (1 of "),
-    "two points": ([[5, 5, 40, 40]], [], "(id 1) has no polygon of three points; allowed is False"),
+    "none": (None, [], "(id 1) has no RLE or polygon of three points; allowed is False"),
+    "no polygon": ([], [], "(id 1) has no RLE or polygon of three points; allowed is False"),
+    "an empty polygon": ([[]], [], "(id 1) has no RLE or polygon of three points; allowed is False"),
+    "two points": ([[5, 5, 40, 40]], [], "(id 1) has no RLE or polygon of three points; allowed is"),
     "an RLE": (
         rle([96, 96], 4000, 5216),
         ["INPUT.MASK_FORMAT", "polygon"],
-        "(id 1) has an RLE; INPUT.MASK_FORMAT: allowed is bitmask (1 of ",
+        "(id 1) has an RLE; INPUT.MASK_FORMAT: allowed is bitmask",
     ),
     "an RLE of another size": (rle([96, 95], 4000, 5120), [], "an RLE of another size than its image"),
     "counts that are none": (rle([96, 96], 5, 20, 7, 20), [], "an RLE of another size than its image"),
@@ -137,7 +128,7 @@ def test_the_masks_of_a_test_set_may_be_rles(bench: Bench) -> None:
     assert bench.starts(TRAIN, *HEADS["MaskRCNN"], *test)
     path = bench.json(first("annotations", segmentation=[]))
     error = bench.call(TRAIN, *HEADS["MaskRCNN"], "DATASETS.TEST_JSON", path)
-    assert f"MODEL.MASK_ON: True: {path}: annotations[0] (id 1) has no segmentation" in error
+    assert f"MODEL.MASK_ON: True: {path}: annotations[0] (id 1) has no RLE or polygon" in error
 
 
 # Not as COCO has it, but clear, and what other tools write (cases 01, 21, 22, 25).
@@ -199,13 +190,12 @@ def test_all_bad_images_in_one_line(bench: Bench) -> None:
     (images / "train_00003.jpg").unlink()
     (images / "val_00004.jpg").write_bytes(b"no image")
     error = bench.call(SEARCH, "DATASETS.TRAIN_IMAGES", str(images))
-    why = "not an image", "No such file or directory"
-    shown = "; ".join(f"{images}/train_0000{number}.jpg: {text}" for number, text in zip((2, 3), why))
     where = "error: DATASETS.TRAIN_IMAGES: 2 of 12 images cannot be used: "
-    assert error == f"{where}{shown}\n"
+    assert error.startswith(f"{where}{images}/train_00002.jpg: cannot identify image file ")
+    assert error.endswith(f"; {images}/train_00003.jpg: No such file or directory\n")
     error = bench.call(TRAIN, "--eval-only", "DATASETS.TEST_IMAGES", str(images))
-    shown = f"1 of 4 images cannot be used: {images / 'val_00004.jpg'}: not an image"
-    assert error == f"error: DATASETS.TEST_IMAGES: {shown}\n"
+    shown = f"1 of 4 images cannot be used: {images / 'val_00004.jpg'}: cannot identify"
+    assert error.startswith(f"error: DATASETS.TEST_IMAGES: {shown}")
 
 
 def test_half_images_that_scoring_needs_are_named_before_training(bench: Bench) -> None:
@@ -233,19 +223,6 @@ def test_half_images_that_scoring_needs_are_named_before_training(bench: Bench) 
 
 @pytest.mark.parametrize("name", [TRAIN, SEARCH])
 class TestData:
-    def test_no_annotations(self, bench: Bench, name: str) -> None:
-        path = bench.json(lambda content: content.update(annotations=[]))
-        error = bench.call(name, "DATASETS.TRAIN_JSON", path)
-        assert error.startswith(f"error: DATASETS.TRAIN_JSON: {path}: no annotations; ")
-        assert "images, categories, annotations" in error
-
-    def test_a_missing_image(self, bench: Bench, name: str) -> None:
-        path = bench.json(lambda content: content["images"][7].update(file_name="gone.jpg"))
-        error = bench.call(name, "DATASETS.TRAIN_JSON", path)
-        shown = f"{bench.shapes / 'images' / 'gone.jpg'}: No such file or directory"
-        where = "error: DATASETS.TRAIN_IMAGES: 1 of 12 images cannot be used: "
-        assert error == f"{where}{shown}\n"
-
     def test_no_json(self, bench: Bench, name: str) -> None:
         path = bench.folder / "notes.json"
         path.write_text("images: none\nat all")

@@ -68,10 +68,13 @@ BAD = {
     "32 bits": (encoded(Image.fromarray(DEEP.astype(np.int32)), "TIFF"), "mode I: 8 bits"),
     "float": (encoded(Image.fromarray(np.asarray(GREY) / np.float32(255)), "TIFF"), "mode F: 8 bits"),
     "lab": (encoded(Image.new("LAB", (WIDTH, HEIGHT)), "TIFF"), "mode LAB: 8 bits"),
-    "text": (b"no image at all", "not an image"),
-    "empty": (b"", "not an image"),
+    "text": (b"no image at all", "cannot identify image file"),
+    "empty": (b"", "cannot identify image file"),
     "a header's start": (GOOD["jpeg"][:10], "Truncated File Read"),
-    "14000x14000": (encoded(Image.new("1", (14000, 14000)), "PNG"), "cut it into tiles"),
+    "14000x14000": (
+        encoded(Image.new("1", (14000, 14000)), "PNG"),
+        "178956970 pixels, could be decompression bomb DOS attack. Shrink it",
+    ),
 }
 
 
@@ -93,12 +96,8 @@ def test_a_bad_header(tmp_path: Path, kind: str) -> None:
 def test_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
-    for name, why in (
-        ("gone", "No such file"),
-        ("folder", "not a file"),
-        ("pipe", "not a file"),
-        ("a\0", "null byte"),
-    ):
+    shown = {"gone": "No such file", "folder": "not a file", "pipe": "not a file", "a\0": "null byte"}
+    for name, why in shown.items():
         message = refusal(lambda name=name: check_headers([entry(name)], str(tmp_path), "KEY"))
         assert f"{name}: " in message and why in message
 
@@ -155,7 +154,7 @@ def test_all_are_listed_in_the_order_of_the_json(tmp_path: Path) -> None:
     images = [entry(name) for name in names]
     message = refusal(lambda: check_headers(images, str(tmp_path), "KEY"))
     missing = "No such file or directory"
-    shown = "; ".join(f"{tmp_path / name}: {missing}" for name in "bad") + "; and 2 more"
+    shown = "; ".join(f"{tmp_path / name}: {missing}" for name in "bad") + "; ..."
     assert message == f"KEY: 5 of {len(names)} images cannot be used: {shown}"
 
 
@@ -170,4 +169,4 @@ def test_pixels_are_decoded_to_the_end(tmp_path: Path) -> None:
     check_decodes(paths[::2], "KEY")
     message = refusal(lambda: check_decodes(paths, "KEY"))
     assert message.startswith(f"KEY: 4 of 8 images cannot be used: {paths[1]}: ")
-    assert "truncated" in message and message.endswith("; and 1 more")
+    assert "truncated" in message and message.endswith("; ...")

@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from crnas_d2.data.records import Records
+from crnas_d2.data.loader import Records
 from detectron2.structures import BoxMode
 
 DICTS: list[dict[str, Any]] = [

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from crnas_d2.data import splits
-from crnas_d2.data.splits import archval_ids, recalibration_ids
+from crnas_d2.data.splits import archval_ids, recalibration_ids, split, write_splits
 from crnas_d2.errors import InputError
 
 Content = dict[str, Any]
@@ -52,38 +51,28 @@ def counted(entries: list[Any]) -> Counter[str]:
     return Counter(json.dumps(entry, sort_keys=True) for entry in entries)
 
 
-def split(*args: Any) -> tuple[Content, Content]:
-    """archtrain and archval."""
-    parts = splits.split(*args)
-    return parts["archtrain"], parts["archval"]
-
-
-def write_split(parts: tuple[Content, Content], folder: Path) -> None:
-    splits.write_splits(dict(zip(("archtrain", "archval"), parts)), folder)
-
-
 def test_recalibration_images_are_a_part_of_archtrain() -> None:
     content = generated(30)
     for count in (0, 5, 99):
-        parts = splits.split(content, 6, "id", 0, count)
+        parts = split(content, 6, "id", 0, count)
         ids = {name: {image["id"] for image in part["images"]} for name, part in parts.items()}
         assert len(ids["recalibration"]) == min(count, 24)
         assert ids["recalibration"] <= ids["archtrain"]
-        assert splits.split(shuffled(content, 1), 6, "id", 0, count) == parts
+        assert split(shuffled(content, 1), 6, "id", 0, count) == parts
     assert recalibration_ids(range(20), 5, seed=1) == recalibration_ids(range(20)[::-1], 5, seed=1)
     assert recalibration_ids(range(20), 5, seed=1) != recalibration_ids(range(20), 5, seed=2)
 
 
-def assert_a_split(content: Content, parts: tuple[Content, Content], field: str) -> None:
-    archtrain, archval = parts
+def assert_a_split(content: Content, parts: dict[str, Content], field: str) -> None:
+    archtrain, archval = halves = parts["archtrain"], parts["archval"]
     for entries in ("images", "annotations"):
         both = [*archtrain[entries], *archval[entries]]
         assert counted(both) == counted(content[entries])
-    values = [{image[field] for image in part["images"]} for part in parts]
+    values = [{image[field] for image in part["images"]} for part in halves]
     assert values[0] and values[1] and not values[0] & values[1]
-    ids = [{image["id"] for image in part["images"]} for part in parts]
+    ids = [{image["id"] for image in part["images"]} for part in halves]
     assert not ids[0] & ids[1]
-    for part, own in zip(parts, ids):
+    for part, own in zip(halves, ids):
         assert {a["image_id"] for a in part["annotations"]} <= own
         assert part["annotations"]
         assert part.keys() == content.keys()
@@ -97,7 +86,7 @@ def test_disjoint_and_together_the_whole_set(seed: int, field: str, per_field: i
     parts = split(content, 20, field, seed)
     assert_a_split(content, parts, field)
     group = {"id": 1, "field": 3, "slide": 12}[field]
-    assert len(parts[1]["images"]) == 20 // group * group
+    assert len(parts["archval"]["images"]) == 20 // group * group
 
 
 @pytest.mark.parametrize("field", ["id", "field", "slide"])
@@ -106,12 +95,10 @@ def test_the_same_after_shuffling_to_the_byte(tmp_path: Path, field: str) -> Non
     written = []
     for seed in (None, 1, 2, 3):
         folder = tmp_path / "run" / str(seed)
-        write_split(split(content if seed is None else shuffled(content, seed), 15, field, 9), folder)
-        assert sorted(path.name for path in folder.iterdir()) == ["archtrain.json", "archval.json"]
-        written.append([(folder / f"{name}.json").read_bytes() for name in ("archtrain", "archval")])
+        write_splits(split(content if seed is None else shuffled(content, seed), 15, field, 9), folder)
+        written.append({path.stem: path.read_bytes() for path in folder.iterdir()})
     assert all(files == written[0] for files in written)
-    parts = [json.loads(data) for data in written[0]]
-    assert_a_split(content, (parts[0], parts[1]), field)
+    assert_a_split(content, {name: json.loads(text) for name, text in written[0].items()}, field)
 
 
 def test_a_split_leaves_its_input_alone() -> None:
@@ -179,7 +166,7 @@ def test_a_field_that_an_image_lacks() -> None:
 @pytest.mark.parametrize("part", ["archtrain", "archval"])
 def test_a_part_with_crowds_alone_or_nothing(part: str, crowds: bool) -> None:
     content = generated(30)
-    parts = dict(zip(("archtrain", "archval"), split(content, 6, "id", 0)))
+    parts = split(content, 6, "id", 0)
     for annotation in parts[part]["annotations"]:
         if crowds:
             annotation["iscrowd"] = 1
@@ -199,11 +186,11 @@ def test_a_file_that_is_listed_twice_stays_on_one_side(field: str, seed: int) ->
     for image, twin in zip(content["images"][:30], content["images"][30:]):
         twin["file_name"] = image["file_name"]
     parts = split(content, 12, field, seed)
-    names = [{image["file_name"] for image in part["images"]} for part in parts]
+    halves = [parts[name]["images"] for name in ("archtrain", "archval")]
+    names = [{image["file_name"] for image in images} for images in halves]
     assert not names[0] & names[1]
-    assert [len(part["images"]) for part in parts] == [48, 12] and len(names[1]) == 6
-    again = split(shuffled(content, seed), 12, field, seed)
-    assert again[1]["images"] == parts[1]["images"]
+    assert [len(images) for images in halves] == [48, 12] and len(names[1]) == 6
+    assert split(shuffled(content, seed), 12, field, seed)["archval"] == parts["archval"]
 
 
 def test_a_class_without_objects_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -211,10 +198,10 @@ def test_a_class_without_objects_is_logged(tmp_path: Path, caplog: pytest.LogCap
     content = generated(30)
     content["categories"].append({"id": 3, "name": "rare"})
     parts = split(content, 6, "id", 0)
-    parts[1]["annotations"][0]["category_id"] = 2
-    parts[0]["annotations"][0].update(category_id=3)
-    parts[1]["annotations"][1].update(category_id=3, iscrowd=1)
-    write_split(parts, tmp_path)
+    parts["archval"]["annotations"][0]["category_id"] = 2
+    parts["archtrain"]["annotations"][0].update(category_id=3)
+    parts["archval"]["annotations"][1].update(category_id=3, iscrowd=1)
+    write_splits(parts, tmp_path)
     assert [record.getMessage() for record in caplog.records] == [
         "archtrain has no object of these classes, so a search cannot learn them: b",
         "archval has no object of these classes, so a search cannot score them: rare",
@@ -226,9 +213,9 @@ def test_written_anew_over_what_a_kill_left(tmp_path: Path) -> None:
     (tmp_path / "archval.json.part").write_text('{"ima')
     (tmp_path / "archtrain.json").write_text("{}")
     for _ in range(2):
-        write_split(parts, tmp_path)
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["archtrain.json", "archval.json"]
-        for name, part in zip(("archtrain", "archval"), parts):
+        write_splits(parts, tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {f"{name}.json" for name in parts}
+        for name, part in parts.items():
             assert json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) == part
 
 
@@ -242,15 +229,16 @@ def test_bccd(shared_data: Path, tmp_path: Path, seed: int, field: str) -> None:
     assert len(content["images"]) == 292
     parts = split(content, 0, field, seed)
     assert_a_split(content, parts, field)
-    assert 54 <= len(parts[1]["images"]) <= 58
+    assert 54 <= len(parts["archval"]["images"]) <= 58
     written = []
     for name, source in (("plain", content), ("shuffled", shuffled(content, 5))):
-        write_split(split(source, 0, field, seed), tmp_path / name)
+        write_splits(split(source, 0, field, seed), tmp_path / name)
         written.append([path.read_bytes() for path in sorted((tmp_path / name).iterdir())])
     assert written[0] == written[1]
 
 
 def test_bccd_would_have_near_twins_on_both_sides_without_the_field(shared_data: Path) -> None:
     """So the test above says something: its field is shared by several photographs."""
-    archtrain, archval = split(bccd(shared_data), 0, "id", 0)
-    assert {i["field"] for i in archtrain["images"]} & {i["field"] for i in archval["images"]}
+    parts = split(bccd(shared_data), 0, "id", 0)
+    fields = [{i["field"] for i in parts[name]["images"]} for name in ("archtrain", "archval")]
+    assert fields[0] & fields[1]

@@ -123,13 +123,19 @@ def test_what_a_folder_lacks(voc: Path, gone: str, shown: str) -> None:
     assert shown in refusal(voc)
 
 
-@pytest.mark.parametrize("text", ["", "<annotation>", "<annotation></annotation>"])
-def test_an_annotation_that_is_none(voc: Path, text: str) -> None:
-    (voc / "VOC2007" / "Annotations" / "000003.xml").write_text(text)
-    assert "the layout of Pascal VOC is needed" in refusal(voc)
+XML, LIST = "Annotations/000003.xml", "ImageSets/Main/test.txt"
+UNUSABLE = [
+    (XML, ""),
+    (XML, "<annotation>"),
+    (XML, "<annotation></annotation>"),
+    (LIST, "\n"),
+    (LIST, "3\n"),
+]
 
 
-@pytest.mark.parametrize("text", ["\n", "000003\n"])
-def test_a_split_of_fewer_than_two_images(voc: Path, text: str) -> None:
-    (voc / "VOC2007" / "ImageSets" / "Main" / "test.txt").write_text(text)
-    assert "test.txt: at least two images" in refusal(voc)
+@pytest.mark.parametrize(("file", "text"), UNUSABLE)
+def test_a_file_that_cannot_be_used(voc: Path, file: str, text: str) -> None:
+    (voc / "VOC2007" / file).write_text(text)
+    message = refusal(voc)
+    assert "the layout of Pascal VOC is needed" in message
+    assert file == XML or "test.txt: at least two images" in message

@@ -5,25 +5,17 @@ Annotation ids, ``area`` and ``iscrowd`` are optional. pictures.py checks the im
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from crnas_d2.errors import InputError
 
 Record = dict[str, Any]
-
-# The entries of each record, and what they have to be (KINDS).
-RECORD_ENTRIES = {
-    "images": {"id": "id", "file_name": "text", "height": "pixels", "width": "pixels"},
-    "categories": {"id": "id", "name": "text"},
-    "annotations": {
-        **{"image_id": "images", "category_id": "categories"},
-        **{"bbox": "box", "area": "area", "iscrowd": "flag", "segmentation": "masks"},
-    },
-}
-OPTIONAL = ("area", "iscrowd", "segmentation")  # may be missing or null
+Check = tuple[Callable[[Any], bool], str]  # whether a value is sound, and what is needed
 
 
 def _are_numbers(values: Any, count: int | None = None) -> bool:
@@ -46,22 +38,25 @@ ID = (
     lambda v: v != "" if type(v) is str else type(v) is int and abs(v) < 2**63,
     "an integer of 64 bits or a text is needed",
 )
-KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **{"id": ID, "images": ID, "categories": ID},
-    "text": (lambda v: type(v) is str and v != "", "a text is needed"),
-    "pixels": (lambda v: _are_numbers([v]) and v >= 1 and v == int(v), "a positive integer is needed"),
-    "box": (
-        lambda v: _are_numbers(v, 4) and v[2] >= 0 and v[3] >= 0,
-        "x, y, width and height are needed, in pixels",
-    ),
-    "area": (lambda v: _are_numbers([v]) and v >= 0, "a number of at least 0 is needed"),
-    "flag": (lambda v: type(v) in (int, bool) and v in (0, 1), "0 or 1 is needed"),
-    "masks": (_are_masks, "polygons, each a list of numbers, or an RLE with size and counts is needed"),
+TEXT = (lambda v: type(v) is str and v != "", "a text is needed")
+PIXELS = (lambda v: _are_numbers([v]) and v >= 1 and v == int(v), "a positive integer is needed")
+BOX = (lambda v: _are_numbers(v, 4) and min(v[2:]) >= 0, "x, y, width, height are needed, in pixels")
+AREA = (lambda v: v is None or (_are_numbers([v]) and v >= 0), "a number of at least 0 is needed")
+FLAG = (lambda v: v in (None, 0, 1), "0 or 1 is needed")
+MASKS = (_are_masks, "polygons, each a list of numbers, or an RLE with size and counts is needed")
+RECORD_ENTRIES: dict[str, dict[str, Check]] = {
+    "images": {"id": ID, "file_name": TEXT, "height": PIXELS, "width": PIXELS},
+    "categories": {"id": ID, "name": TEXT},
+    "annotations": {
+        **{"image_id": ID, "category_id": ID, "bbox": BOX},
+        **{"area": AREA, "iscrowd": FLAG, "segmentation": MASKS},
+    },
 }
 
 
 def load_json(path: str, key: str) -> Any:
     """A JSON file, with or without a byte order mark. InputError, naming ``key``, for anything else."""
+    gc.disable()  # else it walks through all new records again and again: twice the time
     try:
         with open(path, encoding="utf-8-sig") as file:
             return json.load(file)
@@ -69,6 +64,8 @@ def load_json(path: str, key: str) -> Any:
         raise InputError(f"{key}: {path}: {error.strerror}; a COCO JSON is needed") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{key}: {path}: not a JSON file ({error})") from error
+    finally:
+        gc.enable()
 
 
 def read_coco_json(
@@ -76,13 +73,10 @@ def read_coco_json(
 ) -> Record:
     """A checked COCO JSON, completed: each annotation has area and iscrowd, and ids are 1, 2, ...
 
-    Args:
-        key: the config key that named it, for messages.
-        annotated: at least one annotation is needed; else the list may be empty or missing.
-        mask_format: if given, masks are needed, and of this INPUT.MASK_FORMAT; empty stands for any.
+    ``annotated``: at least one annotation is needed; else the list may be empty or missing.
+    ``mask_format``: if given, masks are needed, and of this INPUT.MASK_FORMAT; empty stands for any.
 
-    Raises InputError: no JSON file, a part or an entry that is missing or unsound, an id that is not
-    unique, an annotation of an unknown image or category, only crowds, or mostly odd boxes.
+    Raises InputError: ``key``, file, and the first part or entry of a record that cannot be used.
     """
     content, where = load_json(path, key), f"{key}: {path}"
     needed = ["images", "categories", *(["annotations"] if annotated else [])]
@@ -90,16 +84,20 @@ def read_coco_json(
         if not isinstance(content, dict) or not content.get(part):
             raise InputError(f"{where}: no {part}; a COCO JSON with {', '.join(needed)} is needed")
     annotations = content.setdefault("annotations", [])
-    ids: dict[str, set[Any]] = {part: set() for part in RECORD_ENTRIES}
-    for part in RECORD_ENTRIES:
-        if not isinstance(content[part], list):
+    for part, entries in RECORD_ENTRIES.items():
+        records = content[part]
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise InputError(f"{where}: {part}: a list of records is needed")
-        for number, record in enumerate(content[part]):
-            problem = _problem(record, part, ids)
-            if problem:
-                raise InputError(f"{where}: {_name_of(part, number, record)}: {problem}")
-            if part != "annotations":
-                ids[part].add(record["id"])
+        for entry, check in entries.items():
+            _check_entries(records, f"{where}: {part}", entry, check)
+    for part, entry in (("images", "image_id"), ("categories", "category_id")):
+        ids = Counter(record["id"] for record in content[part])
+        ((most, count),) = ids.most_common(1)
+        if count > 1 or len(set(map(type, ids))) > 1:
+            why = f"{count} have the id {most!r}" if count > 1 else "numbers and texts as ids"
+            raise InputError(f"{where}: {part}: {why}; different ids of one kind are needed")
+        known = (ids.__contains__, f"is the id of none of the {part}")
+        _check_entries(annotations, f"{where}: annotations", entry, known)
     if annotations and all(annotation.get("iscrowd") for annotation in annotations):
         raise InputError(f"{where}: all {len(annotations)} annotations have iscrowd 1; objects have 0")
     odd = odd_boxes(content)
@@ -113,36 +111,21 @@ def read_coco_json(
     # pycocotools takes the id 0 for "no match", and cannot read texts.
     annotations.sort(key=lambda annotation: f"{annotation.get('id')!s:0>20}")
     for number, annotation in enumerate(annotations, start=1):
-        annotation["id"], (_, _, width, height) = number, annotation["bbox"]
-        for entry, default in (("iscrowd", 0), ("area", width * height)):
-            if annotation.get(entry) is None:
-                annotation[entry] = default
+        annotation["id"] = number
+        if annotation.get("iscrowd") is None:
+            annotation["iscrowd"] = 0
+        if annotation.get("area") is None:
+            annotation["area"] = math.prod(annotation["bbox"][2:])
     return content
 
 
-def _problem(record: Any, part: str, ids: dict[str, set[Any]]) -> str:
-    """What is wrong with a record, if anything."""
-    if not isinstance(record, dict):
-        return "a record is needed"
-    for entry, kind in RECORD_ENTRIES[part].items():
-        value, (is_sound, needed) = record.get(entry), KINDS[kind]
-        if value is None and entry in OPTIONAL:
-            continue
-        if entry not in record:
-            return f"no {entry}"
+def _check_entries(records: list[Record], where: str, entry: str, check: Check) -> None:
+    is_sound, needed = check
+    for number, record in enumerate(records):
+        value = record.get(entry)
         if not is_sound(value):
-            return f"{entry} {value!r:.80}: {needed}"
-        if kind in ids and value not in ids[kind]:
-            return f"{entry} {value!r}: is the id of none of the {kind}"
-    others = ids[part]
-    if others and type(record["id"]) is not type(next(iter(others))):
-        return "numbers and texts as ids; one kind is needed"
-    return "another one has the same id" if others and record["id"] in others else ""
-
-
-def _name_of(part: str, number: int, record: Any) -> str:
-    known = isinstance(record, dict) and "id" in record
-    return f"{part}[{number}] (id {record['id']!r:.40})" if known else f"{part}[{number}]"
+            shown = f"[{number}] (id {record.get('id')!r:.40}): {entry} {value!r:.80}"
+            raise InputError(f"{where}{shown}: {needed}")
 
 
 def odd_boxes(content: Record) -> list[list[float]]:
@@ -165,22 +148,16 @@ def polygons(masks: list[list[float]]) -> list[list[float]]:
 def _check_masks(content: Record, path: str, mask_format: str) -> None:
     """Every annotation has a mask that detectron2 can read."""
     sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
-    bad = []
     for number, annotation in enumerate(content["annotations"]):
-        masks, size, what = annotation.get("segmentation"), sizes[annotation["image_id"]], ""
-        if not masks:
-            what = "no segmentation; allowed is False"
-        elif isinstance(masks, list):
-            what = "" if polygons(masks) else "no polygon of three points; allowed is False"
+        masks, size, what = annotation.get("segmentation") or [], sizes[annotation["image_id"]], ""
+        if isinstance(masks, list):
+            what = "" if polygons(masks) else "no RLE or polygon of three points; allowed is False"
         elif mask_format == "polygon" and not annotation.get("iscrowd"):
             what = "an RLE; INPUT.MASK_FORMAT: allowed is bitmask"
-        else:
-            counts = masks["counts"]
-            whole = isinstance(counts, str) or sum(counts) == math.prod(size)
-            if masks["size"] != size or not whole:
-                what = "an RLE of another size than its image; allowed is False"
+        elif masks["size"] != size or (
+            isinstance(masks["counts"], list) and sum(masks["counts"]) != math.prod(size)
+        ):
+            what = "an RLE of another size than its image; allowed is False"
         if what:
-            bad.append(f"{_name_of('annotations', number, annotation)} has {what}")
-    if bad:
-        count = f"{len(bad)} of {len(content['annotations'])} cannot be used"
-        raise InputError(f"MODEL.MASK_ON: True: {path}: {bad[0]} ({count})")
+            named = f"annotations[{number}] (id {annotation.get('id')!r:.40})"
+            raise InputError(f"MODEL.MASK_ON: True: {path}: {named} has {what}")

@@ -1,8 +1,6 @@
-"""Data sets in detectron2's catalogs: ours under $DETECTRON2_DATASETS, and the user's own COCO JSON.
+"""Data sets in detectron2's catalogs: ours, registered on import, and the user's own COCO JSON.
 
-    $DETECTRON2_DATASETS/bccd/{train.json,val.json,images/}   bccd_train, bccd_val
-
-Like detectron2's builtin sets, ours are registered on import and read when they are first used.
+$DETECTRON2_DATASETS/bccd/{train.json,val.json,images/}   bccd_train, bccd_val
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,10 @@ HEADS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet"
 
 
 def register_coco(name: str, json_file: str, images: str) -> None:
-    """Register a COCO JSON under a name; again with the same files is fine.
-
-    Raises InputError: the name stands for other files already.
-    """
-    files = {"json_file": json_file, "image_root": images}
+    """Again with the same files is fine."""
     if name not in DatasetCatalog.list():
         DatasetCatalog.register(name, functools.partial(load_coco, name, json_file, images))
-        MetadataCatalog.get(name).set(**files, evaluator_type="coco")
-    known = MetadataCatalog.get(name)
-    if (known.json_file, known.image_root) != (json_file, images):
-        raise InputError(f"data set {name}: registered already, with {known.json_file}")
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=images, evaluator_type="coco")
 
 
 def load_coco(name: str, json_file: str, images: str) -> list[dict[str, Any]]:
@@ -51,16 +43,16 @@ def load_coco(name: str, json_file: str, images: str) -> list[dict[str, Any]]:
     Unlike there, annotation ids do not matter, and no box is dropped for its polygons.
     """
     content = load_json(json_file, name)
-    content.setdefault("annotations", [])
+    annotations = content.setdefault("annotations", [])
     classes = _classes(content)
     MetadataCatalog.get(name).set(**classes)
     number_of = classes["thing_dataset_id_to_contiguous_id"]
     records: dict[Any, dict[str, Any]] = {}
-    for image in sorted(content["images"], key=lambda image: image["id"]):
-        record = {"file_name": os.path.join(images, image["file_name"]), "image_id": image["id"]}
-        sizes = {"height": image["height"], "width": image["width"]}
-        records[image["id"]] = {**record, **sizes, "annotations": []}
-    for annotation in content["annotations"]:
+    for image in sorted(content["images"], key=itemgetter("id")):
+        record = {"image_id": image["id"], "height": image["height"], "width": image["width"]}
+        path = os.path.join(images, image["file_name"])
+        records[image["id"]] = {**record, "file_name": path, "annotations": []}
+    for annotation in annotations:
         found = {"bbox": annotation["bbox"], "bbox_mode": BoxMode.XYWH_ABS}
         found["iscrowd"] = annotation.get("iscrowd") or 0
         found["category_id"] = number_of[annotation["category_id"]]
@@ -75,19 +67,18 @@ def load_coco(name: str, json_file: str, images: str) -> list[dict[str, Any]]:
             points = enumerate(annotation["keypoints"])
             found["keypoints"] = [v + 0.5 if i % 3 < 2 else v for i, v in points]
         records[annotation["image_id"]]["annotations"].append(found)
+    warn = functools.partial(log_first_n, logging.WARNING, key="message")  # each text once
     odd, files = len(odd_boxes(content)), len({record["file_name"] for record in records.values()})
     if odd:
-        text = f"{name}: {odd} boxes have no area or leave their image"
-        log_first_n(logging.WARNING, text, key="message")
+        warn(f"{name}: {odd} boxes have no area or leave their image")
     if files < len(records):
-        text = f"{name}: {len(records)} entries are of {files} images, each with its own boxes"
-        log_first_n(logging.WARNING, text, key="message")
+        warn(f"{name}: {len(records)} entries are of {files} images, each with its own boxes")
     return list(records.values())
 
 
 def _classes(content: Record) -> dict[str, Any]:
     """Metadata: names, and numbers by id, in the order of ids, as detectron2 has them."""
-    ordered = sorted(content["categories"], key=lambda category: category["id"])
+    ordered = sorted(content["categories"], key=itemgetter("id"))
     return {
         "thing_classes": [category["name"] for category in ordered],
         "thing_dataset_id_to_contiguous_id": {category["id"]: i for i, category in enumerate(ordered)},
@@ -116,73 +107,58 @@ def as_scored(name: str) -> Iterator[str]:
 
 
 def check_voc(name: str, key: str) -> None:
-    """A registered folder in the layout of Pascal VOC can be read; its images' headers, too.
-
-    Raises InputError: a file that is missing or unsound, or a split of fewer than two images.
-    """
+    """Raise InputError if a registered set in the layout of Pascal VOC, or an image, cannot be read."""
     metadata = MetadataCatalog.get(name)
     listed = Path(metadata.dirname, "ImageSets", "Main", f"{metadata.split}.txt")
     try:
-        # detectron2 takes a single line for no list at all
-        records = DatasetCatalog.get(name) if len(listed.read_text().split()) > 1 else []
+        if len(listed.read_text().split()) < 2:  # detectron2 takes a single line for no list at all
+            raise ValueError(f"{listed}: at least two images, one a line")
+        records = DatasetCatalog.get(name)
     except (OSError, SyntaxError, AttributeError, IndexError, ValueError) as error:
         why = " ".join(str(error).split())
         raise InputError(f"{key}: {name}: the layout of Pascal VOC is needed: {why}") from error
-    if not records:
-        raise InputError(f"{key}: {listed}: at least two images are needed, one a line")
     check_headers(records, "", key)
 
 
 def check_dataset(cfg: CfgNode, side: str, name: str, annotated: bool = True) -> Record | None:
     """The completed COCO JSON of a registered data set, its images checked; of VOC, None.
 
-    ``side`` is TRAIN or TEST; ``annotated``: whether annotations are needed.
+    ``side``: TRAIN or TEST, whose keys messages name; ``annotated``: whether annotations are needed.
 
     Raises InputError: an unknown name, no COCO JSON or VOC folder, another number of classes than the
-    heads have, or as read_coco_json and check_headers.
+    heads have (they follow your own JSON), or as read_coco_json and check_headers.
     """
-    key, content = f"DATASETS.{side}", None
-    if name not in DatasetCatalog.list():
-        raise InputError(f"{key}: {name!r}: not a registered data set")
-    metadata = MetadataCatalog.get(name)
+    key, metadata = f"DATASETS.{side}", MetadataCatalog.get(name)
+    own = bool(cfg.DATASETS.get(f"{side}_JSON"))
+    content, classes = None, metadata.get("thing_classes")
     if metadata.get("evaluator_type") == "pascal_voc":
         check_voc(name, key)
-        count = len(metadata.thing_classes)
-    elif not hasattr(metadata, "json_file"):
-        raise InputError(f"{key}: {name!r}: has no COCO JSON; register it as COCO instances")
+    elif hasattr(metadata, "json_file"):
+        masks = None
+        if cfg.MODEL.MASK_ON:
+            masks = cfg.INPUT.MASK_FORMAT if side == "TRAIN" else ""
+        content = read_coco_json(metadata.json_file, f"{key}_JSON" if own else key, annotated, masks)
+        check_headers(content["images"], metadata.image_root, f"{key}_IMAGES" if own else key)
+        classes = content["categories"]
     else:
-        content = _checked(cfg, side, name, (key, key), annotated)
-        count = len(content["categories"])
+        raise InputError(f"{key}: {name!r}: not a registered data set with a COCO JSON")
     head = HEADS.get(cfg.MODEL.META_ARCHITECTURE)
-    asked = cfg.MODEL[head].NUM_CLASSES if head else count
-    if asked != count:
-        raise InputError(f"MODEL.{head}.NUM_CLASSES: {asked}: {key} {name!r} has {count} classes")
-    return content
-
-
-def _checked(cfg: CfgNode, side: str, name: str, keys: tuple[str, str], annotated: bool) -> Record:
-    """A registered COCO JSON; ``keys`` name its file and its images' folder, for messages."""
-    files, masks = MetadataCatalog.get(name), None
-    if cfg.MODEL.MASK_ON:
-        masks = cfg.INPUT.MASK_FORMAT if side == "TRAIN" else ""
-    content = read_coco_json(files.json_file, keys[0], annotated, masks)
-    check_headers(content["images"], files.image_root, keys[1])
+    if head and not own and cfg.MODEL[head].NUM_CLASSES != len(classes):
+        asked, found = cfg.MODEL[head].NUM_CLASSES, f"{key} {name!r} has {len(classes)} classes"
+        raise InputError(f"MODEL.{head}.NUM_CLASSES: {asked}: {found}")
     return content
 
 
 def register_own_data(cfg: CfgNode) -> dict[str, str]:
-    """Register the data sets that the *_JSON and *_IMAGES keys name, unread; their names by side.
-
-    Raises InputError: a key without its partner.
-    """
+    """Register the sets that the *_JSON and *_IMAGES keys name, unread; their names by side."""
     names = {}
     for side in ("TRAIN", "TEST"):
         keys = [f"{side}_JSON", f"{side}_IMAGES"]
-        json_file, images = (cfg.DATASETS[key] and os.path.abspath(cfg.DATASETS[key]) for key in keys)
-        if bool(json_file) != bool(images):
-            empty, full = keys[::-1] if json_file else keys
-            raise InputError(f"DATASETS.{empty}: empty; both are needed, it and DATASETS.{full}")
-        if json_file:
+        files = [cfg.DATASETS[key] for key in keys]
+        if any(files) and not all(files):
+            raise InputError(f"DATASETS.{keys[files.index('')]}: empty; both are needed, {keys}")
+        if any(files):
+            json_file, images = map(os.path.abspath, files)
             names[side] = f"{side.lower()}:{json_file}:{images}"
             register_coco(names[side], json_file, images)
     return names
@@ -191,32 +167,27 @@ def register_own_data(cfg: CfgNode) -> dict[str, str]:
 def use_own_data(
     cfg: CfgNode, train: bool = True, test: bool = True, annotated: bool = True
 ) -> dict[str, Record]:
-    """Put the data sets that the *_JSON and *_IMAGES keys name into DATASETS.TRAIN and TEST.
+    """Put the sets that the *_JSON and *_IMAGES keys name into DATASETS.TRAIN and TEST of ``cfg``.
 
-    The heads' number of classes follows the JSON. Your own training set without a test set empties
-    DATASETS.TEST. Changes ``cfg`` in place; does nothing where the keys are empty.
+    The heads' number of classes follows the JSON, and your own training set without a test set empties
+    DATASETS.TEST. ``train``, ``test``: whether that set will be used; else its files are not read.
+    Returns the completed JSONs by side, TRAIN or TEST.
 
-    Args:
-        train, test: whether the set will be used; else its files are not read.
-        annotated: whether the test set needs annotations.
-
-    Returns the completed JSONs by side, TRAIN or TEST. Raises InputError: a key without its partner, a
-    bad file, or other classes in the test set.
+    Raises InputError: as register_own_data and check_dataset, or other classes in the test set.
     """
     if cfg.DATASETS.TRAIN_JSON and not cfg.DATASETS.TEST_JSON:
         cfg.DATASETS.TEST = ()  # what a config names there is of other data
-    contents: dict[str, Record] = {}
+    contents: dict[str, Any] = {}
     for side, name in register_own_data(cfg).items():
         cfg.DATASETS[side] = (name,)
         if train if side == "TRAIN" else test:
-            keys = f"DATASETS.{side}_JSON", f"DATASETS.{side}_IMAGES"
-            contents[side] = _checked(cfg, side, name, keys, annotated or side == "TRAIN")
+            contents[side] = check_dataset(cfg, side, name, annotated or side == "TRAIN")
     classes = [_classes(content)["thing_classes"] for content in contents.values()]
     if classes:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(classes[0])
-    if classes and classes[-1] != classes[0]:
-        why = f"classes {classes[1]}; the training classes are {classes[0]}"
-        raise InputError(f"DATASETS.TEST_JSON: {why}")
+        if classes[-1] != classes[0]:
+            why = f"classes {classes[-1]}; the training classes are {classes[0]}"
+            raise InputError(f"DATASETS.TEST_JSON: {why}")
     return contents
 
 

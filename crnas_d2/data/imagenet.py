@@ -2,8 +2,7 @@
 
     $DETECTRON2_DATASETS/imagenet/{train,val}/<wnid>/*.JPEG    imagenet_train, imagenet_val
 
-Registered on import, read when they are first used. A class is the index of its folder's name among
-the sorted names in train. Metadata: evaluator_type "imagenet", image_root, class_root.
+A class is the index of its folder's name among the sorted names in train.
 """
 
 from __future__ import annotations
@@ -22,21 +21,12 @@ from crnas_d2.errors import InputError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 
-EVALUATOR_TYPE = "imagenet"
-
 
 def register_image_folder(name: str, image_root: str, class_root: str) -> None:
     """Register the folder ``image_root``, whose classes are numbered as in ``class_root``."""
     DatasetCatalog.register(name, functools.partial(load_image_folder, image_root, class_root))
-    roots = {"image_root": image_root, "class_root": class_root}
-    MetadataCatalog.get(name).set(evaluator_type=EVALUATOR_TYPE, **roots)
-
-
-def register_imagenet(root: str) -> None:
-    """Register imagenet_train and imagenet_val below ``root``."""
-    folders = {split: os.path.join(root, "imagenet", split) for split in ("train", "val")}
-    for split, folder in folders.items():
-        register_image_folder(f"imagenet_{split}", folder, folders["train"])
+    metadata = MetadataCatalog.get(name)
+    metadata.set(evaluator_type="imagenet", image_root=image_root, class_root=class_root)
 
 
 def load_image_folder(image_root: str, class_root: str) -> list[dict[str, Any]]:
@@ -45,13 +35,12 @@ def load_image_folder(image_root: str, class_root: str) -> list[dict[str, Any]]:
     Raises InputError: a folder that is missing or has no image, or a class not in ``class_root``.
     """
     labels = _labels(class_root)
-    own = {name: labels.get(name) for name in _labels(image_root)}
-    for name, label in own.items():
-        if label is None:
-            path = os.path.join(image_root, name)
-            raise InputError(f"{path}: is none of the {len(labels)} classes in {class_root}")
+    own = _labels(image_root)
+    for name in sorted(own.keys() - labels.keys()):
+        path = os.path.join(image_root, name)
+        raise InputError(f"{path}: is none of the {len(labels)} classes in {class_root}")
     try:
-        samples = make_dataset(image_root, own, IMG_EXTENSIONS)
+        samples = make_dataset(image_root, {name: labels[name] for name in own}, IMG_EXTENSIONS)
     except FileNotFoundError as error:
         raise InputError(f"{image_root}: {' '.join(str(error).split())}") from error
     start = len(os.path.join(image_root, ""))
@@ -70,14 +59,11 @@ def _labels(folder: str) -> dict[str, int]:
 def is_image_folder(name: str) -> bool:
     """Whether a data set, registered or not, is one of labelled images."""
     known = name in DatasetCatalog.list()  # MetadataCatalog.get would add it
-    return known and MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
+    return known and MetadataCatalog.get(name).get("evaluator_type") == "imagenet"
 
 
 def check_imagenet(name: str, key: str) -> list[str]:
-    """The class names of a registered folder, which is read as in training.
-
-    Raises InputError: as ``load_image_folder``, naming the config key.
-    """
+    """The class names of a registered folder. InputError, naming ``key``: as load_image_folder."""
     try:
         DatasetCatalog.get(name)
         return list(_labels(MetadataCatalog.get(name).class_root))
@@ -90,12 +76,7 @@ class ClassificationMapper:
 
     In training a random crop of 8 to 100 % of the area and an aspect ratio of 3:4 to 4:3, resized and
     randomly flipped (Szegedy et al. 2015; torchvision's defaults), from torch's global random state;
-    otherwise the centre crop of the resized image.
-
-    Args:
-        crop: side of the result in pixels.
-        test_resize: shorter side in pixels before the centre crop.
-        image_format: "RGB" or "BGR", the order of the channels.
+    else the centre crop of the image, its shorter side resized to ``test_resize`` pixels.
     """
 
     def __init__(self, crop: int, test_resize: int, image_format: str, is_train: bool) -> None:
@@ -111,4 +92,6 @@ class ClassificationMapper:
         return {**record, "image": torch.from_numpy(augmented.transpose(2, 0, 1).copy())}
 
 
-register_imagenet(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+_imagenet = os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "imagenet")
+for _split in ("train", "val"):
+    register_image_folder(f"imagenet_{_split}", f"{_imagenet}/{_split}", f"{_imagenet}/train")

@@ -1,57 +1,47 @@
 """The training loader, whose batches are a function of (seed, iteration); and the test loaders.
 
-detectron2's own training loader starts over on resume: sampler, aspect ratio groups and augmentation.
-Here the stream of indices is replayed up to the iteration (integers only), each batch is formed for all
-processes together, and each image has a seed of its own for its augmentation. So the images of a batch
-do not depend on the number of processes either.
+detectron2's own starts over on resume. Here the stream of indices is replayed up to the iteration, each
+batch is formed for all processes together, and each image has a seed of its own for its augmentation.
+So batches do not depend on the number of processes either.
 """
 
 from __future__ import annotations
 
 import itertools
+import pickle
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from crnas_d2.data.imagenet import ClassificationMapper, is_image_folder
-from crnas_d2.data.records import Records, from_main
 from crnas_d2.errors import InputError
 from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetCatalog,
-    DatasetFromList,
-    DatasetMapper,
-    MapDataset,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetCatalog, DatasetMapper, MapDataset
+from detectron2.data.build import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 
+T = TypeVar("T")
 Sample = tuple[int, int]  # (iteration, index into the data set)
 Mapper = Callable[[dict[str, Any]], Any]  # as detectron2's DatasetMapper
-
-
-def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
-    """A permutation of ``range(size)``."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
-    return torch.randperm(size, generator=generator).tolist()
 
 
 def batches(wide: Sequence[bool], batch_size: int, seed: int) -> Iterator[list[int]]:
     """An endless stream of batches of indices; all images of a batch are wide, or none is."""
     waiting: dict[bool, list[int]] = {True: [], False: []}
     for epoch in itertools.count():
-        for index in epoch_order(len(wide), seed, epoch):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
+        for index in torch.randperm(len(wide), generator=generator).tolist():
             group = waiting[wide[index]]
             group.append(index)
             if len(group) == batch_size:
@@ -86,14 +76,36 @@ class NamingMapper:
     def __call__(self, record: dict[str, Any]) -> Any:
         try:
             return self.mapper(record)
-        except InputError:
-            raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
             # detectron2's ValueErrors are about annotations, or about the image's size.
             what = "" if isinstance(error, ValueError) else "cannot be read as an image: "
             why = f"{what}{why}; --resume continues when that is fixed"
             raise InputError(f"{record['file_name']}: {why}") from error
+
+
+def from_main(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    shared = [value]
+    if comm.get_world_size() > 1:  # gloo: NCCL would need GPU memory
+        dist.broadcast_object_list(shared, src=0, group=comm._get_global_gloo_group())
+    return shared[0]
+
+
+class Records(Sequence):
+    """Rank 0's data set dicts as bytes, which DataLoader workers share with their process."""
+
+    def __init__(self, dicts: Sequence[dict[str, Any]]) -> None:
+        pickled = [pickle.dumps(record, protocol=-1) for record in dicts]
+        ends = list(itertools.accumulate(map(len, pickled)))
+        self._ends, self._data = from_main((ends, b"".join(pickled)))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        start = self._ends[index - 1] if index else 0
+        return pickle.loads(self._data[start : self._ends[index]])
 
 
 @dataclass(frozen=True)
@@ -116,10 +128,7 @@ class TrainLoader:
     """Iterates over this process's shares of the batches, from ``start_iteration`` on.
 
     Nothing is read before the first ``next``, so that a checkpoint can set ``start_iteration``.
-
-    Attributes:
-        wide: for each image of the data set its group by aspect ratio.
-        batch_size: of all processes together.
+    ``wide``: each image's group by aspect ratio; ``batch_size``: of all processes together.
     """
 
     dataset: SeededDataset
@@ -130,7 +139,6 @@ class TrainLoader:
 
     @property
     def num_images(self) -> int:
-        """Images in one epoch."""
         return len(self.wide)
 
     def _samples(self) -> Iterator[list[Sample]]:
@@ -159,21 +167,19 @@ def _packed(samples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Sequen
 
 
 def check_loading(cfg: CfgNode) -> None:
-    """build_train_loader can work with the config in these processes.
-
-    Raises InputError: no training set, another sampler than TrainingSampler, a batch that does not
-    divide by processes and passes, or keys of INPUT that detectron2 refuses.
-    """
-    sampler, batch_size = cfg.DATALOADER.SAMPLER_TRAIN, cfg.SOLVER.IMS_PER_BATCH
+    """build_train_loader can work with the config in these processes; else InputError."""
+    batch_size, passes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
     processes = comm.get_world_size()
     if not cfg.DATASETS.TRAIN:
-        needed = "DATASETS.TRAIN_JSON and DATASETS.TRAIN_IMAGES, or a registered name"
-        raise InputError(f"DATASETS.TRAIN: (): needed are {needed}")
-    if sampler != "TrainingSampler":
+        raise InputError(
+            "DATASETS.TRAIN: (): a registered name is needed, or TRAIN_JSON and TRAIN_IMAGES"
+        )
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        sampler = cfg.DATALOADER.SAMPLER_TRAIN
         raise InputError(f"DATALOADER.SAMPLER_TRAIN: {sampler!r}: allowed is TrainingSampler")
-    if batch_size < 1 or batch_size % (processes * cfg.SOLVER.ACCUMULATE):
-        needed = f"{processes} processes times SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}"
-        raise InputError(f"SOLVER.IMS_PER_BATCH: {batch_size}: a multiple of {needed} is needed")
+    if batch_size < 1 or batch_size % (processes * passes):
+        needed = f"a multiple of {processes} processes times SOLVER.ACCUMULATE {passes} is needed"
+        raise InputError(f"SOLVER.IMS_PER_BATCH: {batch_size}: {needed}")
     try:
         convert_PIL_to_numpy(Image.new("RGB", (1, 1)), cfg.INPUT.FORMAT)
         DatasetMapper(cfg, is_train=True)
@@ -189,24 +195,22 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
     """
     check_loading(cfg)
     labelled = all(map(is_image_folder, cfg.DATASETS.TRAIN))
-    dicts: list[dict[str, Any]] = []
-    if comm.is_main_process() and labelled:
-        dicts = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
-    elif comm.is_main_process():
-        keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-        dicts = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
+    dicts = _read(cfg, labelled) if comm.is_main_process() else []
     alike = labelled or not cfg.DATALOADER.ASPECT_RATIO_GROUPING
-    wide = np.array([alike or record["width"] > record["height"] for record in dicts], dtype=bool)
-    return TrainLoader(
-        SeededDataset(Records(dicts), _mapper(cfg, labelled, is_train=True), seed),
-        from_main(wide).tolist(),
-        cfg.SOLVER.IMS_PER_BATCH,
-        cfg.DATALOADER.NUM_WORKERS,
+    wide = [alike or record["width"] > record["height"] for record in dicts]
+    dataset = SeededDataset(Records(dicts), _mapper(cfg, labelled, is_train=True), seed)
+    return TrainLoader(dataset, from_main(wide), cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS)
+
+
+def _read(cfg: CfgNode, labelled: bool) -> list[dict[str, Any]]:
+    if labelled:
+        return [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    return get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
 
 
@@ -218,17 +222,16 @@ def _mapper(cfg: CfgNode, labelled: bool, is_train: bool) -> NamingMapper:
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
-    """detectron2's, with errors that name the image; or batches of labelled images, as large as
-    in training, but at most 64, since each image from a worker takes a file descriptor.
-    """
+    """detectron2's, with errors that name the image; or batches of labelled images, as in training."""
     labelled = is_image_folder(name)
     mapper = _mapper(cfg, labelled, is_train=False)
     if not labelled:
         return build_detection_test_loader(cfg, name, mapper=mapper)
-    dataset = MapDataset(DatasetFromList(DatasetCatalog.get(name), copy=False), mapper)
+    dataset = MapDataset(DatasetCatalog.get(name), mapper)
+    share = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     return DataLoader(
         dataset,
-        batch_size=min(max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1), 64),
+        batch_size=min(max(share, 1), 64),  # each image from a worker takes a file descriptor
         sampler=InferenceSampler(len(dataset)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,

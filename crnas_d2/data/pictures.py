@@ -1,6 +1,6 @@
 """Images checked before training: the headers of a whole data set, and the pixels of some of it.
 
-All bad images are listed in one line; a training would stop at one after the other.
+All bad images are counted in one line; a training would stop at one after the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from PIL import Image
 
 from crnas_d2.errors import InputError
 
-SHOWN = 3  # bad images that a message names
 ORIENTATION, TRANSPOSED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap height and width
 # Grey of 16 or 32 bits or of floats, which Pillow clips when it converts it to RGB, and Lab.
 REFUSED_MODES = ("I", "F", "LAB")
@@ -25,13 +24,8 @@ REFUSED_MODES = ("I", "F", "LAB")
 def check_headers(images: Sequence[dict[str, Any]], folder: str, key: str) -> None:
     """Every image has the size of its JSON entry and a mode that can be read; no pixels are decoded.
 
-    Args:
-        images: entries with ``file_name``, below ``folder``, and ``width`` and ``height`` after the
-            EXIF rotation, which detectron2 applies.
-        key: the config key that named the folder, for messages.
-
-    Raises:
-        InputError: the first few bad images, and how many there are.
+    ``images``: entries with ``file_name``, below ``folder``, and ``width`` and ``height`` after the
+    EXIF rotation, which detectron2 applies. Raises InputError: how many are bad, and the first three.
     """
     _refuse(images, lambda image: _problem(os.path.join(folder, image["file_name"]), image), key)
 
@@ -45,7 +39,7 @@ def _refuse(items: Sequence[Any], problem: Callable[[Any], str], key: str) -> No
     with ThreadPool(8) as threads:
         bad = [text for text in threads.map(problem, items, chunksize=256) if text]
     if bad:
-        shown = "; ".join([*bad[:SHOWN], *([f"and {len(bad) - SHOWN} more"] if bad[SHOWN:] else [])])
+        shown = "; ".join([*bad[:3], "..."] if len(bad) > 3 else bad)
         raise InputError(f"{key}: {len(bad)} of {len(items)} images cannot be used: {shown}")
 
 
@@ -59,22 +53,18 @@ def _problem(path: str, entry: dict[str, Any] | None = None) -> str:
             if entry is None:
                 picture.load()
             else:
-                why = _header_problem(picture, (entry["width"], entry["height"]))
-    except Image.UnidentifiedImageError:
-        why = "not an image"
-    except Image.DecompressionBombError:
-        most = 2 * Image.MAX_IMAGE_PIXELS
-        why = f"more than the {most} pixels that Pillow reads: shrink it or cut it into tiles"
+                why = _header_problem(picture, entry)
+    except Image.DecompressionBombError as error:
+        why = f"{error} Shrink it or cut it into tiles."
     except Exception as error:  # Pillow's decoders raise errors of many kinds
         why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return f"{path}: {why}" if why else ""
 
 
-def _header_problem(picture: Image.Image, expected: tuple[int, int]) -> str:
-    """Args: expected: width and height."""
+def _header_problem(picture: Image.Image, entry: dict[str, Any]) -> str:
     if picture.mode.startswith(REFUSED_MODES):
         return f"mode {picture.mode}: 8 bits a channel are needed; more would be clipped"
-    size, turned, orientation = picture.size, "", 1
+    size, expected, turned, orientation = picture.size, (entry["width"], entry["height"]), "", 1
     # A PNG can have its EXIF after the pixels, which would be decoded for it: only if it can explain.
     if picture.format != "PNG" or "exif" in picture.info or size != expected:
         with suppress(Exception):  # damaged EXIF data, which detectron2 ignores, too

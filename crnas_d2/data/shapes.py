@@ -2,14 +2,9 @@
 
     python -m crnas_d2.data.shapes FOLDER [--train N] [--val N] [--seed S]
 
-writes FOLDER/train.json, FOLDER/val.json and FOLDER/images/*.jpg. The longer side of a shape is
-between 8 and 300 pixels, on a log scale with more weight on long ones. Its class (disc, square,
-triangle) says nothing about its colour, texture or size. Corners are rounded in proportion to the
-size, so a patch of the outline does not tell a big disc from a small square: the receptive field
-must cover the shape. Every picture is a pure function of (seed, split, index) and of its size.
-
-Coordinates are pixels from the top left, x to the right and y down; pixel i covers [i, i + 1).
-Sizes are (height, width).
+writes FOLDER/{train,val}.json and FOLDER/images/*.jpg. A shape's class (disc, square, triangle) says
+nothing about its colour, texture or size, and corners are rounded in proportion to the size, so the
+receptive field must cover the shape. A picture is a function of (seed, split, index) and its size.
 """
 
 from __future__ import annotations
@@ -17,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +23,15 @@ from crnas_d2.errors import InputError
 # Class: (corners, corner radius over radius). A disc is one round corner.
 CLASSES = {"disc": (1, 1.0), "square": (4, 0.2), "triangle": (3, 0.15)}
 SPLITS = ("train", "val")
-SIZE = (320, 320)  # of a picture, by default
 MIN_SIDE, MAX_SIDE = 8, 300  # pixels, of the longer side of a box
-# Log-uniform would be 1. Below it there are fewer of the smallest, which a network of this size at a
-# stride of 4 cannot learn in the demo's minutes.
+# 1 is log-uniform, less gives fewer small ones, which a small network cannot learn in minutes.
 SIDE_POWER = 0.5
 SHAPES_PER_IMAGE = (2, 6)  # drawn uniformly, both ends included
 MAX_TILT = np.pi / 9
 MAX_STRETCH = 1.3  # longer over shorter side of a shape
 MAX_HIDDEN = 0.2  # the fraction of a shape that those drawn after it may hide together
 OUTLINE_POINTS = 36
-# Mean colours of backgrounds and of shapes. With any colour on any other, a network needs many times
-# the demo's minutes before it finds the shapes at all.
+# Mean colours of backgrounds and of shapes; with any colour on any other, a network learns slowly.
 DARK, BRIGHT = (20, 80), (110, 235)
 TEXTURE_CONTRAST = 20.0  # grey levels either side of the mean; means are further apart than that
 
@@ -77,18 +68,18 @@ def draw_picture(
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
     """Pixels [H, W, 3] uint8 RGB, owners [H, W] uint8, and the COCO annotations without their ids.
 
-    owners holds 0 for the background and k where the k-th annotation is on top. A box is tight both
-    around the visible pixels and around the whole shape; area counts the pixels of the whole shape.
+    owners holds 0 for the background and k where the k-th annotation is on top. A box is tight around
+    the visible pixels and around the whole shape, whose pixels area counts.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     owners = np.zeros(size, dtype=np.uint8)
     colours = rng.uniform(*DARK, (1, 3))  # mean colours; row k is that of owner k
     pixels = colours[0] + TEXTURE_CONTRAST * texture(rng, *size)[:, :, None]
     annotations: list[dict[str, Any]] = []
-    number = rng.integers(SHAPES_PER_IMAGE[0], SHAPES_PER_IMAGE[1] + 1)
+    number = rng.integers(*SHAPES_PER_IMAGE, endpoint=True)
     longest = min(MAX_SIDE, 0.9375 * min(size))
     sides = MIN_SIDE * (longest / MIN_SIDE) ** (rng.random(number) ** SIDE_POWER)
-    for side in -np.sort(-sides):  # big ones first, so that small ones come to lie on top of them
+    for side in np.sort(sides)[::-1]:  # big ones first, so that small ones come to lie on top of them
         placed = _place(rng, owners, annotations, side)
         if placed is None:
             continue
@@ -106,7 +97,7 @@ def draw_picture(
 def _place(
     rng: np.random.Generator, owners: np.ndarray, older: list[dict[str, Any]], side: float
 ) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """A new shape, (mask [H, W], annotation), that leaves the older ones visible, or None."""
+    """A new shape's mask [H, W] and annotation, if there is room: the older ones stay visible."""
     height, width = owners.shape
     category = int(rng.integers(len(CLASSES)))
     while side >= MIN_SIDE:
@@ -114,42 +105,36 @@ def _place(
         points += rng.random(2) * ([width, height] - points.max(axis=0))
         canvas = Image.new("1", (width, height))
         ImageDraw.Draw(canvas).polygon(points.astype(int).ravel().tolist(), fill=1)
-        mask, box = np.array(canvas), _box(canvas)
+        mask = np.array(canvas)
         after = np.where(mask, len(older) + 1, owners)
-        touched = set(owners[mask]) - {0}
-        if all(_shown(after == k, older[k - 1]) for k in touched):
-            return mask, {
-                "category_id": category + 1,
-                "bbox": box,
-                "area": int(mask.sum()),
-                "iscrowd": 0,
-                "segmentation": [points.ravel().round(2).tolist()],
-            }
+        if all(_is_visible(after == k, older[k - 1]) for k in set(owners[mask]) - {0}):
+            found = {"category_id": category + 1, "bbox": _box(mask), "area": int(mask.sum())}
+            return mask, {**found, "iscrowd": 0, "segmentation": [points.ravel().round(2).tolist()]}
         side *= 0.95  # where it does not fit, a smaller one may
     return None
 
 
-def _box(mask: Image.Image) -> list[int]:
+def _box(mask: np.ndarray) -> list[int]:
     """The tight box as COCO has it."""
-    left, top, right, bottom = mask.getbbox()
+    left, top, right, bottom = Image.fromarray(mask).getbbox()
     return [left, top, right - left, bottom - top]
 
 
-def _shown(visible: np.ndarray, annotation: dict[str, Any]) -> bool:
-    enough = visible.sum() >= (1 - MAX_HIDDEN) * annotation["area"]
-    return bool(enough) and _box(Image.fromarray(visible)) == annotation["bbox"]
+def _is_visible(visible: np.ndarray, shape: dict[str, Any]) -> bool:
+    enough = visible.sum() >= (1 - MAX_HIDDEN) * shape["area"]
+    return bool(enough) and _box(visible) == shape["bbox"]
 
 
 def make_shapes(
-    folder: str | Path, num_train: int, num_val: int, seed: int = 0, size: tuple[int, int] = SIZE
+    folder: str | Path, num_train: int, num_val: int, seed: int = 0, size: tuple[int, int] = (320, 320)
 ) -> bool:
     """Write the data set in one go, or leave it alone where it is; whether it was written.
 
-    Raises InputError: a number out of range, or a folder that holds anything else.
+    ``size``: height and width of a picture. Raises InputError: a number out of range, or a folder that
+    holds anything else.
     """
     folder = Path(folder).absolute()
-    counts = {"train": num_train, "val": num_val}
-    asked = {**counts, "seed": seed, "size": min(size)}
+    asked = {"train": num_train, "val": num_val, "seed": seed, "size": min(size)}
     for (name, value), least in zip(asked.items(), (1, 1, 0, 32)):
         if value < least:
             raise InputError(f"{name} is {value}: it must be at least {least}")
@@ -164,10 +149,10 @@ def make_shapes(
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "images").mkdir(parents=True)
     categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
-    for split, count in counts.items():
+    for split in SPLITS:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for index in range(count):
+        for index in range(asked[split]):
             pixels, _, shapes = draw_picture(seed, split, index, size)
             name = f"{split}_{index + 1:05d}.jpg"
             Image.fromarray(pixels).save(temporary / "images" / name, quality=90)
@@ -181,10 +166,8 @@ def make_shapes(
     return True
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        "python -m crnas_d2.data.shapes", description=__doc__.split("\n")[0]
-    )
+def main() -> None:
+    parser = argparse.ArgumentParser("crnas_d2.data.shapes", description=__doc__.split("\n")[0])
     parser.add_argument("folder", help="where train.json, val.json and images/ go")
     for name, default in (("train", 200), ("val", 50), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
@@ -192,12 +175,10 @@ def main() -> int:
     try:
         wrote = make_shapes(args.folder, args.train, args.val, args.seed)
     except (OSError, InputError) as error:
-        print(f"crnas_d2.data.shapes: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.folder}: {args.train} training and {args.val} validation images", end=" ")
-    print("were written" if wrote else "are already there")
-    return 0
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    done = "were written" if wrote else "are already there"
+    print(f"{args.folder}: {args.train} training and {args.val} validation images {done}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,6 +10,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,10 @@ ARCHVAL_SIZE = 5000  # images (paper, Sec. 4.1); of a small set a fifth
 def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: int) -> set[Any]:
     """Ids of the images of archval.
 
-    Args:
-        images: the JSON's image entries.
-        size: images wanted, 0 for the default; of groups, the most that whole ones in hash order give.
-        field: the entry whose value keeps images together; ``id`` for none.
+    ``size``: the most images, in whole groups; 0 for the default. ``field``: the entry whose value
+    keeps images together; ``id`` for none.
 
-    Raises:
-        InputError: a size outside 1 .. number of images - 1, an image without the field, or only
-            groups larger than the size.
+    Raises InputError: a size outside 1 .. number of images - 1 or of every group, no such field.
     """
     count = len(images)
     wanted = size or min(ARCHVAL_SIZE, max(count // 5, 1))
@@ -40,7 +37,7 @@ def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: i
         raise InputError(f"SEARCH.ARCHVAL.SIZE: {size}: {allowed}")
     groups: dict[str, list[Any]] = defaultdict(list)
     first: dict[str, Any] = {}  # of each file, the field's value in its first entry
-    for image in sorted(images, key=lambda image: image["id"]):
+    for image in sorted(images, key=itemgetter("id")):
         if field not in image:
             why = f"image {image['id']} has no such entry; it has {', '.join(sorted(image))}"
             raise InputError(f"SEARCH.ARCHVAL.SPLIT_FIELD: {field!r}: {why}")
@@ -50,8 +47,7 @@ def archval_ids(images: Sequence[dict[str, Any]], size: int, field: str, seed: i
         if len(chosen) + len(groups[key]) <= wanted:
             chosen.update(groups[key])
     if not chosen:
-        why = f"every group of {field!r} has more images than that"
-        raise InputError(f"SEARCH.ARCHVAL.SIZE: {wanted}: {why}")
+        raise InputError(f"SEARCH.ARCHVAL.SIZE: {wanted}: every group of {field!r} has more images")
     return chosen
 
 
@@ -61,8 +57,7 @@ def split(
     """The parts of a training set's COCO JSON, sorted by id: archtrain, archval, and recalibration.
 
     The first two are disjoint, together the whole set; the last is so many images of archtrain.
-
-    Raises InputError: as ``archval_ids``, or a part without an annotation.
+    Raises InputError: as ``archval_ids``, or a part without an object.
     """
     archval = archval_ids(content["images"], size, field, seed)
     archtrain = {image["id"] for image in content["images"]} - archval
@@ -74,8 +69,8 @@ def split(
         if name != "recalibration" and all(annotation["iscrowd"] for annotation in annotations):
             why = f"{name} of {len(images)} images would have no annotation with iscrowd 0"
             raise InputError(f"SEARCH.ARCHVAL.SIZE: {size}: {why}")
-        images.sort(key=lambda image: image["id"])
-        annotations.sort(key=lambda annotation: annotation["id"])
+        images.sort(key=itemgetter("id"))
+        annotations.sort(key=itemgetter("id"))
         parts[name] = {**content, "images": images, "annotations": annotations}
     return parts
 
@@ -89,19 +84,16 @@ def write_splits(parts: Mapping[str, Record], folder: Path) -> None:
     """Write each part as {name}.json; log the classes of which archtrain or archval has no object."""
     for name, part in parts.items():
         write_text(folder / f"{name}.json", json.dumps(part))
-        verb = {"archtrain": "learn", "archval": "score"}.get(name)
-        present = {a["category_id"] for a in part["annotations"] if not a["iscrowd"]}
-        absent = [c["name"] for c in part["categories"] if c["id"] not in present]
-        if absent and verb:
+    for name, verb in (("archtrain", "learn"), ("archval", "score")):
+        present = {a["category_id"] for a in parts[name]["annotations"] if not a["iscrowd"]}
+        absent = [c["name"] for c in parts[name]["categories"] if c["id"] not in present]
+        if absent:
             text = "%s has no object of these classes, so a search cannot %s them: %s"
             logging.getLogger(__name__).warning(text, name, verb, ", ".join(absent))
 
 
 def check_same_splits(parts: Mapping[str, Record], folder: Path) -> None:
-    """The parts that an earlier run has written are the same.
-
-    Raises InputError: the first that is not.
-    """
+    """Raise InputError if a part is not the one that an earlier run has written."""
     for name, part in parts.items():
         path = folder / f"{name}.json"
         if path.is_file() and path.read_text(encoding="utf-8") != json.dumps(part):
