@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from crnas_d2.evaluation.ground_truth import METRICS, GroundTruth
-from crnas_d2.evaluation.matching import Detections
+from crnas_d2.evaluation.matches import METRICS
+from crnas_d2.evaluation.matching import Detections, GroundTruth
 
 HEIGHT, WIDTH = 260, 300
 IMAGES = 20

@@ -11,9 +11,8 @@ import pytest
 from coco_data import IMAGES, TASKS, as_arrays, random_data, reference, reference_score
 
 from crnas_d2.errors import InputError
-from crnas_d2.evaluation.ground_truth import METRICS, PARAMS, GroundTruth
-from crnas_d2.evaluation.matches import Matches
-from crnas_d2.evaluation.matching import match
+from crnas_d2.evaluation.matches import METRICS, PARAMS, Matches
+from crnas_d2.evaluation.matching import GroundTruth, match
 
 ONCE = np.ones((1, IMAGES))
 AREAS = {"AP": "all", "APs": "small", "APm": "medium", "APl": "large"}

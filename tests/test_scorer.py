@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from coco_data import reference_score
@@ -92,7 +93,7 @@ def test_every_score_is_cocoevals_of_the_same_detections(
         assert line["score"] == pytest.approx(expected, abs=1e-9)
         path = Path(cfg.OUTPUT_DIR) / "matches" / "0" / f"{name.replace('/', '_')}.npz"
         matches = Matches.from_bytes(path.read_bytes())
-        assert matches.scores(torch.ones(1, 4).numpy()).tolist() == [line["score"]]
+        assert matches.scores(np.ones((1, 4))).tolist() == [line["score"]]
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.51])
@@ -183,13 +184,13 @@ def test_who_sees_all_of_archval_in_a_race_has_the_score_of_the_whole_search(
 
 
 def test_a_portion_in_parts_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many images are matched at once."""
+    """However many batches are matched at once."""
     cfg, split, detector = trained(tmp_path, "stage", "SEARCH.EVAL.BATCH_SIZE", 1)
     codes = list(find_supernet(detector).space.codes())[:3]
     files = Path(cfg.OUTPUT_DIR) / "matches" / "0"
     contents = []
-    for images in (512, 2, 1):
-        monkeypatch.setattr("crnas_d2.evaluation.scorer.MATCHED_AT_ONCE", images)
+    for count in (64, 2, 1):
+        monkeypatch.setattr("crnas_d2.evaluation.scorer.BATCHES_AT_ONCE", count)
         scores_of(build_scorer(cfg, split, detector), codes)
         contents.append([path.read_bytes() for path in sorted(files.iterdir())])
     assert contents[0] == contents[1] == contents[2]
