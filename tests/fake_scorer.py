@@ -79,17 +79,10 @@ def greedy(
 
 
 def alternative(
-    search: Callable[..., list[Candidate]],
-    space: Space,
-    budget: Any,
-    scorer: Any,
-    journal: Journal,
-    evaluations: int,
-    seed: int,
-    **options: Any,
+    search: Any, space: Space, budget: Any, scorer: Any, journal: Journal, evaluations: int, **rest: Any
 ) -> list[Candidate]:
-    compare = exhaustive(space.phase, scorer, journal, **options)
-    return search(space, budget, compare, costs, evaluations, seed)
+    compare = exhaustive(space.phase, scorer, journal, rest.pop("group_size", 1))
+    return search(space, budget, compare, costs, evaluations, **rest)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

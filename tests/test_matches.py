@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 import pytest
-from coco_data import IMAGES, TASKS, Content, Found, as_arrays, random_data, reference, reference_score
+from coco_data import IMAGES, TASKS, Content, Found, matched, random_data, reference, reference_score
 
 from crnas_d2.evaluation.matches import METRICS, Matches, bootstrap
-from crnas_d2.evaluation.matching import GroundTruth, match
 
 NEAR = {"rtol": 0, "atol": 1e-9}
 
 
-def matched(
-    content: Content, found: Found, task: str, metric: str = "AP", images: list[Any] | None = None
-) -> Matches:
-    """Matches on some of the images; by default on all."""
-    truth = GroundTruth(content, task, metric)
-    some = truth.image_ids if images is None else images
-    rows = sorted(truth.row_of[image] for image in some)
-    there = [d for d in found if d["image_id"] in some]
-    return match(truth, as_arrays(truth, there), rows)
-
-
-def of_images(content: dict[str, Any], image_ids: list[int]) -> dict[str, Any]:
-    return {
-        **content,
-        "images": [i for i in content["images"] if i["id"] in image_ids],
-        "annotations": [a for a in content["annotations"] if a["image_id"] in image_ids],
-    }
-
-
-def repeated(
-    content: dict[str, Any], detections: list[dict[str, Any]], times: dict[int, int]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def repeated(content: Content, detections: Found, times: dict[int, int]) -> tuple[Content, Found]:
     """The data with image i there ``times[i]`` times, under ids of their own."""
     images, annotations, found = [], [], []
     for image in content["images"]:
@@ -60,8 +37,8 @@ def test_a_portion_is_a_data_set_of_its_own(task: str, name: str) -> None:
     """Against a ground truth of that portion; ties included."""
     content, found = random_data(0, task)
     portion = sorted(image["id"] for image in content["images"])[1::2]
-    there = [d for d in found if d["image_id"] in portion]
-    expected = reference_score(of_images(content, portion), there, task, name)
+    times = {image["id"]: int(image["id"] in portion) for image in content["images"]}
+    expected = reference_score(*repeated(content, found, times), task, name)
     assert abs(expected - reference_score(content, found, task, name)) > 0.1
     scores = matched(content, found, task, name, portion).scores(np.ones((2, len(portion))))
     np.testing.assert_allclose(scores, [expected] * 2, **NEAR)

@@ -22,26 +22,18 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.layers import ROIAlign
 
 
-def plain_score(cfg: CfgNode, split: Split, detector: nn.Module) -> float:
-    """detectron2's own loop: one image at a time, COCOEvaluator."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        results = inference_on_dataset(
-            detector,
-            build_detection_test_loader(cfg, split.archval),
-            COCOEvaluator(split.archval, distributed=False, output_dir=cfg.OUTPUT_DIR),
-        )
-    return results["bbox"]["AP"]
-
-
 def test_a_score_is_the_plain_loops(tmp_path: Path) -> None:
-    """Without recalibration, whole codes: set the path, then detectron2's own evaluation."""
+    """Without recalibration, whole codes: set the path, then detectron2's own loop, image by image."""
     cfg, split, detector = trained(tmp_path, "stage", "SEARCH.EVAL.RECALIBRATION_IMAGES", 0)
     supernet = find_supernet(detector)
     paths = [supernet.space.sample(0, i) for i in range(3)]
     found = scores(cfg, split, detector, paths)
     for path, score in zip(paths, found):
-        with supernet.using_path(path):
-            assert score == pytest.approx(plain_score(cfg, split, detector), abs=1e-3)
+        loader = build_detection_test_loader(cfg, split.archval)
+        evaluator = COCOEvaluator(split.archval, distributed=False, output_dir=cfg.OUTPUT_DIR)
+        with supernet.using_path(path), contextlib.redirect_stdout(io.StringIO()):
+            expected = inference_on_dataset(detector, loader, evaluator)["bbox"]["AP"]
+        assert score == pytest.approx(expected, abs=1e-3)
     assert max(found) > 0.05
     assert scores(cfg, split, detector, paths) == found
 
@@ -171,7 +163,7 @@ def test_mixed_precision_leaves_coordinates_alone(
     assert not detector.backbone._forward_hooks and not detector.roi_heads._forward_hooks
 
 
-def test_partial_codes_meet_the_same_draws(tmp_path: Path) -> None:
+def test_partial_codes_meet_the_same_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same partial code scores the same; a later block of the search draws anew."""
     cfg, split, detector = trained(tmp_path, "dilation")
     space = find_supernet(detector).space
@@ -179,19 +171,16 @@ def test_partial_codes_meet_the_same_draws(tmp_path: Path) -> None:
     assert scores(cfg, split, detector, [space.root]) == first
     drawn = []
 
-    def noting(name: str) -> Any:
-        original = getattr(type(space), name)
-
+    def noting(name: str, original: Any) -> Any:
         def complete(self: Any, partial: Any, seed: int, batch: int) -> Any:
             drawn.append((name, len(partial.dilation_code), batch))
             return original(self, partial, seed, batch)
 
         return complete
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("complete", "complete_evenly"):
-            patch.setattr(type(space), name, noting(name))
-        scores(cfg, split, detector, [space.root.extended([2])])
+    for name in ("complete", "complete_evenly"):
+        monkeypatch.setattr(type(space), name, noting(name, getattr(type(space), name)))
+    scores(cfg, split, detector, [space.root.extended([2])])
     assert drawn == [
         *[("complete_evenly", 1, batch) for batch in range(4)],  # 4 images, at least three batches
         *[("complete", 1, batch) for batch in range(2)],
