@@ -118,7 +118,7 @@ def average_precision(
 
     The mean over 101 recalls of the best precision at that recall or a higher one; only hits matter, as
     between them precision falls. ``weights`` (B, N) and ``hit`` (N,): of detections, best score first;
-    ``detected`` (B, N): weight of those that count, up to each; ``total`` (B,): of all objects, above 0.
+    ``detected`` (B, N): weight of those counted, up to each; ``total`` (B,): of all objects, above 0.
     """
     at = np.flatnonzero(hit)
     found = np.cumsum(weights[:, at], axis=1)
