@@ -25,9 +25,8 @@ from common import coco_content, parser_of, show, timed
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from crnas_d2.evaluation.ground_truth import GroundTruth
 from crnas_d2.evaluation.matches import Matches
-from crnas_d2.evaluation.matching import Detections, match
+from crnas_d2.evaluation.matching import Detections, GroundTruth, match
 
 SIDE = 640  # of an image, pixels
 

@@ -78,14 +78,14 @@ def plain_loop(
 ) -> list[float]:
     scores, paths = [], scorer._detector
     for architecture in candidates:
-        paths.norms.use_for_all(paths.statistics([architecture])[0])
+        paths.norms.use(paths.statistics([architecture])[0])
         with contextlib.redirect_stdout(io.StringIO()):
             results = inference_on_dataset(
                 AlongPaths(scorer, architecture).eval(),
                 build_detection_test_loader(cfg, name),
                 COCOEvaluator(name, output_dir=cfg.OUTPUT_DIR),
             )
-        paths.norms.use_for_all({})
+        paths.norms.use({})
         scores.append(results["bbox"]["AP"])
     return scores
 

@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from crnas_d2.evaluation.ground_truth import METRICS, GroundTruth
-from crnas_d2.evaluation.matching import Detections
+from crnas_d2.evaluation.matches import METRICS, Matches
+from crnas_d2.evaluation.matching import Detections, GroundTruth, match
 
 HEIGHT, WIDTH = 260, 300
 IMAGES = 20
@@ -100,6 +100,21 @@ def as_arrays(truth: GroundTruth, found: Found) -> Detections:
         np.array([d["score"] for d in found], dtype=np.float32),
         shapes,
     )
+
+
+def matched(
+    content: Content,
+    found: Found,
+    task: str,
+    metric: str = "AP",
+    images: Sequence[Any] | None = None,
+    max_detections: int = 100,
+) -> Matches:
+    """Matches on some of the images; by default on all."""
+    truth = GroundTruth(content, task, metric, max_detections)
+    some = truth.image_ids if images is None else images
+    rows = sorted(truth.row_of[image] for image in some)
+    return match(truth, as_arrays(truth, [d for d in found if d["image_id"] in some]), rows)
 
 
 def reference(content: Content, found: Sequence[Any], task: str, max_detections: int = 100) -> COCOeval:

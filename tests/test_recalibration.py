@@ -34,17 +34,15 @@ def test_recalibration_is_the_plain_loops(kind: str, tmp_path: Path) -> None:
     path = supernet.space.sample(0, 0)
 
     inputs: dict[str, list[torch.Tensor]] = {}
-    backbone = detector.backbone.named_modules()
-    norms = {n: m for n, m in backbone if isinstance(m, nn.BatchNorm2d)}
-    handles = [
-        norm.register_forward_pre_hook(
-            lambda _, x, name=name: inputs.setdefault(name, []).append(x[0].double())
-        )
-        for name, norm in norms.items()
-    ]
+    names = {m: n for n, m in detector.backbone.named_modules() if isinstance(m, nn.BatchNorm2d)}
+
+    def note(norm: nn.Module, x: tuple[torch.Tensor]) -> None:
+        inputs.setdefault(names[norm], []).append(x[0].double())
+
+    handles = [norm.register_forward_pre_hook(note) for norm in names]
     before = {k: v.clone() for k, v in detector.state_dict().items()}
     with torch.no_grad(), supernet.using_path(path):
-        for norm in norms.values():
+        for norm in names:
             norm.train()
         for _, batch in batches.mine():
             detector.backbone(detector.preprocess_image(batch).tensor)
@@ -54,14 +52,14 @@ def test_recalibration_is_the_plain_loops(kind: str, tmp_path: Path) -> None:
     detector.load_state_dict(before)
 
     (found,) = PathDetector(detector, batches, seed=0).statistics([path])
-    assert found.keys() == inputs.keys() < norms.keys()  # on the path, and not all
+    assert found.keys() == inputs.keys() < set(names.values())  # on the path, and not all
     for name, (mean, var) in found.items():
         x = torch.cat([x.transpose(0, 1).flatten(1) for x in inputs[name]], dim=1)
         assert_close(mean.double(), x.mean(1), rtol=1e-5, atol=1e-5)
         assert_close(var.double(), x.var(1), rtol=1e-4, atol=1e-5)
     after = detector.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert not any("forward" in vars(norm) for norm in norms.values())
+    assert not any("forward" in vars(norm) for norm in names)
 
 
 def test_recalibration_changes_the_score_and_nothing_else(tmp_path: Path) -> None:

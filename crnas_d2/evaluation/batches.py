@@ -1,33 +1,31 @@
-"""Fixed batches of a data set, formed once for all ranks and distributed to them.
+"""Fixed batches of a data set, the same for any number of ranks, and distributed to them.
 
-Any number of ranks sees the same batches, so what is computed per batch and put together in batch order
-is bit-exact. Images are decoded and resized once and cached, as long as they fit; the others are read
-again each time, in a thread, while the batch before is in use.
+So what is computed per batch and put together in batch order is bit-exact. Images are decoded once and
+cached, as long as they fit; others are read each time, in a thread, while the batch before is in use.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Container, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 
 from crnas_d2.seeding import derive_seed
 from detectron2.utils import comm
 
 T = TypeVar("T")
-Inputs = list[dict[str, Any]]  # what a detectron2 detector takes
+Record = dict[str, Any]  # of a data set, or a detectron2 detector's input
 
 
 class FixedBatches:
     """Batches of images of similar shape; the last one may have fewer.
 
-    Args:
-        dicts: detectron2 data set dicts.
-        mapper: from such a dict to a detector's input, with the ``image`` as a tensor.
-        cache_bytes: of this process; no image is cached from the first batch on that does not fit.
-        seed: of ``order``.
+    ``mapper`` makes a detector's input of a detectron2 data set dict, with the ``image`` as a tensor.
+    From the first batch on that exceeds ``cache_bytes``, of this process, no image is cached.
 
     Attributes:
         image_ids: of each batch, those of other ranks, too.
@@ -37,44 +35,40 @@ class FixedBatches:
 
     def __init__(
         self,
-        dicts: Sequence[dict[str, Any]],
-        mapper: Callable[[dict[str, Any]], dict[str, Any]],
+        dicts: Sequence[Record],
+        mapper: Callable[[Record], Record],
         batch_size: int,
         cache_bytes: float = math.inf,
         seed: int = 0,
     ) -> None:
         by_shape = sorted(dicts, key=lambda d: (d["height"], d["width"], str(d["image_id"])))
-        chunks = [by_shape[i : i + batch_size] for i in range(0, len(by_shape), batch_size)]
-        self.image_ids = [[record["image_id"] for record in chunk] for chunk in chunks]
-        shuffled = random.Random(derive_seed(seed, "order of batches"))
-        self.order = shuffled.sample(range(len(chunks)), len(chunks))
         self._mapper = mapper
+        batches = [by_shape[i : i + batch_size] for i in range(0, len(by_shape), batch_size)]
+        self.image_ids = [[record["image_id"] for record in batch] for batch in batches]
+        shuffled = random.Random(derive_seed(seed, "order of batches"))
+        self.order = shuffled.sample(range(len(batches)), len(batches))
         mine = sorted(self.order[comm.get_rank() :: comm.get_world_size()])
-        self._chunks = {number: chunks[number] for number in mine}
-        self._cached: dict[int, Inputs] = {}
-        for number, chunk in self._chunks.items():
-            inputs = self._read(chunk)
+        self._mine = {number: batches[number] for number in mine}
+        self._cached: dict[int, list[Record]] = {}
+        for number in mine:
+            inputs = self._inputs(number)
             cache_bytes -= sum(record["image"].nbytes for record in inputs)
             if cache_bytes < 0:
                 break
             self._cached[number] = inputs
 
-    def _read(self, chunk: Sequence[dict[str, Any]]) -> Inputs:
-        return [self._mapper(record) for record in chunk]
+    def _inputs(self, number: int) -> list[Record]:
+        return self._cached.get(number) or [self._mapper(record) for record in self._mine[number]]
 
-    def mine(self, numbers: Container[int] | None = None) -> Iterator[tuple[int, Inputs]]:
+    def mine(self, numbers: Container[int] | None = None) -> Iterator[tuple[int, list[Record]]]:
         """(batch number, inputs) of this rank's share, ascending; of all batches or of some."""
-        wanted = [number for number in self._chunks if numbers is None or number in numbers]
-        to_read = (self._chunks[number] for number in wanted if number not in self._cached)
+        wanted = [number for number in self._mine if numbers is None or number in numbers]
         with ThreadPoolExecutor(max_workers=1) as reader:
-            reading = (reader.submit(self._read, chunk) for chunk in to_read)  # begins when asked for
-            ahead = next(reading, None)
+            reading = (reader.submit(self._inputs, number) for number in wanted)
+            ahead = deque(islice(reading, 1))
             for number in wanted:
-                inputs = self._cached.get(number)
-                if inputs is None:
-                    assert ahead is not None
-                    inputs, ahead = ahead.result(), next(reading, None)
-                yield number, inputs
+                ahead.extend(islice(reading, 1))  # submits one more
+                yield number, ahead.popleft().result()
 
 
 def gather_in_order(mine: Sequence[tuple[int, T]]) -> list[T]:

@@ -7,12 +7,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from pycocotools.cocoeval import Params
 
-from crnas_d2.evaluation.ground_truth import PARAMS, thresholds_of
-
+PARAMS = Params("bbox")  # COCOeval's: ten IoU thresholds, 101 recalls, area ranges in square pixels
+ALL, SMALL, MEDIUM, LARGE = PARAMS.areaRng
+# Name: IoU thresholds that it is the mean over, ascending, and area range; in COCOeval.stats' order.
+METRICS = {
+    "AP": (PARAMS.iouThrs, ALL),
+    "AP50": (PARAMS.iouThrs[:1], ALL),
+    "AP75": (PARAMS.iouThrs[5:6], ALL),
+    "APs": (PARAMS.iouThrs, SMALL),
+    "APm": (PARAMS.iouThrs, MEDIUM),
+    "APl": (PARAMS.iouThrs, LARGE),
+}
 AT_ONCE = 2**22  # weights (bootstraps x detections) in memory at a time: 32 MB an array
 
 
@@ -36,38 +47,27 @@ class Matches:
     counted: np.ndarray  # (N,), uint16: whether it is not ignored
 
     def scores(self, weights: np.ndarray) -> np.ndarray:
-        """The metric, (B,) in 0..100; nan where no object counts.
-
-        Args:
-            weights: (B, I), how many times each image counts, else a ValueError. Integers give
-                COCOeval's number on a data set that holds each image so many times, but for the order
-                of equal scores.
+        """The metric, (B,) in 0..100, given how many times each image counts, (B, I): COCOeval's number
+        on such a data set, but for the order of equal scores; nan where no object counts.
         """
-        weights = np.asarray(weights, dtype=np.float64)
-        fit = weights.ndim == 2 and weights.shape[1] == len(self.image_ids)
-        if not fit or not (np.isfinite(weights) & (weights >= 0)).all():
-            raise ValueError(
-                f"weights: (B, {len(self.image_ids)}), finite and not negative, are needed"
-            )
-        there = weights.any(0)[self.image]  # the others would only add zeros
+        weights = np.asarray(weights, dtype=float)
         pieces = np.array_split(weights, 1 + len(weights) * len(self.image) // AT_ONCE)
-        return np.concatenate([self._scores(some, there) for some in pieces])
+        return np.concatenate([self._scores(some) for some in pieces])
 
-    def _scores(self, weights: np.ndarray, there: np.ndarray) -> np.ndarray:
+    def _scores(self, weights: np.ndarray) -> np.ndarray:
         totals = weights @ self.objects  # (B, C)
         precisions = np.zeros(totals.shape)
-        thresholds = len(thresholds_of(self.metric))
-        for number in range(len(self.category_ids)):
-            mine = np.flatnonzero(there & (self.category == number))
-            of_detections = weights[:, self.image[mine]]
+        thresholds = len(METRICS[self.metric][0])
+        starts: Any = np.searchsorted(self.category, np.arange(len(self.category_ids) + 1))
+        for number, (start, end) in enumerate(zip(starts, starts[1:])):
+            of_detections = weights[:, self.image[start:end]]
             total = np.where(totals[:, number] > 0, totals[:, number], 1)  # else left out below
-            detected: dict[bytes, np.ndarray] = {}  # mostly the same at all thresholds
+            before = None
             for t in range(thresholds):
-                hit, counted = (bits[mine] >> t & 1 for bits in (self.hit, self.counted))
-                key = counted.tobytes()
-                if key not in detected:
-                    detected[key] = np.cumsum(of_detections * counted, axis=1)
-                precisions[:, number] += average_precision(of_detections, hit, detected[key], total)
+                hit, counted = (bits[start:end] >> t & 1 for bits in (self.hit, self.counted))
+                if not np.array_equal(counted, before):  # mostly the same as at the threshold before
+                    detected, before = np.cumsum(of_detections * counted, axis=1), counted
+                precisions[:, number] += average_precision(of_detections, hit, detected, total)
         counts = totals > 0  # COCOeval leaves the other categories out of its mean
         with np.errstate(invalid="ignore"):
             mean = (precisions * counts).sum(1) / counts.sum(1)
@@ -75,21 +75,10 @@ class Matches:
 
     @classmethod
     def joined(cls, parts: Sequence[Matches]) -> Matches:
-        """The matches of portions of archval together, the same in any order of the parts.
-
-        Raises:
-            ValueError: of different metrics or categories, or an image is in two parts.
-        """
-        if len({(part.task, part.metric, *part.category_ids.tolist()) for part in parts}) > 1:
-            raise ValueError("matches for different metrics or of different categories")
-        whole = {
-            field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in fields(cls)
-            if field.name not in ("task", "metric", "category_ids")
-        }
+        """The matches of portions of archval together, the same in any order of the parts."""
+        names = ("image_ids", "objects", "image", "category", "score", "hit", "counted")
+        whole = {n: np.concatenate([getattr(part, n) for part in parts]) for n in names}
         order = np.argsort(whole["image_ids"])
-        if len(np.unique(whole["image_ids"])) < len(order):
-            raise ValueError("two parts have images in common")
         starts = np.cumsum([0, *(len(part.image_ids) for part in parts[:-1])])
         of_part = np.repeat(starts, [len(part.image) for part in parts])
         whole["image"] = np.argsort(order)[whole["image"] + of_part]
@@ -98,7 +87,7 @@ class Matches:
         return replace(parts[0], **whole).in_order()
 
     def in_order(self) -> Matches:
-        """Of detections in any order, but for those of one image and category with equal scores."""
+        """Of detections in any order; those of one image and category with equal scores keep theirs."""
         order = np.lexsort((self.image, -self.score, self.category))  # by the last key first
         order = order[self.counted[order] > 0]
         kinds = dict(image="int32", category="int16", score="float32", hit="uint16", counted="uint16")
@@ -108,7 +97,7 @@ class Matches:
     def to_bytes(self) -> bytes:
         """A compressed .npz; the same matches give the same bytes."""
         file = io.BytesIO()
-        np.savez_compressed(file, **{f.name: np.asarray(getattr(self, f.name)) for f in fields(self)})
+        np.savez_compressed(file, **vars(self))
         return file.getvalue()
 
     @classmethod
@@ -116,10 +105,10 @@ class Matches:
         """What ``to_bytes`` wrote; a ValueError if it is something else, or cut off."""
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                arrays = {field.name: file[field.name] for field in fields(cls)}
+                texts = {name: str(file[name]) for name in ("task", "metric")}
+                return cls(**{**file, **texts})
         except Exception as error:  # numpy and zipfile raise whatever comes
             raise ValueError(f"not the matches of a candidate ({error})") from error
-        return cls(**{**arrays, "task": str(arrays["task"]), "metric": str(arrays["metric"])})
 
 
 def average_precision(
@@ -127,13 +116,9 @@ def average_precision(
 ) -> np.ndarray:
     """COCOeval's AP of one category at one IoU threshold: (B,) in 0..1.
 
-    The mean over 101 recalls of the best precision at that recall or a higher one. Only hits matter:
-    between them recall stands still and precision falls.
-
-    Args:
-        weights, hit: (B, N) and (N,), of the detections, best score first.
-        detected: (B, N), the weight of the detections that count, up to each.
-        total: (B,), the weight of all objects, above 0.
+    The mean over 101 recalls of the best precision at that recall or a higher one; only hits matter, as
+    between them precision falls. ``weights`` (B, N) and ``hit`` (N,): of detections, best score first;
+    ``detected`` (B, N): weight of those counted, up to each; ``total`` (B,): of all objects, above 0.
     """
     at = np.flatnonzero(hit)
     found = np.cumsum(weights[:, at], axis=1)

@@ -1,25 +1,91 @@
-"""Detections matched to objects by COCOeval's rule, on arrays: all images and categories at once."""
+"""Objects and detections as arrays, matched by COCOeval's rule, all images and categories at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
-from crnas_d2.evaluation.ground_truth import GroundTruth, thresholds_of
-from crnas_d2.evaluation.matches import Matches
+from crnas_d2.errors import InputError
+from crnas_d2.evaluation.matches import METRICS, Matches
 from detectron2.structures import Instances
 
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]  # detection, object, IoU
 
-@dataclass(frozen=True, eq=False)
-class Detections:
-    """N detections."""
 
-    row: np.ndarray  # (N,), the ground truth's number of the image
+class GroundTruth:
+    """G objects of I images and C categories; ids of annotations play no part.
+
+    Args:
+        content: a COCO JSON's content.
+        task: "bbox" or "segm".
+        max_detections: the best of an image and category, which alone count; COCOeval has 100.
+
+    Attributes:
+        image_ids, category_ids: (I,) and (C,), ascending; ``row_of`` and ``column_of`` find an id.
+        group: (G,), row * C + column of the object; ascending, equal ones in the order of the JSON.
+        shapes: boxes (G, 4), XYWH in pixels, or a list of G masks as pycocotools' RLE.
+        crowd, ignored: (G,); ignored are crowds and objects outside the metric's range of areas.
+        counts: (I, C), objects that are not ignored.
+
+    Raises InputError: an object without a mask where masks are compared, or none that counts.
+    """
+
+    def __init__(
+        self, content: dict[str, Any], task: str, metric: str, max_detections: int = 100
+    ) -> None:
+        self.task, self.metric, self.max_detections = task, metric, max_detections
+        self.image_ids = sorted(image["id"] for image in content["images"])
+        self.category_ids = sorted(category["id"] for category in content["categories"])
+        self.row_of = {image: row for row, image in enumerate(self.image_ids)}
+        self.column_of = {category: column for column, category in enumerate(self.category_ids)}
+        annotations = content["annotations"]
+        rows = np.array([self.row_of[a["image_id"]] for a in annotations], dtype=int)
+        columns = np.array([self.column_of[a["category_id"]] for a in annotations], dtype=int)
+        group = rows * len(self.category_ids) + columns
+        order = np.argsort(group, kind="stable")
+        self.group = group[order]
+        shapes = _masks(content) if task == "segm" else [a["bbox"] for a in annotations]
+        self.shapes: Any = [shapes[number] for number in order]
+        if task == "bbox":
+            self.shapes = np.array(self.shapes, dtype=float).reshape(-1, 4)
+        self.crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)[order]
+        self.thresholds, self.area_range = METRICS[metric]
+        areas = np.array([a["area"] for a in annotations], dtype=float)[order]
+        self.ignored = self.crowd | self.outside(areas)
+        self.counts = np.zeros((len(self.image_ids), len(self.category_ids)), dtype=np.int32)
+        np.add.at(self.counts, np.divmod(self.group[~self.ignored], len(self.category_ids)), 1)
+        if self.ignored.all():
+            raise InputError(
+                f"SEARCH.EVAL.METRIC: {task} {metric}: archval of {len(self.image_ids)} images "
+                "has no object that counts for it"
+            )
+
+    def outside(self, areas: np.ndarray) -> np.ndarray:
+        return (areas < self.area_range[0]) | (areas > self.area_range[1])
+
+
+def _masks(content: dict[str, Any]) -> list[dict[str, Any]]:
+    coco = COCO()
+    coco.imgs = {image["id"]: image for image in content["images"]}
+    masks = []
+    for number, annotation in enumerate(content["annotations"]):
+        try:
+            masks.append(coco.annToRLE(annotation))
+        except Exception as error:  # pycocotools raises whatever comes
+            raise InputError(
+                f"SEARCH.EVAL.TASK: 'segm': annotations[{number}] of archval: its segmentation is "
+                f"neither polygons nor RLE ({error!r})"
+            ) from error
+    return masks
+
+
+class Detections(NamedTuple):
+    row: np.ndarray  # (N,), the ground truth's, of the image
     column: np.ndarray  # (N,), and of the category
     score: np.ndarray  # (N,), float32
     shapes: np.ndarray  # boxes (N, 4), XYWH in pixels, float32; or masks (N,) as pycocotools' RLE
@@ -41,19 +107,11 @@ class Detections:
             shapes,
         )
 
-    @classmethod
-    def joined(cls, parts: Sequence[Detections]) -> Detections:
-        """One after another; at least one part."""
-        names = [field.name for field in fields(cls)]
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
 
 def match(truth: GroundTruth, detections: Detections, rows: Sequence[int]) -> Matches:
     """What was hit on the images of these rows, ascending; all but the ids as COCOeval.evaluateImg.
 
-    Raises:
-        FloatingPointError: a score is NaN.
-        ValueError: a class that the ground truth does not have.
+    Raises FloatingPointError: a score is NaN; ValueError: a class that the ground truth does not have.
     """
     columns = len(truth.category_ids)
     if np.isnan(detections.score).any():
@@ -66,29 +124,23 @@ def match(truth: GroundTruth, detections: Detections, rows: Sequence[int]) -> Ma
     rank = np.arange(len(order)) - np.searchsorted(group, group)  # in the group, best score first
     kept = rank < truth.max_detections
     order, group, rank = order[kept], group[kept], rank[kept]
-    detection, obj = _pairs(group, truth.group)
     if truth.task == "bbox":
-        boxes = detections.shapes[order].astype(float)
-        areas = boxes[:, 2] * boxes[:, 3]
-        iou = box_ious(boxes[detection], truth.shapes[obj], truth.crowd[obj])
+        shapes: Any = detections.shapes[order].astype(float)
+        areas = shapes[:, 2] * shapes[:, 3]
     else:
-        masks = detections.shapes[order].tolist()
-        areas = np.asarray(coco_mask.area(masks) if masks else [], dtype=float)
-        iou = _mask_ious(masks, detection, obj, truth)
-    least = np.minimum(thresholds_of(truth.metric), 1 - 1e-10)
-    near = iou >= least[0]
-    hit, ignored = _matched(detection[near], obj[near], iou[near], rank, truth, least)
+        shapes = detections.shapes[order].tolist()
+        areas = np.asarray(coco_mask.area(shapes) if shapes else [], dtype=float)
+    hit, ignored = _matched(_near(shapes, group, truth), rank, truth)
     # Ignored are those on ignored objects, and those on none whose own area is outside the range.
     counted = hit | ~(ignored | truth.outside(areas))
-    bits = 1 << np.arange(len(least))
-    image: Any = np.searchsorted(np.asarray(rows), group // columns)
+    bits = 1 << np.arange(len(truth.thresholds))
     return Matches(
         task=truth.task,
         metric=truth.metric,
         image_ids=np.asarray(truth.image_ids)[rows],
         category_ids=np.asarray(truth.category_ids),
-        objects=truth.counts()[rows].astype(np.int32),
-        image=image,
+        objects=truth.counts[rows],
+        image=np.searchsorted(rows, group // columns),  # type: ignore[arg-type]
         category=group % columns,
         score=detections.score[order],
         hit=bits @ hit,
@@ -96,61 +148,37 @@ def match(truth: GroundTruth, detections: Detections, rows: Sequence[int]) -> Ma
     ).in_order()
 
 
-def _pairs(group: np.ndarray, of_objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(detection, object) for all of the same group; the groups ascend."""
-    first: Any = np.searchsorted(of_objects, group, side="left")
-    counts = np.searchsorted(of_objects, group, side="right") - first
-    detection = np.repeat(np.arange(len(group)), counts)
-    of_pairs = np.arange(len(detection)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return detection, of_pairs + first[detection]
+def _near(shapes: Any, group: np.ndarray, truth: GroundTruth) -> Pairs:
+    """Those of one image and category that overlap enough for the lowest threshold."""
+    groups, starts, counts = np.unique(group, return_index=True, return_counts=True)
+    firsts = np.searchsorted(truth.group, groups, side="left")
+    lasts = np.searchsorted(truth.group, groups, side="right")
+    crowd = truth.crowd.astype(np.uint8)
+    pairs = [np.zeros((3, 0))]
+    spans = np.stack([starts, starts + counts, firsts, lasts], axis=1)[firsts < lasts]
+    for start, end, first, last in spans.tolist():
+        iou = coco_mask.iou(shapes[start:end], truth.shapes[first:last], crowd[first:last])
+        detection, obj = np.nonzero(iou >= truth.thresholds[0])
+        if len(obj):
+            pairs.append(np.array([detection + start, obj + first, iou[detection, obj]]))
+    detection, obj, iou = np.concatenate(pairs, axis=1)
+    return detection.astype(int), obj.astype(int), iou
 
 
-def box_ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """IoU of P pairs of boxes (P, 4), XYWH; on a crowd (P,), intersection over the detection's area."""
-    low = np.maximum(boxes[:, :2], objects[:, :2])
-    high = np.minimum(boxes[:, :2] + boxes[:, 2:], objects[:, :2] + objects[:, 2:])
-    width, height = np.maximum(high - low, 0).T
-    common = width * height
-    area, of_object = boxes[:, 2] * boxes[:, 3], objects[:, 2] * objects[:, 3]
-    union = np.where(crowd, area, area + of_object - common)
-    return np.divide(common, union, out=np.zeros(len(common)), where=common > 0)
-
-
-def _mask_ious(
-    masks: Sequence[Any], detection: np.ndarray, obj: np.ndarray, truth: GroundTruth
-) -> np.ndarray:
-    iou = np.zeros(len(detection))
-    starts = np.flatnonzero(np.diff(truth.group[obj], prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(obj)]):
-        mine = masks[detection[start] : detection[end - 1] + 1]
-        objects = slice(obj[start], obj[end - 1] + 1)
-        crowd = truth.crowd[objects].astype(np.uint8)
-        iou[start:end] = coco_mask.iou(mine, truth.shapes[objects], crowd).ravel()
-    return iou
-
-
-def _matched(
-    detection: np.ndarray,
-    obj: np.ndarray,
-    iou: np.ndarray,
-    rank: np.ndarray,
-    truth: GroundTruth,
-    thresholds: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+def _matched(pairs: Pairs, rank: np.ndarray, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
     """Which detections get an object that counts, and which an ignored one: (T, N) each.
 
     In each image and category the detections choose in turn, so all that have one rank choose at once.
     The first free object wins: one that counts, then the best IoU, then the last in the JSON.
     """
+    detection, obj, iou = pairs
     order = np.lexsort((-obj, -iou, truth.ignored[obj], detection, rank[detection]))
     detection, obj, iou = detection[order], obj[order], iou[order]
-    reaches = iou >= thresholds[:, None]
-    hit, ignored = np.zeros((2, len(thresholds), len(rank)), dtype=bool)
-    taken = np.zeros((len(thresholds), len(truth.group)), dtype=bool)
+    reaches = iou >= truth.thresholds[:, None]
+    hit, ignored = np.zeros((2, len(truth.thresholds), len(rank)), dtype=bool)
+    taken = np.zeros((len(truth.thresholds), len(truth.group)), dtype=bool)
     turns: Any = np.searchsorted(rank[detection], np.arange(rank.max(initial=-1) + 2))
     for start, end in zip(turns, turns[1:]):
-        if start == end:
-            continue
         objects, who = obj[start:end], detection[start:end]
         free = reaches[:, start:end] & ~taken[:, objects]
         pair = np.where(free, np.arange(end - start), end - start)

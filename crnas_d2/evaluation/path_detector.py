@@ -1,29 +1,39 @@
-"""A detector with a supernet, along several paths at once.
+"""A detector with a supernet, along several paths at once, each with BatchNorm statistics of its own.
 
-Each path has BatchNorm statistics of its own, recomputed on archtrain images. What the paths of a group
-have in common is computed once, in recalibration and in detection (shared_forward.py); results are
-bit-exact those of each path alone.
+In recalibration and in detection the paths are walked as a tree of the supernet's segments: what they
+share is computed once, on the input that each would have, so results are bit-exact those of each alone.
+
+In a supernet the running statistics of a layer mix all paths that led to it. A path's own are exact and
+pooled: each batch is normalised by its own mean and variance, as in training, and mean and variance of
+the whole population are taken, in batch order in float64: bit-exact for any number of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.evaluation.batches import FixedBatches, gather_in_order
-from crnas_d2.evaluation.recalibration import BackboneNorms, Statistics
-from crnas_d2.evaluation.shared_forward import Members, walk
-from crnas_d2.modeling.backbone.supernet import Segment, find_supernet
+from crnas_d2.evaluation.batches import FixedBatches, Record, gather_in_order
+from crnas_d2.modeling.backbone.supernet import Supernet, find_supernet
 from crnas_d2.space import StageSpace
 from detectron2.structures import Instances
 
 Group = Sequence[Architecture]
+Members = Sequence[int]  # numbers, in a group, of those whose paths share a segment
+Features = dict[str, torch.Tensor]  # by stage name
+# Of a path, by the layer's name in the detector's backbone: mean and unbiased variance, (C,).
+Statistics = dict[str, tuple[torch.Tensor, ...]]
+# Of a layer in a batch: members, name, values a channel, and mean and 1 / sqrt(variance + eps), (2, C).
+Seen = tuple[Members, str, int, Any]
 
 
 class PathDetector:
@@ -34,7 +44,6 @@ class PathDetector:
         recalibration: batches of archtrain for the BatchNorm statistics.
         seed: of the draws that complete partial codes.
         amp: precision of the forward passes; None: as the weights are.
-        channels_last: torch's memory format of weights and images.
     """
 
     def __init__(
@@ -46,21 +55,16 @@ class PathDetector:
         channels_last: bool = False,
     ) -> None:
         supernet = find_supernet(detector)
-        if supernet is None:
-            raise ValueError("the detector has no supernet, so it has no paths to score")
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self.detector, self.supernet = detector.eval().to(memory_format=self._format), supernet
+        assert supernet is not None
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.detector, self.supernet = detector.eval().to(memory_format=memory_format), supernet
         self._recalibration, self._seed, self._amp = recalibration, seed, amp
         self.norms = BackboneNorms(detector.backbone, supernet)
 
     def path(self, architecture: Architecture, number: int, evenly: bool = False) -> Architecture:
-        """The path that a batch takes; partial dilation codes draw a completion (paper, Sec. 3.3.2).
+        """The path of batch ``number``; partial dilation codes draw a completion (paper, Sec. 3.3.2).
 
-        Candidates of one greedy step meet the same draws.
-
-        Args:
-            number: of the batch.
-            evenly: as for recalibration, so that every alternative gets its statistics.
+        ``evenly``, for recalibration: so that every alternative gets its statistics.
         """
         space = self.supernet.space
         if isinstance(space, StageSpace) or architecture.is_complete:
@@ -71,78 +75,78 @@ class PathDetector:
     @torch.no_grad()
     def statistics(self, group: Group) -> list[Statistics]:
         """BatchNorm statistics of each architecture, on every rank."""
+
+        def record_for(members: Members) -> None:
+            self.norms.members = members
+
         mine = []
-        with self._precision(), self.norms.recording() as seen:
-
-            def run(segment: Segment, members: Members, x: torch.Tensor) -> torch.Tensor:
-                y = self._run(segment, x)
-                of_members.extend((members, *layer) for layer in seen)
-                seen.clear()
-                return y
-
+        with self._precision(), self.norms.recording():
             for number, inputs in self._recalibration.mine():
-                of_members: list[Any] = []
                 paths = [self.path(architecture, number, evenly=True) for architecture in group]
                 x = self.detector.preprocess_image(inputs).tensor
-                for member, features in walk(list(map(self.supernet.segments, paths)), x, run):
-                    if self.norms.above:
-                        with self.supernet.using_path(paths[member], features):
-                            self.detector.backbone(x)
-                        of_members.extend(([member], *layer) for layer in seen)
-                        seen.clear()
-                # In one piece, so that a GPU is waited for once a batch.
-                flat = [of.flatten() for *_, of in of_members]
-                values = torch.cat(flat).cpu().numpy() if flat else np.zeros(0)
-                pieces = np.split(values, np.cumsum([len(piece) for piece in flat])[:-1])
-                layers = zip(of_members, pieces)
-                mine.append((number, [(*o[:-1], piece.reshape(2, -1)) for o, piece in layers]))
-        batches: list[dict[str, list[tuple[int, np.ndarray]]]] = [{} for _ in group]
+                for _ in self._walk(paths, x, record_for):
+                    if self.norms.in_neck:
+                        self.detector.backbone(x)
+                mine.append((number, self.norms.taken()))
+        layers: list[Any] = [defaultdict(list) for _ in group]
         for found in gather_in_order(mine):
             for members, name, count, of in found:
                 for member in members:
-                    batches[member].setdefault(name, []).append((count, of))
-        return [{n: self.norms.pooled(n, found) for n, found in path.items()} for path in batches]
+                    layers[member][name].append((count, of))
+        return [{n: self.norms.pooled(n, found) for n, found in path.items()} for path in layers]
 
     @torch.no_grad()
     def detect(
-        self,
-        group: Group,
-        statistics: Sequence[Statistics],
-        number: int,
-        inputs: Sequence[dict[str, Any]],
+        self, group: Group, statistics: Sequence[Statistics], number: int, inputs: Sequence[Record]
     ) -> list[list[Instances]]:
-        """What each architecture detects on each image of batch ``number``.
-
-        Raises:
-            ValueError: partial codes of different lengths.
-        """
+        """What each detects on each image; a ValueError if partial codes differ in length."""
         lengths = {len(architecture.dilation_code) for architecture in group}
         if len(lengths) > 1 and not all(architecture.is_complete for architecture in group):
             # Their draws could meet where their statistics are not the same.
             raise ValueError("partial dilation codes of one group need to have the same length")
-        # Members preprocess the batch anew: the images are on the device before that.
+        # The detector preprocesses them for each member: they are on the device before that.
         inputs = [{**r, "image": r["image"].to(self.detector.device)} for r in inputs]
         paths = [self.path(architecture, number) for architecture in group]
         found: list[list[Instances]] = [[] for _ in group]
-
-        def run(segment: Segment, members: Members, x: torch.Tensor) -> torch.Tensor:
-            # What members share has the same statistics for all of them.
-            self.norms.use(self.norms.of(segment), statistics[members[0]])
-            return self._run(segment, x)
-
         try:
             with self._precision():
                 x = self.detector.preprocess_image(inputs).tensor
-                for member, features in walk(list(map(self.supernet.segments, paths)), x, run):
-                    self.norms.use(self.norms.above, statistics[member])
-                    with self.supernet.using_path(paths[member], features):
-                        found[member] = [out["instances"] for out in self.detector(inputs)]
+                # What members share has the same statistics for all of them.
+                for member in self._walk(
+                    paths, x, lambda members: self.norms.use(statistics[members[0]])
+                ):
+                    found[member] = [out["instances"] for out in self.detector(inputs)]
         finally:
-            self.norms.use_for_all({})
+            self.norms.use({})
         return found
 
-    def _run(self, segment: Segment, x: torch.Tensor) -> torch.Tensor:
-        return segment(x.contiguous(memory_format=self._format))
+    def _walk(
+        self, group: Group, images: torch.Tensor, before: Callable[[Members], None]
+    ) -> Iterator[int]:
+        """The members of a group of whole paths, while the supernet returns that path's features.
+
+        Depth first, so that only the features along one branch are in memory. ``before`` is called with
+        those who share what is computed next, and with the one that is yielded next.
+        """
+        paths = [self.supernet.segments(architecture) for architecture in group]
+
+        def below(members: Members, depth: int, x: torch.Tensor, features: Features) -> Iterator[int]:
+            shared: dict[str, list[int]] = defaultdict(list)
+            for member in members:
+                if depth < len(paths[member]):
+                    shared[paths[member][depth].name].append(member)
+                    continue
+                before([member])
+                with self.supernet.using_path(group[member], features):
+                    yield member
+            for sharing in shared.values():
+                segment = paths[sharing[0]][depth]
+                before(sharing)
+                y = segment(x)
+                completed = {segment.output: y} if segment.output else {}
+                yield from below(sharing, depth + 1, y, {**features, **completed})
+
+        return below(range(len(group)), 0, images, {})
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
@@ -150,13 +154,13 @@ class PathDetector:
 
         detectron2 gives coordinates the precision of what they point into: in bf16, 1100 is 1104.
         """
-        with ExitStack() as stack:
-            if self._amp is not None:
-                stack.enter_context(torch.autocast(self.detector.device.type, dtype=self._amp))
-                backbone, heads = self.detector.backbone, getattr(self.detector, "roi_heads", None)
-                stack.enter_context(backbone.register_forward_hook(_features_in_float))
-                if heads is not None:
-                    stack.enter_context(heads.register_forward_hook(_masks_in_float))
+        if self._amp is None:
+            yield
+            return
+        heads = getattr(self.detector, "roi_heads", nn.Identity())
+        features = self.detector.backbone.register_forward_hook(_features_in_float)
+        masks = heads.register_forward_hook(_masks_in_float)
+        with torch.autocast(self.detector.device.type, self._amp), features, masks:
             yield
 
 
@@ -168,3 +172,68 @@ def _masks_in_float(_: nn.Module, __: Any, output: tuple[list[Instances], Any]) 
     for instances in output[0]:
         if instances.has("pred_masks"):
             instances.pred_masks = instances.pred_masks.float()
+
+
+class BackboneNorms:
+    """The layers; ``members`` is recorded with what they see: those who share what runs now."""
+
+    def __init__(self, backbone: nn.Module, supernet: Supernet) -> None:
+        self._norms = {n: m for n, m in backbone.named_modules() if isinstance(m, _BatchNorm)}
+        self._own = {n: (m.running_mean, m.running_var) for n, m in self._norms.items()}
+        self.in_neck = not set(self._norms.values()) <= set(supernet.modules())
+        self.members: Members = ()
+        self._used: Statistics = {}
+        self._seen: list[Seen] = []
+
+    def use(self, statistics: Statistics) -> None:
+        """Let the layers normalise by the statistics, or by their own where there are none."""
+        if statistics is not self._used:
+            for name in {*self._used, *statistics}:
+                norm = self._norms[name]
+                norm.running_mean, norm.running_var = statistics.get(name, self._own[name])
+            self._used = statistics
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Inside, the layers normalise by their batch's own statistics, and ``taken`` returns these.
+
+        Nothing is synchronised between ranks, and no running statistics change.
+        """
+        self._seen.clear()
+        for name, norm in self._norms.items():
+            norm.forward = functools.partial(self._forward, name, norm)  # hides the class's
+        try:
+            yield
+        finally:
+            for norm in self._norms.values():
+                del norm.forward
+
+    def _forward(self, name: str, norm: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
+        output, mean, invstd = torch.native_batch_norm(
+            x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps
+        )
+        count = x.numel() // x.shape[1]
+        self._seen.append((self.members, name, count, torch.stack([mean, invstd])))
+        return output
+
+    def taken(self) -> list[Seen]:
+        """What was recorded since the last call."""
+        if not self._seen:
+            return []
+        # In one piece, so that a GPU is waited for once.
+        values = torch.cat([of for *_, of in self._seen], dim=1).cpu().numpy()
+        ends = np.cumsum([of.shape[1] for *_, of in self._seen])
+        pieces = np.split(values, ends[:-1], axis=1)
+        taken = [(*layer[:-1], piece) for layer, piece in zip(self._seen, pieces)]
+        self._seen.clear()
+        return taken
+
+    def pooled(self, name: str, batches: list[tuple[int, np.ndarray]]) -> tuple[torch.Tensor, ...]:
+        """Statistics of a layer over its batches together, given what was seen of each."""
+        norm = self._norms[name]
+        counts = np.array([[count] for count, _ in batches])
+        means, invstds = np.stack([of for _, of in batches], axis=1).astype(np.float64)
+        total, variances = counts.sum(), 1 / invstds**2 - norm.eps
+        mean = (counts * means).sum(0) / total
+        variance = (counts * (variances + (means - mean) ** 2)).sum(0) / max(total - 1, 1)
+        return tuple(torch.from_numpy(of).to(norm.running_mean) for of in (mean, variance))

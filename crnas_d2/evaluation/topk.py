@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-TOP = (1, 5)
-
 
 class TopKEvaluator(DatasetEvaluator):
-    """Per cent of the images whose label is among the k highest scores; over all processes.
+    """Per cent of the images, of all processes, whose label is among the k highest scores.
 
     With fewer than five classes, top-5 is over all of them.
     """
 
     def reset(self) -> None:
-        self._ranks: list[int] = []  # of the label among the scores, 0 the highest; of each image
+        self._ranks: list[int] = []  # of each image: its label's among the scores, 0 the highest
 
-    def process(
-        self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, torch.Tensor]]
-    ) -> None:
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count a batch: ``label`` of each input, ``scores`` (num_classes,) of each output."""
         for record, output in zip(inputs, outputs):
             ranked = output["scores"].argsort(descending=True).tolist()
@@ -36,5 +29,5 @@ class TopKEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return {}
         ranks = [rank for of_process in every for rank in of_process]
-        found = {f"top{k}": 100.0 * sum(rank < k for rank in ranks) / len(ranks) for k in TOP}
+        found = {f"top{k}": 100.0 * sum(rank < k for rank in ranks) / len(ranks) for k in (1, 5)}
         return {"classification": found}

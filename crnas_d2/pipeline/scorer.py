@@ -15,7 +15,7 @@ from crnas_d2.data.splits import recalibration_ids
 from crnas_d2.engine.trainer import seed_of
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.batches import FixedBatches
-from crnas_d2.evaluation.ground_truth import GroundTruth
+from crnas_d2.evaluation.matching import GroundTruth
 from crnas_d2.evaluation.path_detector import PathDetector
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.search.race import PORTIONS
