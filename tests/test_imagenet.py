@@ -162,7 +162,7 @@ def test_training_batches_resume_and_are_shared(
     assert len(views) == 2 * 36  # augmented anew
     assert take(7, 3) == whole[7:10]
     monkeypatch.setattr(loader.comm, "get_world_size", lambda: 2)
-    # What rank 0 would send (test_records.py), each reads for itself here.
+    # What rank 0 would send, each reads for itself here.
     monkeypatch.setattr(loader.comm, "is_main_process", lambda: True)
     monkeypatch.setattr(loader, "Records", list)
     monkeypatch.setattr(loader, "from_main", lambda value: value)

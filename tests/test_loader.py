@@ -155,7 +155,7 @@ def test_the_shares_of_all_processes_make_the_one_batch(
     alone = take(cfg, 8, start=1)
     shares = []
     monkeypatch.setattr(loader.comm, "get_world_size", lambda: world)
-    # What rank 0 would send (test_records.py), each reads for itself here.
+    # What rank 0 would send, each reads for itself here.
     monkeypatch.setattr(loader.comm, "is_main_process", lambda: True)
     monkeypatch.setattr(loader, "Records", list)
     monkeypatch.setattr(loader, "from_main", lambda value: value)
