@@ -114,8 +114,10 @@ class Budget:
 
 
 def _limit(cost: str, given: Any) -> Limit:
-    value, tolerance = given if isinstance(given, (list, tuple)) else (given, 0)
-    return Limit(cost, _number(value), _number(tolerance))
+    pair = given if isinstance(given, (list, tuple)) else (given, 0)
+    if len(pair) != 2:
+        raise ValueError(f"{cost}: {given!r} is not [value, tolerance]")
+    return Limit(cost, *map(_number, pair))
 
 
 def _number(given: Any) -> float:

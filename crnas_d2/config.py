@@ -29,7 +29,7 @@ class Check(NamedTuple):
 
 
 def at_least(least: float) -> Check:
-    return Check(lambda value: least <= value < math.inf, f"at least {least:g}")
+    return Check(lambda v: isinstance(v, (int, float)) and least <= v < math.inf, f"at least {least:g}")
 
 
 def one_of(*values: str) -> Check:
@@ -37,7 +37,10 @@ def one_of(*values: str) -> Check:
 
 
 class Key(NamedTuple):
-    """One config key of ours; without a check, its type is checked, and its value where it is used."""
+    """One config key of ours. Without a check its type is checked here, and its value where it is used:
+    codes and spaces in architecture.py and space.py, BUDGETS in budget.py, FOUND_BASE and PRETRAIN in
+    pipeline/configs.py, ARCHVAL in data/splits.py, epochs in engine/schedule.py.
+    """
 
     default: Any
     check: Check | None = None
@@ -84,7 +87,7 @@ KEYS = {
     "SOLVER.STEP_EPOCHS": Key(()),
     # Learning rate for each image of the batch; above 0 it sets SOLVER.BASE_LR (paper: 0.00125).
     "SOLVER.LR_PER_IMAGE": Key(0.0, at_least(0)),
-    # Parts, one after the other, in which the images of a process pass the network before each step.
+    # Parts into which a process splits its images of a step; their gradients are accumulated.
     "SOLVER.ACCUMULATE": Key(1, at_least(1)),
     # A COCO JSON and its image folder: in our scripts instead of DATASETS.TRAIN, TEST and NUM_CLASSES.
     "DATASETS.TRAIN_JSON": Key(""),
@@ -140,7 +143,8 @@ KEYS = {
     # ---- the run
     # Threads of one operation on the CPU, on which results depend; 0: torch's default.
     "NUM_THREADS": Key(0, at_least(0)),
-    # Minutes that processes wait for each other at most, as for rank 0 and the metrics of a test set.
+    # Minutes that a process waits for the others in a collective operation, such as while rank 0
+    # computes the metrics of a test set.
     "DIST_TIMEOUT_MINUTES": Key(30, at_least(1)),
 }
 
@@ -155,21 +159,25 @@ CHECKS = {
 }
 
 # Keys that --resume of a search may change: always, and until a candidate is scored.
-ALWAYS = (
+RESUME_MAY_CHANGE = (
     *("CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "DIST_TIMEOUT_MINUTES", "OUTPUT_DIR"),
     *("SEARCH.EVAL.CACHE_GB", "SEARCH.PHASES", "SOLVER.CHECKPOINT_PERIOD"),
 )
-UNTIL_SCORED = ("SEARCH.EVAL.AMP", "SEARCH.EVAL.BATCH_SIZE", "SEARCH.EVAL.CHANNELS_LAST")
+RESUME_MAY_CHANGE_UNTIL_SCORED = tuple(
+    f"SEARCH.EVAL.{name}" for name in ("AMP", "BATCH_SIZE", "CHANNELS_LAST")
+)
 
-# Keys of SEARCH in earlier versions, most of them without a node, and what replaces them.
+# Keys of SEARCH in earlier versions, most of them without a node, what replaces them, and what is gone.
+NESTED = [name for name in KEYS if re.match(r"SEARCH\.\w+\.(?!METHOD|SIZE|CONFIDENCE)", name)]
 RENAMED = {
-    **{f"SEARCH.{name.split('.')[2]}": name for name in KEYS if re.match(r"SEARCH\.\w+\.", name)},
+    **{f"SEARCH.{name.split('.')[2]}": name for name in NESTED},
     "SEARCH.ARCHVAL_SIZE": "SEARCH.ARCHVAL.SIZE",
     "SEARCH.DILATION_SEARCH": "SEARCH.DILATION.METHOD",
     "SEARCH.RACE_CONFIDENCE": "SEARCH.RACE.CONFIDENCE",
     "SEARCH.STAGE_SEARCH": "SEARCH.STAGE.METHOD",
     "SEARCH.STEPS": "SEARCH.PHASES",
 }
+REMOVED = ("SEARCH.CACHE_ON_DEVICE", "SEARCH.COMPILE", "SEARCH.GROUP_SIZE")
 
 
 def add_crnas_config(cfg: CfgNode) -> None:
@@ -182,6 +190,8 @@ def add_crnas_config(cfg: CfgNode) -> None:
         node[last] = key.default
     for old, new in RENAMED.items():
         cfg.register_renamed_key(old, new)
+    for old in REMOVED:
+        cfg.register_deprecated_key(old)  # a warning, and its value is ignored
 
 
 def read_config(config_file: str, opts: Sequence[str] = (), as_asked: bool = False) -> CfgNode:
@@ -210,8 +220,11 @@ def read_config(config_file: str, opts: Sequence[str] = (), as_asked: bool = Fal
         text = error.args[0] if isinstance(error, KeyError) else error
         raise InputError(f"{source}: {' '.join(str(text).split())}") from error
     last = {key: number for number, keys in enumerate(layers) for key in keys}
-    if max(last["SOLVER.MAX_ITER"], last["SOLVER.STEPS"]) > last["SOLVER.EPOCHS"]:
+    if last["SOLVER.MAX_ITER"] > last["SOLVER.EPOCHS"]:
         cfg.SOLVER.EPOCHS, cfg.SOLVER.STEP_EPOCHS = 0, ()
+    if cfg.SOLVER.EPOCHS and last["SOLVER.STEPS"] > last["SOLVER.EPOCHS"]:
+        why = f"the schedule is {cfg.SOLVER.EPOCHS} epochs; STEP_EPOCHS is needed, or MAX_ITER, too"
+        raise InputError(f"SOLVER.STEPS: {tuple(cfg.SOLVER.STEPS)}: {why}")
     if last["SOLVER.BASE_LR"] > last["SOLVER.LR_PER_IMAGE"]:
         cfg.SOLVER.LR_PER_IMAGE = 0.0
     values = leaves(cfg)
@@ -225,7 +238,7 @@ def read_config(config_file: str, opts: Sequence[str] = (), as_asked: bool = Fal
 
 
 def _keys_by_layer(config_file: str) -> Iterator[set[str]]:
-    """The keys that a config file and its chain of ``_BASE_`` set, the deepest base first."""
+    """The keys that each ``_BASE_`` of a config file sets, the deepest first, then its own."""
     with PathManager.open(config_file, "r", encoding="utf-8") as file:
         content = dict(yaml.load(file, Loader=yaml.BaseLoader) or {})  # keys alone: no tag is run
     bases = content.pop("_BASE_", [])

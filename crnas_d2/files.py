@@ -19,7 +19,7 @@ EARLY = MemoryHandler(1000)  # what is logged before log.txt is open, and lost i
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     """Replace a file by what ``write`` puts into the open file that it is given; create its folder.
 
-    Raises OSError: naming ``path``; the file from before stays, and no temporary file does.
+    Raises OSError: naming ``path``; the previous file stays, and the temporary one is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -39,8 +39,8 @@ DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE),
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
 )
-# Seconds before a rank prints an unexpected error: if another rank's end has caused it, the launcher
-# ends this rank first, and the real error stands alone. torchrun looks every 0.1 s, in older torch 5 s.
+# Seconds before a rank prints an error that another rank may have caused or may print, too: by then the
+# launcher has ended this rank, and one error stands alone. torchrun looks every 0.1 s, once every 5 s.
 GRACE = 6
 EPILOG = "\n--num-gpus: processes on this machine, also on the CPU; left out under torchrun and srun\n"
 
@@ -119,7 +119,7 @@ def _exit_on_error() -> Iterator[None]:
         yield
     except Exception as error:
         line = _line(error)
-        if not line and comm.get_world_size() > 1:
+        if comm.get_world_size() > 1 and (not line or comm.get_rank() > 0):
             time.sleep(GRACE)
         write_to_log(logging.ERROR, line or "the run ends with an error", error)
         print(f"error: {line}" if line else traceback.format_exc(), file=sys.stderr, flush=True)
@@ -136,7 +136,8 @@ def run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> None:
     or training diverges; with a traceback and status 1 after any other error.
     """
     parser.epilog = (parser.epilog or "") + EPILOG
-    parser.set_defaults(num_gpus=None)  # so that --num-gpus 1 is seen, too
+    # None, so that --num-gpus 1 is seen, too. "auto": a free port, or an error with several machines.
+    parser.set_defaults(num_gpus=None, dist_url="auto")
     args = parser.parse_args()
     for word in args.opts:
         if word.startswith("--"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
-from crnas_d2.search.greedy import TOP_K, greedy_search
+from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Candidate, Journal
 from crnas_d2.search.race import Compare, Group, Race
 from crnas_d2.search.stage import stage_search
@@ -77,7 +77,7 @@ def stages(space: StageSpace, budget: Any, scorer: Any, *journal: Journal, **opt
 
 
 def greedy(
-    space: DilationSpace, scorer: Any, *journal: Journal, top_k: int = TOP_K, **options: Any
+    space: DilationSpace, scorer: Any, *journal: Journal, top_k: int = 3, **options: Any
 ) -> Found:
     return greedy_search(space, exhaustive("dilation", scorer, *journal, **options), top_k)
 

@@ -18,7 +18,6 @@ from crnas_d2.config import read_config
 def test_the_bench_lets_good_input_start(bench: Bench) -> None:
     """So that what is refused below is refused for the one thing that was changed."""
     assert bench.starts(TRAIN)
-    assert bench.starts(TRAIN, "--eval-only")
     assert bench.starts(TRAIN, "MODEL.CRNAS.SUPERNET", "dilation")
     assert bench.starts(SEARCH)
     assert bench.starts(SEARCH, "SEARCH.PHASES", ("stage", "dilation", "retrain"))

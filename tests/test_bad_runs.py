@@ -205,10 +205,16 @@ def test_what_suits_the_device_may_change_before_the_first_score(bench: Bench, l
     assert error.startswith(f"error: SEARCH.EVAL.AMP: 'bf16': the run in {bench.output} has ''")
 
 
-def test_steps_that_pass_over_the_stage_search_of_the_folder(bench: Bench) -> None:
-    (bench.output / "stage").mkdir(parents=True)
-    error = bench.call(SEARCH, "--resume", "SEARCH.PHASES", ("dilation",))
-    assert error.startswith("error: SEARCH.PHASES: ('dilation',): ") and "name stage, too" in error
+@pytest.mark.parametrize(
+    ("held", "phases"), [("stage", ("dilation",)), ("dilation_N5", ("stage", "retrain"))]
+)
+def test_phases_that_pass_over_a_search_of_the_folder(
+    bench: Bench, held: str, phases: tuple[str, ...]
+) -> None:
+    """found.yaml would be overwritten by another network."""
+    (bench.output / held).mkdir(parents=True)
+    error, missing = bench.call(SEARCH, "--resume", "SEARCH.PHASES", phases), held.split("_")[0]
+    assert error.startswith(f"error: SEARCH.PHASES: {phases}: ") and f"name {missing}, too" in error
 
 
 def test_runs_of_others_below_the_folder_are_no_hindrance(bench: Bench) -> None:
@@ -251,6 +257,10 @@ def test_a_folder_that_is_a_file(bench: Bench, flags: list[str]) -> None:
     bench.output.write_text("a file")
     for name in (TRAIN,) if "--eval-only" in flags else (TRAIN, SEARCH):
         assert f"OUTPUT_DIR: '{bench.output}': is not a folder" in bench.call(name, *flags)
+
+
+def test_eval_only_does_not_evaluate_random_weights(bench: Bench) -> None:
+    assert bench.call(TRAIN, "--eval-only").startswith("error: MODEL.WEIGHTS: '': with --eval-only ")
 
 
 def test_eval_only_does_not_read_the_training_set(bench: Bench) -> None:

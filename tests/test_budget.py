@@ -62,8 +62,8 @@ NONE: list[tuple[Any, str]] = [
     ({}, "no limit"),
     ({"mac": [4, 0.1]}, "no cost 'mac'"),
     ({5: [4, 0.1]}, "no cost 5"),
-    *(({"macs": given}, "values to unpack (expected 2") for given in ([], [4], [4, 0.1, 0.1])),
-    ({"blocks": [16]}, "values to unpack (expected 2"),
+    *(({"macs": n}, f"macs: {n} is not [value, tolerance]") for n in ([], [4], [4, 0.1, 0.1])),
+    ({"blocks": [16]}, "blocks: [16] is not [value, tolerance]"),
     *(({name: 4}, f"{name}: a tolerance between 0 and 1") for name in ("macs", "params", "latency")),
     ({"macs": [4, 2]}, "macs: a tolerance between 0 and 1"),  # meant as 2 %
     *(({"blocks": [4, n]}, "blocks: a tolerance") for n in (-0.1, 1, float("nan"), float("inf"))),

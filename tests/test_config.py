@@ -9,11 +9,12 @@ import pytest
 
 from crnas_d2 import config
 from crnas_d2.config import (
-    ALWAYS,
     CHECKS,
     KEYS,
+    REMOVED,
     RENAMED,
-    UNTIL_SCORED,
+    RESUME_MAY_CHANGE,
+    RESUME_MAY_CHANGE_UNTIL_SCORED,
     add_crnas_config,
     leaves,
     read_config,
@@ -38,7 +39,7 @@ def test_no_default_of_detectron2_changes() -> None:
 def test_defaults_are_allowed() -> None:
     cfg = read_config("")
     assert leaves(cfg)["SEARCH.EVAL.BATCH_SIZE"] == 8
-    assert set(leaves(cfg)) >= {*ALWAYS, *UNTIL_SCORED, *RENAMED.values()}
+    assert set(leaves(cfg)) >= {*RESUME_MAY_CHANGE, *RESUME_MAY_CHANGE_UNTIL_SCORED, *RENAMED.values()}
     assert not set(leaves(cfg)) & set(RENAMED)
 
 
@@ -63,6 +64,20 @@ def test_a_key_of_an_earlier_version(name: str, where: str, tmp_path: Path) -> N
     assert f": Key {name} was renamed to {RENAMED[name]}" in str(caught.value)
 
 
+def test_keys_that_are_gone_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    cfg = read_config("", [item for name in REMOVED for item in (name, 1)])
+    assert not leaves(cfg).keys() & set(REMOVED)
+    assert all(name in caplog.text for name in REMOVED)
+    with pytest.raises(InputError, match=r"Non-existent key: SEARCH\.METHOD"):
+        read_config("", ["SEARCH.METHOD", "random"])  # never a key: it could be either phase's
+
+
+@pytest.mark.parametrize("name", ["INPUT.MIN_SIZE_TRAIN", "MODEL.PIXEL_STD"])
+def test_texts_where_numbers_are_needed(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name}: \['a'\]: at least 1.* is needed"):
+        read_config("", [name, ("a",)])
+
+
 EPOCHS = {"EPOCHS": 13, "STEP_EPOCHS": [8, 11], "LR_PER_IMAGE": 0.00125}
 
 
@@ -71,7 +86,7 @@ EPOCHS = {"EPOCHS": 13, "STEP_EPOCHS": [8, 11], "LR_PER_IMAGE": 0.00125}
     [
         ({}, [], 13, 0.00125),
         ({"MAX_ITER": 90000}, [], 0, 0.00125),
-        ({"STEPS": [60000, 80000]}, [], 0, 0.00125),
+        ({"MAX_ITER": 90000}, ["SOLVER.STEPS", (8,)], 0, 0.00125),
         ({"BASE_LR": 0.02}, [], 13, 0.0),
         ({"MAX_ITER": 90000, "EPOCHS": 26}, [], 26, 0.00125),
         ({"MAX_ITER": 90000}, ["SOLVER.EPOCHS", 3], 3, 0.00125),
@@ -95,6 +110,15 @@ def test_the_schedule_given_last_counts(
     solver = read_config(file, opts).SOLVER
     assert (solver.EPOCHS, solver.LR_PER_IMAGE) == (epochs, rate)
     assert bool(solver.STEP_EPOCHS) == bool(epochs)
+
+
+def test_steps_alone_over_a_base_in_epochs(tmp_path: Path) -> None:
+    """detectron2's default number of iterations would take the place of the epochs."""
+    written(tmp_path / "base.yaml", f"SOLVER: {EPOCHS}\n")
+    file = written(tmp_path / "child.yaml", "_BASE_: base.yaml\nSOLVER: {STEPS: [5]}\n")
+    with pytest.raises(InputError, match=r"^SOLVER.STEPS: \(5,\): the schedule is 13 epochs"):
+        read_config(file)
+    assert read_config(file, ["SOLVER.MAX_ITER", 9]).SOLVER.EPOCHS == 0
 
 
 def test_several_bases(tmp_path: Path) -> None:

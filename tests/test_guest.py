@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_a_guest_trains_and_evaluates(tmp_path: Path, monkeypatch: pytest.Monkey
     cfg = read_config("", [*TINY, "SOLVER.MAX_ITER", 2])
     (tmp_path / "base.yaml").write_text(cfg.dump())
     write_found(tmp_path / "found.yaml", cfg, str(tmp_path / "base.yaml"), FOUND, "written by a test")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     script, files = str(ROOT / "tests" / "guest_train.py"), ("found.yaml", "data", "out")
     shown = run_script(script, *(str(tmp_path / name) for name in files), folder=tmp_path)
     assert re.search(r"copypaste: AP,AP50,AP75,APs,APm,APl\n.*copypaste: \d+\.\d+,", shown)

@@ -181,7 +181,7 @@ def test_a_command_line_in_another_order(
     ("option", "value"),
     [
         *(("--num-gpus", "1"), ("--num-gpus", "8"), ("--num-machines", "2")),
-        *(("--machine-rank", "1"), ("--dist-url", "auto")),
+        *(("--machine-rank", "1"), ("--dist-url", "tcp://a:1")),
     ],
 )
 def test_options_that_torchrun_and_srun_replace(
@@ -244,9 +244,9 @@ def test_warnings_of_the_checks_are_in_the_log(processes: int, seed: int, tmp_pa
     (tmp_path / "run.py").write_text(SCRIPT)
     config, out = tiny_yaml(tmp_path / "any.yaml"), tmp_path / "out"
     command = [sys.executable, "-W", "ignore", str(tmp_path / "run.py")]
-    command += ["--num-gpus", str(processes), "--dist-url", "auto", "--config-file", str(config)]
+    command += ["--num-gpus", str(processes), "--config-file", str(config)]
     command += ["OUTPUT_DIR", str(out), "SEED", str(seed)]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.getenv('PYTHONPATH', ROOT)}"}
     done = subprocess.run(command, capture_output=True, text=True, env=environ)
     assert done.returncode == 2 * seed, done.stderr
     assert (done.stdout + done.stderr).count("take care") == 2 * (1 - seed)

@@ -114,14 +114,14 @@ from crnas_d2 import engine
 from ..data import splits
 from . import build
 def f(cfg):
-    from crnas_d2.search.greedy import TOP_K
+    from crnas_d2.search.greedy import greedy_search
 """
     assert set(imports(ast.parse(code), "crnas_d2.modeling.family", is_package=False)) == {
         "torch.nn",
         *("crnas_d2", "crnas_d2.engine"),
         *("crnas_d2.data", "crnas_d2.data.splits"),
         *("crnas_d2.modeling", "crnas_d2.modeling.build"),
-        *("crnas_d2.search.greedy", "crnas_d2.search.greedy.TOP_K"),
+        *("crnas_d2.search.greedy", "crnas_d2.search.greedy.greedy_search"),
     }
     inside = set(imports(ast.parse("from . import a"), "crnas_d2.modeling", is_package=True))
     assert inside == {"crnas_d2.modeling", "crnas_d2.modeling.a"}

@@ -40,7 +40,6 @@ def test_a_base_for_each_budget(tmp_path: Path) -> None:
 
 
 PARAMS_OF_N6 = {"params": [12796, 0.02]}
-OUTSIDE = "the baseline resnet/1-2-1-1/0-00-0-0 of SEARCH.FOUND_BASE has "
 
 
 @pytest.mark.parametrize(
@@ -53,8 +52,8 @@ OUTSIDE = "the baseline resnet/1-2-1-1/0-00-0-0 of SEARCH.FOUND_BASE has "
             "b.yaml: its blocks cost other than those of ",
         ),
         ({"a": [*N5, "MODEL.CRNAS.SUPERNET", "stage"]}, [], "a fixed network of 'resnet' is needed"),
-        ({"a": N5}, ["SEARCH.BUDGETS", (5, 6)], f"SEARCH.BUDGETS: 6: {OUTSIDE}blocks 5; "),
-        ({"a": N5}, ["SEARCH.BUDGETS", (PARAMS_OF_N6,)], f"+-2%: {OUTSIDE}params 8700; "),
+        ({"a": N5}, ["SEARCH.BUDGETS", (5, 6)], "a.yaml, has blocks 5; "),
+        ({"a": N5}, ["SEARCH.BUDGETS", (PARAMS_OF_N6,)], "a.yaml, has params 8700; "),
     ],
     ids=["two for one budget", "another width", "a supernet", "one budget only", "other parameters"],
 )

@@ -192,7 +192,7 @@ def test_greedy_search_by_races() -> None:
             return weights @ (images[: weights.shape[1]] + total) / weights.sum(1)
 
     scorer = Sums({})
-    found = greedy_search(space, race(scorer))
+    found = greedy_search(space, race(scorer), 3)
     assert found[0].architecture.dilation_code == tuple(worth.argmax(1))
     assert scorer.evaluations < 0.7 * 64 * (3 + 4 * 9)
 

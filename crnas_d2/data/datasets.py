@@ -31,7 +31,7 @@ HEADS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet"
 
 
 def register_coco(name: str, json_file: str, images: str) -> None:
-    """Again with the same files is fine."""
+    """Register a COCO JSON and its images; may be repeated."""
     if name not in DatasetCatalog.list():
         DatasetCatalog.register(name, functools.partial(load_coco, name, json_file, images))
     MetadataCatalog.get(name).set(json_file=json_file, image_root=images, evaluator_type="coco")
@@ -102,8 +102,10 @@ def as_scored(name: str) -> Iterator[str]:
         file.write(json.dumps(content))
         file.flush()
         MetadataCatalog.get(file.name).set(json_file=file.name, **_classes(content))
-        yield file.name
-        MetadataCatalog.remove(file.name)
+        try:
+            yield file.name
+        finally:
+            MetadataCatalog.remove(file.name)
 
 
 def check_voc(name: str, key: str) -> None:
@@ -178,9 +180,10 @@ def use_own_data(
     if cfg.DATASETS.TRAIN_JSON and not cfg.DATASETS.TEST_JSON:
         cfg.DATASETS.TEST = ()  # what a config names there is of other data
     contents: dict[str, Any] = {}
+    is_used = {"TRAIN": train, "TEST": test}
     for side, name in register_own_data(cfg).items():
         cfg.DATASETS[side] = (name,)
-        if train if side == "TRAIN" else test:
+        if is_used[side]:
             contents[side] = check_dataset(cfg, side, name, annotated or side == "TRAIN")
     classes = [_classes(content)["thing_classes"] for content in contents.values()]
     if classes:

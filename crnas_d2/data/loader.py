@@ -80,7 +80,7 @@ class NamingMapper:
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
             # detectron2's ValueErrors are about annotations, or about the image's size.
             what = "" if isinstance(error, ValueError) else "cannot be read as an image: "
-            why = f"{what}{why}; --resume continues when that is fixed"
+            why = f"{what}{why}; replace it, and --resume continues a training"
             raise InputError(f"{record['file_name']}: {why}") from error
 
 
@@ -171,9 +171,7 @@ def check_loading(cfg: CfgNode) -> None:
     batch_size, passes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
     processes = comm.get_world_size()
     if not cfg.DATASETS.TRAIN:
-        raise InputError(
-            "DATASETS.TRAIN: (): a registered name is needed, or TRAIN_JSON and TRAIN_IMAGES"
-        )
+        raise InputError("DATASETS.TRAIN: (): a registered name is needed, or DATASETS.TRAIN_JSON")
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         sampler = cfg.DATALOADER.SAMPLER_TRAIN
         raise InputError(f"DATALOADER.SAMPLER_TRAIN: {sampler!r}: allowed is TrainingSampler")

@@ -21,14 +21,14 @@ BUCKET = 25 * 2**20  # bytes, DistributedDataParallel's default; a larger tensor
 def average_gradients(parameters: Sequence[nn.Parameter], *values: torch.Tensor) -> None:
     """Average gradients and ``values``, at least one scalar, over all processes, in place.
 
-    A rank without a gradient counts as zeros (a mask head, if its images have no mask); what has one on
-    no rank, such as all that is off the path, is not sent and stays without.
+    A rank without a gradient counts as zeros (a mask head, if its images have no mask). A parameter
+    without a gradient on every rank, such as one off the path, is neither sent nor given one.
     """
     if comm.get_world_size() == 1:
         return
-    ranks = values[0].new_tensor([parameter.grad is not None for parameter in parameters])
-    average([*values, ranks])
-    sent = [parameter for parameter, share in zip(parameters, ranks.tolist()) if share]
+    shares = values[0].new_tensor([parameter.grad is not None for parameter in parameters])
+    average([*values, shares])
+    sent = [parameter for parameter, share in zip(parameters, shares.tolist()) if share]
     for parameter in sent:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -14,7 +14,8 @@ import torch
 import yaml
 from torch import nn
 
-from crnas_d2.config import ALWAYS, RENAMED, UNTIL_SCORED, leaves, read_config
+from crnas_d2 import config
+from crnas_d2.config import leaves, read_config
 from crnas_d2.data.datasets import check_dataset, register_own_data, use_own_data
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
@@ -103,7 +104,7 @@ OPTIMIZER = (
 def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
     """Raise InputError if the run in OUTPUT_DIR has another value of a key.
 
-    ``keys``: that count; by default those that --resume of a search may not change. A config.yaml that
+    ``keys``: to compare; by default those that --resume of a search may not change. A config.yaml that
     a kill has torn counts as far as it can be read.
     """
     path, now = Path(cfg.OUTPUT_DIR) / "config.yaml", leaves(yaml.safe_load(cfg.dump()))
@@ -112,18 +113,21 @@ def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
         written = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
         before.update({key: value for key, value in written.items() if value is not None})
     if not keys:
-        for key in sorted(RENAMED.keys() & before.keys()):
-            raise InputError(f"{path}: Key {key} was renamed to {RENAMED[key]}")
+        for key in sorted(config.RENAMED.keys() & before.keys()):
+            raise InputError(f"{path}: Key {key} was renamed to {config.RENAMED[key]}")
         scored = any(path.parent.glob("*/journal.jsonl")) or any(path.parent.glob("*/matches"))
-        may_change = ALWAYS if scored else ALWAYS + UNTIL_SCORED
+        may_change = set(config.RESUME_MAY_CHANGE)
+        may_change.update(() if scored else config.RESUME_MAY_CHANGE_UNTIL_SCORED)
         keys = [key for key in now if key not in may_change]
     for settings in (before, now):
         by_image = settings["SOLVER.LR_PER_IMAGE"] * settings["SOLVER.IMS_PER_BATCH"]
         settings["SOLVER.BASE_LR"] = by_image or settings["SOLVER.BASE_LR"]
     for key in keys:
         if before[key] != now[key]:
-            held = f"the run in {cfg.OUTPUT_DIR} has {before[key]!r}, which --resume keeps"
-            raise InputError(f"{key}: {now[key]!r}: {held}; to change it, start in another OUTPUT_DIR")
+            raise InputError(
+                f"{key}: {now[key]!r}: the run in {cfg.OUTPUT_DIR} has {before[key]!r}, which --resume "
+                "keeps; set it back, or start in another OUTPUT_DIR"
+            )
 
 
 def write_config(cfg: CfgNode) -> None:
@@ -168,7 +172,9 @@ def train_config(args: argparse.Namespace) -> CfgNode:
         if (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
             check_same_run(cfg, OPTIMIZER)
     check_network(cfg)
-    check_weights(cfg, args.resume)
+    weights, _ = check_weights(cfg, args.resume)
+    if args.eval_only and not weights:
+        raise InputError("MODEL.WEIGHTS: '': with --eval-only weights are needed, or --resume")
     if not supernet:
         check_data(cfg, "TEST", annotated=False)
     cfg.freeze()

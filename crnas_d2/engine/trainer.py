@@ -179,7 +179,8 @@ class DetectionTrainer(DefaultTrainer):
         groups: dict[str, dict[str, Any]] = {}
         for group in optimizer.param_groups:
             parameters = group.pop("params")
-            groups.setdefault(repr(group), {**group, "params": []})["params"] += parameters
+            merged = groups.setdefault(repr(group), {**group, "params": []})
+            merged["params"] += parameters
         optimizer.param_groups = list(groups.values())
         return optimizer
 

@@ -1,6 +1,6 @@
 """Which detections of a candidate hit, image by image: its AP under any weighting of the images.
 
-Resampled images only count another number of times, so comparisons need no second look at an image.
+Resampling changes only how often each image counts, so no image is looked at twice.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Matches:
         return replace(parts[0], **whole).in_order()
 
     def in_order(self) -> Matches:
-        """Of detections in any order; those of one image and category with equal scores keep theirs."""
+        """Sorted by category, score and image, without what counts at no threshold; a stable order."""
         order = np.lexsort((self.image, -self.score, self.category))  # by the last key first
         order = order[self.counted[order] > 0]
         kinds = dict(image="int32", category="int16", score="float32", hit="uint16", counted="uint16")

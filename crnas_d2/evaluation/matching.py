@@ -115,22 +115,22 @@ def match(truth: GroundTruth, detections: Detections, rows: Sequence[int]) -> Ma
     """
     columns = len(truth.category_ids)
     if np.isnan(detections.score).any():
-        raise FloatingPointError("the score of a detection is NaN")
+        raise FloatingPointError("the score of a detection is NaN; with SEARCH.EVAL.AMP, try without")
     if (detections.column >= columns).any():
         raise ValueError(f"a detection of class {detections.column.max()}; archval has {columns}")
     group = detections.row * columns + detections.column
     order = np.lexsort((-detections.score, group))  # by the last key first; stable
     group = group[order]
-    rank = np.arange(len(order)) - np.searchsorted(group, group)  # in the group, best score first
-    kept = rank < truth.max_detections
-    order, group, rank = order[kept], group[kept], rank[kept]
+    turn = np.arange(len(order)) - np.searchsorted(group, group)  # in the group, best score first
+    kept = turn < truth.max_detections
+    order, group, turn = order[kept], group[kept], turn[kept]
     if truth.task == "bbox":
         shapes: Any = detections.shapes[order].astype(float)
         areas = shapes[:, 2] * shapes[:, 3]
     else:
         shapes = detections.shapes[order].tolist()
         areas = np.asarray(coco_mask.area(shapes) if shapes else [], dtype=float)
-    hit, ignored = _matched(_near(shapes, group, truth), rank, truth)
+    hit, ignored = _matched(_near(shapes, group, truth), turn, truth)
     # Ignored are those on ignored objects, and those on none whose own area is outside the range.
     counted = hit | ~(ignored | truth.outside(areas))
     bits = 1 << np.arange(len(truth.thresholds))
@@ -165,28 +165,29 @@ def _near(shapes: Any, group: np.ndarray, truth: GroundTruth) -> Pairs:
     return detection.astype(int), obj.astype(int), iou
 
 
-def _matched(pairs: Pairs, rank: np.ndarray, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
+def _matched(pairs: Pairs, turn: np.ndarray, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
     """Which detections get an object that counts, and which an ignored one: (T, N) each.
 
-    In each image and category the detections choose in turn, so all that have one rank choose at once.
-    The first free object wins: one that counts, then the best IoU, then the last in the JSON.
+    In each image and category the detections choose in turn, so all with the same turn choose at once.
+    Pairs are sorted by preference (an object that counts, the best IoU, the last in the JSON), so that
+    a detection's match is the first of its pairs whose object is free.
     """
     detection, obj, iou = pairs
-    order = np.lexsort((-obj, -iou, truth.ignored[obj], detection, rank[detection]))
+    order = np.lexsort((-obj, -iou, truth.ignored[obj], detection, turn[detection]))
     detection, obj, iou = detection[order], obj[order], iou[order]
     reaches = iou >= truth.thresholds[:, None]
-    hit, ignored = np.zeros((2, len(truth.thresholds), len(rank)), dtype=bool)
+    hit, ignored = np.zeros((2, len(truth.thresholds), len(turn)), dtype=bool)
     taken = np.zeros((len(truth.thresholds), len(truth.group)), dtype=bool)
-    turns: Any = np.searchsorted(rank[detection], np.arange(rank.max(initial=-1) + 2))
-    for start, end in zip(turns, turns[1:]):
-        objects, who = obj[start:end], detection[start:end]
+    turn_starts: Any = np.searchsorted(turn[detection], np.arange(turn.max(initial=-1) + 2))
+    for start, end in zip(turn_starts, turn_starts[1:]):
+        objects, detections, none = obj[start:end], detection[start:end], end - start
         free = reaches[:, start:end] & ~taken[:, objects]
-        pair = np.where(free, np.arange(end - start), end - start)
-        begins = np.flatnonzero(np.diff(who, prepend=-1))
-        best = np.minimum.reduceat(pair, begins, axis=1)  # (T, detections of this rank)
-        threshold, place = np.nonzero(best < end - start)
-        chosen, who = objects[best[threshold, place]], who[begins][place]
+        pair = np.where(free, np.arange(end - start), none)
+        firsts = np.flatnonzero(np.diff(detections, prepend=-1))  # each detection's first pair
+        first_free = np.minimum.reduceat(pair, firsts, axis=1)  # (T, detections of this turn)
+        threshold, column = np.nonzero(first_free < none)
+        chosen, matched = objects[first_free[threshold, column]], detections[firsts[column]]
         taken[threshold, chosen] = ~truth.crowd[chosen]  # crowds match again and again
-        hit[threshold, who] = ~truth.ignored[chosen]
-        ignored[threshold, who] = truth.ignored[chosen]
+        hit[threshold, matched] = ~truth.ignored[chosen]
+        ignored[threshold, matched] = truth.ignored[chosen]
     return hit, ignored

@@ -125,8 +125,8 @@ class PathDetector:
     ) -> Iterator[int]:
         """The members of a group of whole paths, while the supernet returns that path's features.
 
-        Depth first, so that only the features along one branch are in memory. ``before`` is called with
-        those who share what is computed next, and with the one that is yielded next.
+        Depth first, so that only one path's features are in memory. ``before`` is called before each
+        segment, with the members that share it, and before each yield, with the member yielded.
         """
         paths = [self.supernet.segments(architecture) for architecture in group]
 
@@ -175,7 +175,7 @@ def _masks_in_float(_: nn.Module, __: Any, output: tuple[list[Instances], Any]) 
 
 
 class BackboneNorms:
-    """The layers; ``members`` is recorded with what they see: those who share what runs now."""
+    """The backbone's BatchNorm layers; what they record is labelled with ``members``, who share it."""
 
     def __init__(self, backbone: nn.Module, supernet: Supernet) -> None:
         self._norms = {n: m for n, m in backbone.named_modules() if isinstance(m, _BatchNorm)}

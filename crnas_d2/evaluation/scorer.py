@@ -22,7 +22,7 @@ from crnas_d2.seeding import derive_seed
 from detectron2.utils import comm
 
 BOOTSTRAPS = 200
-BATCHES_AT_ONCE = 64  # of a rank; until then, the detections of a whole group are in memory
+BATCHES_AT_ONCE = 64  # of a rank, between two matchings: the detections of a whole group are in memory
 
 
 class ArchvalScorer:
@@ -46,10 +46,10 @@ class ArchvalScorer:
         order = archval.order
         ends = sorted({max(1, round(len(order) * fraction)) for fraction in portions})
         self._batches = [order[start:end] for start, end in zip([0, *ends], ends)]
-        ids = archval.image_ids
-        self._image_ids = [sorted(i for number in b for i in ids[number]) for b in self._batches]
+        of_portions = ([archval.image_ids[number] for number in batches] for batches in self._batches)
+        self._image_ids = [sorted(itertools.chain(*batches)) for batches in of_portions]
         self.images = list(itertools.accumulate(map(len, self._image_ids)))
-        self._statistics: dict[Architecture, Statistics] = {}  # a candidate comes once a portion
+        self._statistics: dict[Architecture, Statistics] = {}  # computed once, used in every portion
 
     def missing(self, architectures: Group, portion: int) -> list[Architecture]:
         """Those that have no matches of the portion on disk."""

@@ -99,7 +99,7 @@ def network_config(cfg: CfgNode, path: str) -> CfgNode:
 
 
 def differing_keys(cfg: CfgNode, network: CfgNode) -> list[str]:
-    """Keys of MODEL and INPUT by which the search judges another detector than it writes."""
+    """Keys of MODEL and INPUT in which the searched detector differs from the one that is written."""
     ours, theirs = leaves(cfg), leaves(network)
     differing = (key for key in sorted(ours) if ours[key] != theirs.get(key))
     return [key for key in differing if key.startswith(("MODEL", "INPUT")) and key not in OF_THE_SEARCH]

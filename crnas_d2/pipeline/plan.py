@@ -177,8 +177,8 @@ def check_budgets(cfg: CfgNode, bases: Iterable[tuple[Budget, str]], costs: Cost
         for limit in budget.limits:
             if not limit.allows(found[limit.cost]):
                 raise InputError(
-                    f"SEARCH.BUDGETS: {budget}: the baseline {baseline} of SEARCH.FOUND_BASE has "
-                    f"{limit.cost} {found[limit.cost]:g}; name a budget that it meets, or another base"
+                    f"SEARCH.BUDGETS: {budget}: {baseline}, the baseline of SEARCH.FOUND_BASE {path}, "
+                    f"has {limit.cost} {found[limit.cost]:g}; each budget needs a base that meets it"
                 )
 
 
@@ -201,9 +201,10 @@ def _check_folder(cfg: CfgNode, parts: Mapping[str, Record], resume: bool) -> No
     if resume:
         check_same_run(cfg)
         check_same_splits(parts, folder / "splits")
-    if "stage" not in phases and (folder / "stage").exists():
-        why = f"{folder} holds a stage search, whose result is to be taken; name stage, too"
-        raise InputError(f"SEARCH.PHASES: {phases}: {why}")
+    for phase in ("stage", "dilation"):
+        if phase not in phases and any(folder.glob(f"{phase}*")):
+            why = f"{folder} holds a {phase} search, whose result is to be taken; name {phase}, too"
+            raise InputError(f"SEARCH.PHASES: {phases}: {why}")
     for path in (*folder.glob("*/journal.jsonl"), *folder.glob("*/race.jsonl")):
         phase = path.parent.name.split("_")[0]
         for number, record in enumerate(Journal(path, writes=False).records, start=1):

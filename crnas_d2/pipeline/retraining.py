@@ -7,6 +7,7 @@ OUTPUT_DIR/retrain/table.csv
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,7 +83,8 @@ def measured(results: Mapping[str, Mapping[str, float]], task: str, metric: str)
 def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Print the table, and write it as CSV."""
     print(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="github"))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

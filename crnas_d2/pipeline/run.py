@@ -1,9 +1,9 @@
 """search_net.py's phases: stage supernet and search, dilation supernet and search, found.yaml, and
 retraining if asked. Each resumes where it was interrupted.
 
-    OUTPUT_DIR/splits/archtrain.json archval.json
+    OUTPUT_DIR/splits/                   archtrain.json, archval.json, recalibration.json
     OUTPUT_DIR/stage/pretrain/           checkpoints of the classifier, with SEARCH.PRETRAIN
-    OUTPUT_DIR/stage/                    checkpoints, journal.jsonl; of a race also race.jsonl, matches/
+    OUTPUT_DIR/stage/                    checkpoints, journal.jsonl, matches/; of a race also race.jsonl
     OUTPUT_DIR/latency.jsonl             what was measured for budgets of latency
     OUTPUT_DIR/dilation/                 as stage/; dilation_N16/ where there are several budgets
     OUTPUT_DIR/found.yaml                found_N16.yaml where there are several budgets
@@ -45,7 +45,8 @@ from detectron2.utils import comm
 def run_search(plan: Plan, resume: bool) -> list[str]:
     """Run the phases of SEARCH.PHASES; the paths of what was written, on rank 0."""
     cfg, folder = plan.cfg, Path(plan.cfg.OUTPUT_DIR)
-    phases = Phases(plan, *_write_splits(plan), _costs(plan), resume)
+    archtrain, split = _write_splits(plan)
+    phases = Phases(plan, archtrain, split, _costs(plan), resume)
     winners = phases.stage() if "stage" in cfg.SEARCH.PHASES else phases.named()
     written = []
     for budget, architecture in winners.items():
@@ -115,7 +116,11 @@ class Phases:
         """In place of a stage search: MODEL.CRNAS's codes, for the first budget that they meet."""
         named = architecture_of(self.plan.cfg)
         met = [budget for budget in self.plan.bases if budget.meets(self.costs(named))]
-        return {met[0] if met else Budget.parse(block_costs(named)): named}
+        own = Budget.parse(block_costs(named))
+        if not met:
+            text = "MODEL.CRNAS: %s meets none of SEARCH.BUDGETS; searched at its own %s blocks"
+            logging.getLogger(__name__).warning(text, named, own)
+        return {met[0] if met else own: named}
 
     def dilation(self, budget: Budget, architecture: Architecture, folder: str) -> Architecture:
         """The best dilation code of a stage code that still meets the budget; or rate 1 everywhere.

@@ -71,5 +71,7 @@ def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScor
         PathDetector(detector, recalibration, seed, amp, options.CHANNELS_LAST),
         form(archval, batch_size=options.BATCH_SIZE),
         ground_truth(cfg, split.archval_content),
-        *(Path(cfg.OUTPUT_DIR) / "matches", portions, seed),
+        folder=Path(cfg.OUTPUT_DIR) / "matches",
+        portions=portions,
+        seed=seed,
     )

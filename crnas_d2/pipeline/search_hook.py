@@ -62,11 +62,10 @@ def run_searches(
     for budget in budgets:
         bar = functools.partial(search_bar, f"{space.phase} search {budget}")
         compare = Race(space.phase, budget.name, scorer, costs, journal, verdicts, confidence, bar)
-        candidates = results[budget] = search(space, budget, compare, costs)
+        results[budget] = search(space, budget, compare, costs)
         check_told_apart([*journal.records, *verdicts.records], space.phase)
-        best, count = candidates[0], len(candidates)
-        text = "budget %s: best of %d: %s with %.2f"
-        logger.info(text, budget, count, best.architecture, best.score)
+        best, text = results[budget][0], "budget %s: best of %d: %s with %.2f"
+        logger.info(text, budget, len(results[budget]), best.architecture, best.score)
     if len(scorer.images) > 1:
         dropped = sorted(Counter(record["images"] for record in verdicts.records).items())
         parts = ", ".join(f"{count} after {images} images" for images, count in dropped)

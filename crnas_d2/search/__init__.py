@@ -1,1 +1,1 @@
-"""Searches: functions of (space, budget, compare). No torch, no networks."""
+"""Searches: functions of a space and of what compares candidates (race.py). No torch, no networks."""

@@ -6,10 +6,8 @@ from crnas_d2.search.journal import Candidate
 from crnas_d2.search.race import Compare
 from crnas_d2.space import DilationSpace
 
-TOP_K = 3  # partial codes kept after each block (paper, Sec. 3.3.2)
 
-
-def greedy_search(space: DilationSpace, compare: Compare, top_k: int = TOP_K) -> list[Candidate]:
+def greedy_search(space: DilationSpace, compare: Compare, top_k: int) -> list[Candidate]:
     """The candidates of the last block, whole codes, best first; ``top_k`` is at least 1."""
     kept, best = [space.root], []
     while not kept[0].is_complete:

@@ -47,7 +47,7 @@ class Race:
     costs: Costs
     journal: Journal  # those that saw all of archval, with the seconds of the last portion
     verdicts: Journal  # those that were dropped: when, and how far behind
-    confidence: float  # 0.5..1: dropped is who is not leading in this fraction of the bootstraps
+    confidence: float  # 0.5..1: dropped are those outside the lead in this fraction of bootstraps
     progress: Callable[[Sequence[Architecture]], Any] = nullcontext  # shows a bar, as tqdm
     group_size: int = GROUP_SIZE
 
@@ -56,23 +56,23 @@ class Race:
         running = list(architectures)
         *portions, last = range(len(self.scorer.images))
         for portion in portions:
-            self._see(running, portion)
+            self._detect(running, portion)
             running = self._staying(running, portion, keep)
-        self._see([a for a in running if self.journal.score(self.phase, a) is None], last)
+        self._detect([a for a in running if self.journal.score(self.phase, a) is None], last)
         scored = ((a, self.journal.score(self.phase, a)) for a in running)
         return ranked(Candidate(a, score, self.costs(a)) for a, score in scored if score is not None)
 
-    def _see(self, architectures: Sequence[Architecture], portion: int) -> None:
-        """They detect on a portion: a group when the bar has come to its first member."""
+    def _detect(self, architectures: Sequence[Architecture], portion: int) -> None:
+        """Detect on a portion, group by group; a group runs when the bar reaches its first member."""
         if not architectures:
             return
         first = {group[0]: group for group in grouped(architectures, self.group_size)}
         with self.progress(architectures) as shown:
             for architecture in shown:
                 if architecture in first:
-                    self._see_together(first[architecture], portion)
+                    self._detect_group(first[architecture], portion)
 
-    def _see_together(self, group: Group, portion: int) -> None:
+    def _detect_group(self, group: Group, portion: int) -> None:
         """A group detects; after the last portion it is journalled."""
         start = time.perf_counter()
         missing = self.scorer.missing(group, portion)
@@ -117,6 +117,6 @@ def grouped(architectures: Sequence[Architecture], size: int) -> Iterator[list[A
 
 
 def fractions_behind(scores: Sequence[Sequence[float]], leading: int) -> list[float]:
-    """In what fraction of the bootstraps, all scores but the first, each is not ``leading``."""
+    """In what fraction of the bootstraps, all scores but the first, each is outside the ``leading``."""
     least = [sorted(drawn)[-leading] for drawn in zip(*(found[1:] for found in scores))]
     return [sum(score < low for score, low in zip(found[1:], least)) / len(least) for found in scores]

@@ -42,13 +42,15 @@ def read_file(path: str, key: str) -> dict[str, Any]:
         if path.endswith(".pkl"):
             content = load_arrays(file)
         elif path.endswith(".safetensors"):
-            from safetensors.torch import load_file  # pip install safetensors
+            from safetensors.torch import load_file
 
             content = load_file(file)
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not isinstance(content.get("model", content), dict):
             raise TypeError("it holds no dict of weights")
+    except ImportError as error:
+        raise InputError(f"{key}: {path}: `pip install safetensors` is needed to read it") from error
     except Exception as error:  # a broken file may raise any
         text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # colours of the terminal
         text = text.rpartition("WeightsUnpickler error: ")[2]  # without torch's advice
