@@ -103,7 +103,7 @@ def our_search(cfg: CfgNode, scorer: ArchvalScorer, folder: Path) -> list[tuple[
 
 
 def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dict[str, Any]:
-    """The two ratios; the plain loop's candidates are those that our search came upon."""
+    """The two ratios; the plain loop's candidates are those that our search scored."""
     split = split_of(cfg, images)
     stock, ours, counter = {}, {}, ConvolutionMacs(find_supernet(detector))
     for threads in (1, 2):

@@ -28,7 +28,7 @@ TRAIN, SEARCH = "train_net.py", "search_net.py"
 
 
 class Started(BaseException):
-    """Nobody complained before the run began to write; holds its config."""
+    """The checks passed and the run began to write; holds its config."""
 
 
 def script(name: str) -> ModuleType:

@@ -64,7 +64,7 @@ def name(folder: Path) -> str:
     return name
 
 
-# ---- a person's own data -------------------------------------------------------------------------
+# ---- your own data -------------------------------------------------------------------------
 
 
 def test_two_values_name_a_data_set(folder: Path) -> None:

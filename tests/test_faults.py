@@ -116,7 +116,7 @@ def without_fault(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., lis
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", UNDER_WAY)
 def test_a_fault_while_a_run_is_under_way(fault: str, tmp_path: Path, without_fault: Any) -> None:
-    """One line; the journal is whole; mended and resumed, the run ends as one that had no fault."""
+    """One line; the journal is whole; fixed and resumed, the run ends as one that had no fault."""
     what, options, status, shown = UNDER_WAY[fault]
     expected = without_fault(*options)
     done = search(tmp_path, "out", what, *options)

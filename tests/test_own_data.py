@@ -1,4 +1,4 @@
-"""A person's own pictures and COCO JSON, with no code: four config values, both scripts.
+"""Your own pictures and COCO JSON, with no code: four config values, both scripts.
 
 The pictures of the test lie apart from those of the training, so that they can be taken away.
 """

@@ -1,4 +1,4 @@
-"""pip install -e . beside a person's torch and detectron2 installs nothing over them."""
+"""pip install -e . into an environment with its own torch and detectron2 installs nothing over them."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_equal_candidates_all_stay() -> None:
 
 
 def test_at_least_as_many_stay_as_the_search_keeps() -> None:
-    """Three that nobody can reach: with room for five the others stay in, until they lose by places."""
+    """Three that no other can reach: with room for five the others stay, until they lose by places."""
     values = {code: np.full(64, 10.0) for code in CODES[:9]}
     for i, code in enumerate(CODES[:3]):
         values[code] = np.full(64, 50.0 + i)
@@ -130,7 +130,7 @@ def test_at_least_as_many_stay_as_the_search_keeps() -> None:
 
 @pytest.mark.parametrize(("count", "keep"), [(4, 1), (9, 3), (30, 10)])
 def test_candidates_that_differ_by_chance_alone(count: int, keep: int) -> None:
-    """Each is behind in most bootstraps, and still so many stay as the search goes on with."""
+    """Each is behind in most bootstraps, and still as many stay as the search keeps."""
     lengths = []
     for seed in range(60):
         scorer = Means(values_of(CODES[:count], spread=0, seed=seed))
@@ -138,7 +138,7 @@ def test_candidates_that_differ_by_chance_alone(count: int, keep: int) -> None:
     assert min(lengths) == keep
 
 
-def test_no_object_on_the_first_images_drops_nobody() -> None:
+def test_no_object_on_the_first_images_drops_none() -> None:
     values = values_of(CODES, spread=30, seed=0)
     for array in values.values():
         array[:8] = np.nan

@@ -142,7 +142,7 @@ MOBILENET = DilationSpace("mobilenetv2", (1, 1, 2, 2, 3, 4, 4, 1, 1, 1))
 
 
 def test_paths_are_what_they_were() -> None:
-    """Runs that were started with an older version go on along the same paths."""
+    """Runs that were started with an older version resume along the same paths."""
     assert [stage_space().sample(0, i).stage_code for i in range(3)] == [
         (5, 10, 23, 6),
         (3, 10, 5, 17),
