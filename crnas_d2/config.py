@@ -159,13 +159,11 @@ CHECKS = {
 }
 
 # Keys that --resume of a search may change: always, and until a candidate is scored.
-RESUME_MAY_CHANGE = (
+RESUME_ALWAYS = (
     *("CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "DIST_TIMEOUT_MINUTES", "OUTPUT_DIR"),
     *("SEARCH.EVAL.CACHE_GB", "SEARCH.PHASES", "SOLVER.CHECKPOINT_PERIOD"),
 )
-RESUME_MAY_CHANGE_UNTIL_SCORED = tuple(
-    f"SEARCH.EVAL.{name}" for name in ("AMP", "BATCH_SIZE", "CHANNELS_LAST")
-)
+RESUME_UNTIL_SCORED = ("SEARCH.EVAL.AMP", "SEARCH.EVAL.BATCH_SIZE", "SEARCH.EVAL.CHANNELS_LAST")
 
 # Keys of SEARCH in earlier versions, most of them without a node, what replaces them, and what is gone.
 NESTED = [name for name in KEYS if re.match(r"SEARCH\.\w+\.(?!METHOD|SIZE|CONFIDENCE)", name)]

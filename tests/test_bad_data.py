@@ -162,7 +162,7 @@ def test_a_test_set_without_annotations(bench: Bench, change: Any) -> None:
     """train_net.py predicts; a search that retrains needs results (case 34)."""
     options = ["DATASETS.TEST_JSON", bench.json(change)]
     assert bench.starts(TRAIN, *options)
-    assert bench.starts(TRAIN, "--eval-only", *options)
+    assert bench.starts(TRAIN, "--eval-only", "MODEL.WEIGHTS", bench.checkpoint(), *options)
     assert bench.starts(SEARCH, *options)
     error = bench.call(SEARCH, *options, "SEARCH.PHASES", ("stage", "retrain"))
     assert error.startswith(f"error: DATASETS.TEST_JSON: {options[1]}: no annotations; ")

@@ -104,9 +104,9 @@ def test_odd_boxes_and_repeated_images_are_logged(
             annotation["bbox"] = box  # the first is off by rounding alone
 
     with caplog.at_level(logging.WARNING):
-        for _ in range(2):  # as a search does; it is said once
-            read(changed(folder, change), "odd")
-    messages = [record.getMessage().split(": ", 1)[1] for record in caplog.records]
+        for _ in range(2):  # it is said once
+            read_coco_json(changed(folder, change), "KEY")
+    messages = [record.getMessage().split(".json: ")[1] for record in caplog.records]
     assert messages == [
         "3 boxes have no area or leave their image",
         "5 entries are of 4 images, each with its own boxes",

@@ -13,8 +13,8 @@ from crnas_d2.config import (
     KEYS,
     REMOVED,
     RENAMED,
-    RESUME_MAY_CHANGE,
-    RESUME_MAY_CHANGE_UNTIL_SCORED,
+    RESUME_ALWAYS,
+    RESUME_UNTIL_SCORED,
     add_crnas_config,
     leaves,
     read_config,
@@ -39,7 +39,7 @@ def test_no_default_of_detectron2_changes() -> None:
 def test_defaults_are_allowed() -> None:
     cfg = read_config("")
     assert leaves(cfg)["SEARCH.EVAL.BATCH_SIZE"] == 8
-    assert set(leaves(cfg)) >= {*RESUME_MAY_CHANGE, *RESUME_MAY_CHANGE_UNTIL_SCORED, *RENAMED.values()}
+    assert set(leaves(cfg)) >= {*RESUME_ALWAYS, *RESUME_UNTIL_SCORED, *RENAMED.values()}
     assert not set(leaves(cfg)) & set(RENAMED)
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from crnas_d2.errors import InputError
+from detectron2.utils.logger import log_first_n
 
 Record = dict[str, Any]
 Check = tuple[Callable[[Any], bool], str]  # whether a value is sound, and what is needed
@@ -106,6 +108,11 @@ def read_coco_json(
             f"{where}: {len(odd)} of {len(annotations)} boxes have no area or leave their image: "
             f"{odd[0]} ...; x, y, width, height are needed, in pixels (not x1, y1, x2, y2)"
         )
+    if odd:
+        _warn(f"{where}: {len(odd)} boxes have no area or leave their image")
+    images, files = len(content["images"]), len({i["file_name"] for i in content["images"]})
+    if files < images:
+        _warn(f"{where}: {images} entries are of {files} images, each with its own boxes")
     if mask_format is not None:
         _check_masks(content, path, mask_format)
     # pycocotools takes the id 0 for "no match", and cannot read texts.
@@ -117,6 +124,10 @@ def read_coco_json(
         if annotation.get("area") is None:
             annotation["area"] = math.prod(annotation["bbox"][2:])
     return content
+
+
+def _warn(text: str) -> None:
+    log_first_n(logging.WARNING, text, key="message")  # a set may be read again
 
 
 def _check_entries(records: list[Record], where: str, entry: str, check: Check) -> None:

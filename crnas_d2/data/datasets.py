@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,13 +17,12 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from crnas_d2.data.coco_json import Record, load_json, odd_boxes, polygons, read_coco_json
+from crnas_d2.data.coco_json import Record, load_json, polygons, read_coco_json
 from crnas_d2.data.pictures import check_headers
 from crnas_d2.errors import InputError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.logger import log_first_n
 
 # Where detectron2's meta-architectures have the number of classes; ProposalNetwork has none.
 HEADS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet": "RETINANET"}
@@ -67,12 +65,6 @@ def load_coco(name: str, json_file: str, images: str) -> list[dict[str, Any]]:
             points = enumerate(annotation["keypoints"])
             found["keypoints"] = [v + 0.5 if i % 3 < 2 else v for i, v in points]
         records[annotation["image_id"]]["annotations"].append(found)
-    warn = functools.partial(log_first_n, logging.WARNING, key="message")  # each text once
-    odd, files = len(odd_boxes(content)), len({record["file_name"] for record in records.values()})
-    if odd:
-        warn(f"{name}: {odd} boxes have no area or leave their image")
-    if files < len(records):
-        warn(f"{name}: {len(records)} entries are of {files} images, each with its own boxes")
     return list(records.values())
 
 

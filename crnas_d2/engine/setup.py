@@ -116,8 +116,7 @@ def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
         for key in sorted(config.RENAMED.keys() & before.keys()):
             raise InputError(f"{path}: Key {key} was renamed to {config.RENAMED[key]}")
         scored = any(path.parent.glob("*/journal.jsonl")) or any(path.parent.glob("*/matches"))
-        may_change = set(config.RESUME_MAY_CHANGE)
-        may_change.update(() if scored else config.RESUME_MAY_CHANGE_UNTIL_SCORED)
+        may_change = {*config.RESUME_ALWAYS, *(() if scored else config.RESUME_UNTIL_SCORED)}
         keys = [key for key in now if key not in may_change]
     for settings in (before, now):
         by_image = settings["SOLVER.LR_PER_IMAGE"] * settings["SOLVER.IMS_PER_BATCH"]
