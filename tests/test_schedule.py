@@ -175,7 +175,7 @@ def test_steps_that_fall_on_one_iteration(steps: tuple[int, ...]) -> None:
 
 # ---- --resume with other keys --------------------------------------------------------------------
 
-KEPT = "which --resume keeps; to change it, start in another OUTPUT_DIR"
+KEPT = "which --resume keeps; set it back, or start in another OUTPUT_DIR"
 CHANGED = [
     (["SOLVER.BASE_LR", "0.001"], "SOLVER.BASE_LR: 0.001: the run in {out} has 0.01, " + KEPT),
     (["SOLVER.LR_PER_IMAGE", "0.1"], "SOLVER.BASE_LR: 0.2: the run in {out} has 0.01, " + KEPT),
