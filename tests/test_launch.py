@@ -226,7 +226,7 @@ from crnas_d2.errors import InputError
 from detectron2.engine import default_argument_parser
 
 def prepare(args):
-    for name in ("crnas_d2.checks", "another.library"):
+    for name in ("crnas_d2.checks", "another.package"):
         logging.getLogger(name).warning("take care")
     cfg = read_config(args.config_file, args.opts)
     if cfg.SEED == 1:
@@ -255,7 +255,7 @@ def test_warnings_of_the_checks_are_in_the_log(processes: int, seed: int, tmp_pa
     else:
         log = (out / "log.txt").read_text()
         assert log.count("crnas_d2.checks WARNING: take care\n") == 1
-        assert log.count("another.library WARNING: take care\n") == 1
+        assert log.count("another.package WARNING: take care\n") == 1
 
 
 # ---- the time-out --------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from crnas_d2.config import read_config
 from crnas_d2.errors import InputError
 from crnas_d2.pipeline.configs import supernet_config
 from crnas_d2.pipeline.plan import Plan, plan_search
-from crnas_d2.pipeline.run import best_within
+from crnas_d2.pipeline.run import Phases, best_within
 from crnas_d2.search.journal import Candidate
+from crnas_d2.space import block_costs
 from detectron2.engine import default_argument_parser
 
 N5 = ["MODEL.CRNAS.STAGE_CODE", [1, 2, 1, 1]]
@@ -37,6 +38,19 @@ def test_a_base_for_each_budget(tmp_path: Path) -> None:
     plan = planned(tmp_path, {"six": N6, "five": N5}, "SEARCH.BUDGETS", (6, 5))
     found = {budget.name: Path(base).name for budget, base in plan.bases.items()}
     assert found == {"N6": "six.yaml", "N5": "five.yaml"}
+
+
+@pytest.mark.parametrize(("base", "budget", "warned"), [(N5, "N5", False), (N6, "N6", True)])
+def test_a_named_code_outside_the_budgets_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, base: list[Any], budget: str, warned: bool
+) -> None:
+    """Without a stage search the code is taken as it is; found.yaml then names its own cost."""
+    options = ["SEARCH.PHASES", ("dilation",), *base, "SEARCH.BUDGETS", (5,)]
+    plan = planned(tmp_path, {"a": base}, *options)
+    found = Phases(plan, archtrain="", split=None, costs=block_costs, resume=False).named()
+    ((named, architecture),) = found.items()
+    assert (named.name, list(architecture.stage_code)) == (budget, base[1])
+    assert ("meets none of SEARCH.BUDGETS" in caplog.text) == warned
 
 
 PARAMS_OF_N6 = {"params": [12796, 0.02]}
