@@ -110,6 +110,13 @@ def join(process: Process, device: str, minutes: float = 30) -> None:
         dist.set_timeout(timeout, comm._get_global_gloo_group())
 
 
+def leave() -> None:
+    """End what `join` began, detectron2's groups, too: a thread of gloo may abort an exit that it sees."""
+    dist.destroy_process_group()
+    comm._get_global_gloo_group.cache_clear()
+    comm._LOCAL_PROCESS_GROUP = None
+
+
 @contextmanager
 def _exit_on_error() -> Iterator[None]:
     logging.getLogger().addHandler(EARLY)
@@ -187,7 +194,7 @@ def _run_in_group(
     if isinstance(shared, InputError):
         raise shared if is_main else SystemExit(2)  # rank 0 prints it
     work(prepared if is_main else shared, args)
-    dist.destroy_process_group()  # not after an error: it would wait for the others
+    leave()  # not after an error: it would wait for the others
 
 
 def _line(error: Exception) -> str:

@@ -240,11 +240,12 @@ def test_train_net_trains_and_evaluates_a_classifier(tmp_path: Path) -> None:
     options += ["DATASETS.TEST", ("imagenet_val",), "SOLVER.EPOCHS", 2, "SOLVER.IMS_PER_BATCH", 6]
     options += ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "OUTPUT_DIR", str(tmp_path / "out")]
 
-    def run(*start: str, more: tuple[str, ...] = ()) -> str:
+    def run(*start: str, weights: str = "") -> str:
         config = str(tiny_yaml(tmp_path / "tiny.yaml"))
         script = [sys.executable, *start, str(ROOT / "train_net.py"), "--config-file", config]
+        flags = ["--eval-only"] if weights else []
         done = subprocess.run(
-            [*script, *more, *command_line(options)],
+            [*script, *flags, *command_line([*options, "MODEL.WEIGHTS", weights])],
             env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
             capture_output=True,
             text=True,
@@ -257,5 +258,5 @@ def test_train_net_trains_and_evaluates_a_classifier(tmp_path: Path) -> None:
     assert "2 epochs of 24 images at batch 6: 8 iterations" in log
     assert "UnbiasedSyncBatchNorm" in log
     final = str(tmp_path / "out" / "model_final.pth")
-    log = run(more=("--eval-only", "MODEL.WEIGHTS", final))
+    log = run(weights=final)
     assert "copypaste: top1,top5" in log

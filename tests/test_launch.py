@@ -258,6 +258,29 @@ def test_warnings_of_the_checks_are_in_the_log(processes: int, seed: int, tmp_pa
         assert log.count("another.package WARNING: take care\n") == 1
 
 
+# ---- the group -----------------------------------------------------------------------------------
+
+
+def threads_of_gloo() -> int:
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return sum("gloo" in name for name in names)
+
+
+def join_and_leave(rank: int, url: str, out: Path) -> None:
+    launch.join(Process(rank, 2, rank, 2, url), "cpu", minutes=1)
+    comm.synchronize()
+    inside = threads_of_gloo()
+    launch.leave()
+    (out / str(rank)).write_text(f"{inside > 0} {threads_of_gloo()}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are read from /proc")
+def test_leaving_the_group_ends_the_threads_of_gloo(tmp_path: Path) -> None:
+    """One that is left can need the interpreter while it exits: "terminate called ...", status -6."""
+    mp.spawn(join_and_leave, (f"file://{tmp_path}/meet", tmp_path), nprocs=2)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["True 0"] * 2
+
+
 # ---- the time-out --------------------------------------------------------------------------------
 
 

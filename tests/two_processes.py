@@ -13,7 +13,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.distributed as dist
 from torchvision.ops import boxes as box_ops
 from trained import scores_of
 
@@ -21,7 +20,7 @@ from crnas_d2.config import read_config
 from crnas_d2.data.coco_json import read_coco_json
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine.trainer import SupernetTrainer
-from crnas_d2.launch import from_environment, join
+from crnas_d2.launch import from_environment, join, leave
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from detectron2.utils import comm
@@ -94,7 +93,7 @@ def main(config: str, out: str, mode: str) -> None:
         torch.save({**found, "ranks": of_ranks}, out)
     comm.synchronize()
     if process is not None:
-        dist.destroy_process_group()  # else gloo's threads may outlive what they need, and abort
+        leave()
 
 
 if __name__ == "__main__":
