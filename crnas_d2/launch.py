@@ -111,7 +111,7 @@ def join(process: Process, device: str, minutes: float = 30) -> None:
 
 
 def leave() -> None:
-    """End what `join` began, detectron2's groups, too: a thread of gloo may abort an exit that it sees."""
+    """Leave, and drop detectron2's groups, too: a thread of gloo may abort the exit of its process."""
     dist.destroy_process_group()
     comm._get_global_gloo_group.cache_clear()
     comm._LOCAL_PROCESS_GROUP = None
@@ -185,15 +185,14 @@ def _run_in_group(
 ) -> None:
     cfg = read_config(args.config_file, args.opts)
     join(processes[i], cfg.MODEL.DEVICE, cfg.DIST_TIMEOUT_MINUTES)
-    is_main, prepared = comm.is_main_process(), None
     try:
-        prepared = prepare(args) if is_main else None
+        prepared = prepare(args) if comm.is_main_process() else None
     except InputError as error:
         prepared = error
     shared = comm.all_gather(prepared)[0]
     if isinstance(shared, InputError):
-        raise shared if is_main else SystemExit(2)  # rank 0 prints it
-    work(prepared if is_main else shared, args)
+        raise shared if prepared else SystemExit(2)  # rank 0 prints it
+    work(prepared or shared, args)
     leave()  # not after an error: it would wait for the others
 
 

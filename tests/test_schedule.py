@@ -75,7 +75,7 @@ def test_the_log_says_it(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.M
     assert resolve_schedule(cfg, 1000) == cfg
     assert not caplog.messages
     resolve_schedule(config(EPOCHS=13, STEP_EPOCHS=(8, 11), LR_PER_IMAGE=0.00125), 117266)
-    line = "13 epochs of 117266 images at batch 16: 95279 iterations, steps at [58633, 80621]"
+    line = "13 epochs of 117266 images at batch 16: 95279 iterations, steps [58633, 80621]"
     assert caplog.messages == [line, "learning rate 0.02"]
 
 

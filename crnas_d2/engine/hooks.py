@@ -16,8 +16,7 @@ from detectron2.utils import comm
 
 def progress_bar(*args: Any, **kwargs: Any) -> tqdm:
     """A tqdm bar, on rank 0 only; a line every ten seconds where standard error is a file."""
-    interval = 0.2 if sys.stderr.isatty() else 10
-    disable = not comm.is_main_process()
+    disable, interval = not comm.is_main_process(), 0.2 if sys.stderr.isatty() else 10
     return tqdm(*args, disable=disable, mininterval=interval, dynamic_ncols=True, **kwargs)
 
 

@@ -22,8 +22,7 @@ def check_schedule(cfg: CfgNode) -> None:
     Raises InputError: steps without EPOCHS, out of order or not before its end, or values that torch's
         SGD or detectron2's schedules refuse.
     """
-    solver = cfg.SOLVER
-    epochs, steps = solver.EPOCHS, tuple(solver.STEP_EPOCHS)
+    solver, epochs, steps = cfg.SOLVER, cfg.SOLVER.EPOCHS, tuple(cfg.SOLVER.STEP_EPOCHS)
     numbers = all(type(step) in (int, float) for step in steps)
     bounds = [0, *steps, epochs]
     if steps and not (numbers and sorted(set(bounds)) == bounds):
@@ -48,14 +47,11 @@ def resolve_schedule(cfg: CfgNode, images: int) -> CfgNode:
     check_schedule(cfg)
     cfg = cfg.clone()
     cfg.defrost()
-    solver = cfg.SOLVER
-    epochs, batch = solver.EPOCHS, solver.IMS_PER_BATCH
+    solver, epochs, batch = cfg.SOLVER, cfg.SOLVER.EPOCHS, cfg.SOLVER.IMS_PER_BATCH
     if epochs:
         *steps, end = (math.ceil(e * images / batch) for e in (*solver.STEP_EPOCHS, epochs))
         solver.STEPS, solver.MAX_ITER = tuple(steps), end
-        line = (
-            f"{epochs} epochs of {images} images at batch {batch}: {end} iterations, steps at {steps}"
-        )
+        line = f"{epochs} epochs of {images} images at batch {batch}: {end} iterations, steps {steps}"
         logging.getLogger(__name__).info(line)
         if len({*steps, end}) <= len(steps):
             raise InputError(f"SOLVER.STEP_EPOCHS: {solver.STEP_EPOCHS}: some fall together: {line}")

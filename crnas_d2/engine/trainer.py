@@ -162,8 +162,7 @@ class DetectionTrainer(DefaultTrainer):
     def after_step(self) -> None:
         super().after_step()
         if comm.is_main_process():
-            loss = self.storage.history("total_loss").latest()
-            self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            self._bar.set_postfix(loss=self.storage.history("total_loss").latest(), refresh=False)
         self._bar.update()
 
     def after_train(self) -> None:
