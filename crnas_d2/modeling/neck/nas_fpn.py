@@ -51,7 +51,7 @@ CELL = (
 def _resampled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """To a (height, width) some powers of two smaller (max-pooling) or larger (nearest neighbour)."""
     if x.shape[-1] > size[-1]:
-        return F.max_pool2d(x, kernel_size=x.shape[-1] // size[-1])
+        return F.max_pool2d(x, kernel_size=int(x.shape[-1] // size[-1]))  # torch 2.3 traces tensors
     return F.interpolate(x, size=size, mode="nearest") if x.shape[-1] < size[-1] else x
 
 
