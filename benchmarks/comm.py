@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.engine import gradients
 from crnas_d2.engine.trainer import SupernetTrainer
-from crnas_d2.launch import Process, from_options, join
+from crnas_d2.launch import Process, from_options, join, leave
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -100,7 +100,7 @@ def measure(rank: int, processes: list[Process], cfg: CfgNode, steps: int, out: 
     if rank == 0:
         Path(out).write_text(json.dumps(rows), encoding="utf-8")
     dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 def main() -> None:

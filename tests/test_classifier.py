@@ -259,4 +259,4 @@ def test_train_net_trains_and_evaluates_a_classifier(tmp_path: Path) -> None:
     assert "UnbiasedSyncBatchNorm" in log
     final = str(tmp_path / "out" / "model_final.pth")
     log = run(weights=final)
-    assert "copypaste: top1,top5" in log
+    assert f"Loading from {final}" in log and "copypaste: top1,top5" in log
