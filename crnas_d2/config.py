@@ -140,6 +140,13 @@ KEYS = {
     # Above 0: candidates race over growing portions of archval, and one that is not among the leading
     # quarter in this fraction of bootstraps is dropped (0.96 was measured). 0: none, as in the paper.
     "SEARCH.RACE.CONFIDENCE": Key(0.0, Check(lambda c: c == 0 or 0.5 < c < 1, "0 or 0.5 < value < 1")),
+    # Above 0: the first NUM candidates of each search and the baseline are trained alone on archtrain,
+    # in SEEDS rounds of one more seed for the better half, with FOUND_BASE's schedule times SCHEDULE;
+    # found is the best mean on archval. 0: the search's first, as in the paper.
+    "SEARCH.FINALISTS.NUM": Key(0, at_least(0)),
+    "SEARCH.FINALISTS.SEEDS": Key(3, at_least(1)),
+    "SEARCH.FINALISTS.SCHEDULE": Key(1.0, Check(lambda factor: 0 < factor <= 1, "0 < value <= 1")),
+    "SEARCH.RETRAIN.SEEDS": Key(1, at_least(1)),  # of each network in the table
     # ---- the run
     # Threads of one operation on the CPU, on which results depend; 0: torch's default.
     "NUM_THREADS": Key(0, at_least(0)),

@@ -19,9 +19,11 @@ SUPERNET = 1.5  # noise of its scores, AP
 
 
 class Simulation:
-    """A search over ``CODES`` whose truth is drawn, with a planted code's truth ``planted`` AP higher."""
+    """A search over ``CODES`` whose truth is drawn; ``planted``: AP of one above the baseline."""
 
-    def __init__(self, rng: np.random.Generator, truth: float, seeds: float, planted: float = 0) -> None:
+    def __init__(
+        self, rng: np.random.Generator, truth: float, seeds: float, planted: float = 0
+    ) -> None:
         self.rng, self.seeds = rng, seeds
         values = rng.normal(50, truth, len(CODES))
         order = np.argsort(-(values + rng.normal(0, SUPERNET, len(CODES))))
@@ -77,7 +79,9 @@ def named(*codes: Sequence[int]) -> list[Architecture]:
 
 def test_rounds() -> None:
     """Half of those left stay, the baseline to the end; it is trained once where it is a finalist."""
-    *five, baseline = named([1, 5, 5, 5], [2, 4, 5, 5], [5, 1, 5, 5], [5, 5, 1, 5], [5, 5, 5, 1], [3, 4, 6, 3])
+    *five, baseline = named(
+        [1, 5, 5, 5], [2, 4, 5, 5], [5, 1, 5, 5], [5, 5, 1, 5], [5, 5, 5, 1], [3, 4, 6, 3]
+    )
     calls: list[tuple[Architecture, int]] = []
 
     def train(architecture: Architecture, seed: int) -> float:
@@ -85,7 +89,11 @@ def test_rounds() -> None:
         return {five[1]: 3.0, five[3]: 2.0, baseline: 3.0}.get(architecture, 1.0)
 
     scores = compete([five[0], baseline, *five[1:]], baseline, 3, train)
-    expected = {0: [baseline, *five], 1: [baseline, five[1], five[3], five[0]], 2: [baseline, five[1], five[3]]}
+    expected = {
+        0: [baseline, *five],
+        1: [baseline, five[1], five[3], five[0]],
+        2: [baseline, five[1], five[3]],
+    }
     assert calls == [(a, seed) for seed, networks in expected.items() for a in networks]
     assert scores == {a: [train(a, 0)] * sum(a in of for of in expected.values()) for a in scores}
     assert winner(scores) == baseline  # as good as the best finalist

@@ -1,4 +1,4 @@
-"""tools/results.py: rows of finished runs, mean and spread. Retraining takes its own results only."""
+"""tools/results.py: rows of finished runs, mean and spread. Networks trained alone, once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import pytest
 from bench import script
 from detectors import tiny_config
 
+from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
 from crnas_d2.errors import InputError
-from crnas_d2.pipeline import retraining, training
+from crnas_d2.pipeline import training
 from crnas_d2.pipeline.plan import Plan
+from crnas_d2.pipeline.trainings import ARCHTRAIN, WHOLE, Trainings, measured
+from detectron2.config import CfgNode
 
 results = script("tools/results.py")
 
@@ -46,36 +49,37 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
         results.row_of("base", folder)
 
 
-def test_retraining_takes_its_own_results_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained: list[str] = []
+def test_a_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each architecture, data and number of its seed; another schedule is refused."""
+    trained: list[CfgNode] = []
 
     class Trainer:
-        last_results = {"bbox": {"AP": 1.0, "APs": 1.0, "AP-disc": 0.5}}
+        last_results = {"bbox": {"AP": 1.0, "APs": float("nan"), "AP-disc": 0.5}}
 
-        def __init__(self, cfg: Any) -> None:
-            trained.append(cfg.OUTPUT_DIR)
+        def __init__(self, cfg: CfgNode) -> None:
+            trained.append(cfg)
 
         register_hooks = resume_or_load = train = lambda *args: None
 
     monkeypatch.setattr(training, "DetectionTrainer", Trainer)
-    cfg = tiny_config(tmp_path / "data", tmp_path / "out")
+    cfg = tiny_config(tmp_path / "data", tmp_path / "out", "SEARCH.FINALISTS.SCHEDULE", 0.5)
     base = tmp_path / "base.yaml"
     base.write_text(cfg.dump())
-    found = tmp_path / "found.yaml"
     plan = Plan(cfg, {Budget.parse(5): str(base)}, "", None)
-    code = "MODEL: {CRNAS: {DILATION_CODE: [0, 0, 0, 0, %d]}}\n"
-    for digit in (1, 1, 2):
-        found.write_text(f"_BASE_: {base}\n" + code % digit)
-        table = retraining.retrain(plan, [str(found)])
-        assert f"resnet/1-2-1-1/0-00-0-{digit}" in Path(table).read_text()
-    assert [Path(folder).name for folder in trained] == [
-        "baseline_1-2-1-1_0-00-0-0",
-        "found_1-2-1-1_0-00-0-1",
-        "found_1-2-1-1_0-00-0-2",
-    ]
+    one, other = (Architecture("resnet", (1, 2, 1, 1), (0, 0, 0, 0, d)) for d in (1, 2))
+    asked = [(one, ARCHTRAIN, 0), (one, ARCHTRAIN, 1), (other, ARCHTRAIN, 0), (one, WHOLE, 0)]
+    for architecture, data, number in [*asked, *asked]:
+        trainings = Trainings(plan, "archtrain", "archval")  # as a resumed run has it
+        assert trainings(architecture, str(base), data, number) == 1.0
+    assert [run.OUTPUT_DIR for run in trained] == [str(trainings.folder(*each)) for each in asked]
+    assert len({run.SEED for run in trained}) == 3  # finalists share the seeds' numbers
+    assert [run.SOLVER.MAX_ITER for run in trained] == [3, 3, 3, 6]
+    assert [run.DATASETS.TRAIN == ("archtrain",) for run in trained] == [True] * 3 + [False]
+    assert [r["score"] for r in trainings.of(one, ARCHTRAIN)] == [1.0, 1.0]
+    assert trainings.spreads(ARCHTRAIN) == [[1.0, 1.0], [1.0]] and trainings.spreads(WHOLE) == [[1.0]]
     base.write_text(cfg.dump().replace("MAX_ITER: 6", "MAX_ITER: 7"))
     with pytest.raises(InputError, match=r"SOLVER\.MAX_ITER: 7: the run in .* has 6"):
-        retraining.retrain(plan, [str(found)])
+        trainings(one, str(base), WHOLE, 0)
 
 
 BOXES = {"AP": 40.0, "AP50": 60.0, "AP75": 42.0, "APs": 20.0, "APm": 40.0, "APl": 50.0, "AP-cat": 9.0}
@@ -100,7 +104,7 @@ MASKS = {name: value - 3 for name, value in BOXES.items()}
 def test_the_table_has_the_searchs_metric_first_and_what_the_evaluator_gives(
     results_of_a_test: dict[str, Any], task: str, metric: str, columns: list[str]
 ) -> None:
-    row = retraining.measured(results_of_a_test, task, metric)
+    row = measured(results_of_a_test, task, metric)
     assert list(row) == columns
     for column, value in row.items():
         of_task, _, name = column.rpartition(" ")

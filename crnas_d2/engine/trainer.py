@@ -200,7 +200,8 @@ class DetectionTrainer(DefaultTrainer):
             return PascalVOCDetectionEvaluator(dataset_name)
         with as_scored(dataset_name) as scored:
             folder, most = f"{cfg.OUTPUT_DIR}/inference", cfg.TEST.DETECTIONS_PER_IMAGE
-            return DetectionEvaluator(scored, folder, max_detections=most)
+            task, metric = cfg.SEARCH.EVAL.TASK, cfg.SEARCH.EVAL.METRIC
+            return DetectionEvaluator(scored, folder, most, task, metric)
 
 
 class SupernetTrainer(DetectionTrainer):

@@ -29,7 +29,9 @@ class DetectionEvaluator(COCOEvaluator):
         super().__init__(dataset_name, output_dir=output_dir)
         self._max_detections, self._task, self._metric = max_detections, task, metric
 
-    def _eval_predictions(self, predictions: Sequence[dict[str, Any]], *args: Any, **kwargs: Any) -> None:
+    def _eval_predictions(
+        self, predictions: Sequence[dict[str, Any]], *args: Any, **kwargs: Any
+    ) -> None:
         """On rank 0, of all ranks' predictions; detectron2's changes them in place."""
         if self._do_evaluation:
             matches = self._matches(predictions)

@@ -17,7 +17,9 @@ import numpy as np
 from crnas_d2.evaluation.matches import Matches
 from crnas_d2.seeding import derive_seed
 
-DRAWS = 20_000  # of noise; an interval's ends move by 0.02 of its width from one set of draws to another
+DRAWS = (
+    20_000  # of noise; an interval's ends move by 0.02 of its width from one set of draws to another
+)
 BOOTSTRAPS = 400  # over images
 LEVEL = 0.95
 
@@ -43,8 +45,11 @@ def image_noise(
 ) -> np.ndarray:
     """How far the difference of two mean scores moves when images are drawn anew: (times,).
 
-    Matches, one a seed, are of the same images. Draws of images without objects count as no move.
+    Matches, one a seed, are of the same images. Draws of images without objects count as no move, and
+    without matches there is none.
     """
+    if not (ours and theirs):
+        return np.zeros(1)
     images = len(ours[0].image_ids)
     rng = np.random.default_rng(derive_seed(seed, "image noise"))
     weights = rng.multinomial(images, np.full(images, 1 / images), times)
@@ -78,7 +83,7 @@ class Difference:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """In which the true difference is with probability LEVEL; infinite if seeds' spread is unknown."""
+        """Holds the true difference with probability LEVEL; infinite if the spread is not known."""
         if not self.spread.freedom:
             return -math.inf, math.inf
         rng = np.random.default_rng(0)
@@ -91,7 +96,7 @@ class Difference:
 
     @property
     def says(self) -> str:
-        """"better", "worse" or "not told apart"."""
+        """ "better", "worse" or "not told apart"."""
         low, high = self.interval
         return "better" if low > 0 else "worse" if high < 0 else "not told apart"
 

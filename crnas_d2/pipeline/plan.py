@@ -44,9 +44,9 @@ from crnas_d2.search.journal import Journal
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-LATENCIES = "latency.jsonl"
+LATENCIES, TRAININGS = "latency.jsonl", "trainings"
 # What a search leaves in its OUTPUT_DIR, and below it in the folders of its phases.
-FOLDERS = ("stage", "dilation*", "retrain/*")
+FOLDERS = ("stage", "dilation*", f"{TRAININGS}/*/*", TRAININGS)
 FILES = ("last_checkpoint", "journal.jsonl", "race.jsonl", "matches", "pretrain/last_checkpoint")
 TRACES = (LATENCIES, *map("/".join, itertools.product(FOLDERS, FILES)))
 
@@ -205,7 +205,7 @@ def _check_folder(cfg: CfgNode, parts: Mapping[str, Record], resume: bool) -> No
         if phase not in phases and any(folder.glob(f"{phase}*")):
             why = f"{folder} holds a {phase} search, whose result is to be taken; name {phase}, too"
             raise InputError(f"SEARCH.PHASES: {phases}: {why}")
-    for path in (*folder.glob("*/journal.jsonl"), *folder.glob("*/race.jsonl")):
+    for path in (*folder.glob("[sd]*/journal.jsonl"), *folder.glob("[sd]*/race.jsonl")):
         phase = path.parent.name.split("_")[0]
         for number, record in enumerate(Journal(path, writes=False).records, start=1):
             if str(record["phase"]).split()[:1] != [phase]:

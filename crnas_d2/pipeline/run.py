@@ -30,11 +30,13 @@ from crnas_d2.data.datasets import register_coco
 from crnas_d2.data.splits import write_splits
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.pipeline.configs import network_config, supernet_config, write_found
+from crnas_d2.pipeline.contest import Contest
 from crnas_d2.pipeline.plan import LATENCIES, Plan, check_budgets
-from crnas_d2.pipeline.retraining import retrain
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.pipeline.search_hook import SearchHook, run_searches, shared_journal
+from crnas_d2.pipeline.table import retrain, write_table
 from crnas_d2.pipeline.training import train
+from crnas_d2.pipeline.trainings import Trainings
 from crnas_d2.search.journal import Candidate
 from crnas_d2.space import DilationSpace, Space, block_costs
 from detectron2.config import CfgNode
@@ -46,22 +48,37 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
     """Run the phases of SEARCH.PHASES; the paths of what was written, on rank 0."""
     cfg, folder = plan.cfg, Path(plan.cfg.OUTPUT_DIR)
     archtrain, split = _write_splits(plan)
-    phases = Phases(plan, archtrain, split, _costs(plan), resume)
+    trainings = Trainings(plan, archtrain, split.archval)
+    contest = Contest(plan, trainings) if cfg.SEARCH.FINALISTS.NUM else None
+    noise = contest.noise() if contest else []  # before any supernet is trained
+    phases = Phases(plan, archtrain, split, _costs(plan), resume, contest)
     winners = phases.stage() if "stage" in cfg.SEARCH.PHASES else phases.named()
-    written = []
-    for budget, architecture in winners.items():
+    written, verdicts, networks = [], {}, {}
+    for base in dict.fromkeys(plan.bases.values()):
+        networks[f"baseline{len(networks) or ''}"] = architecture_of(network_config(cfg, base)), base
+    for budget, (architecture, verdict) in winners.items():
         suffix = f"_{budget.name}" if len(winners) > 1 else ""
+        base = plan.bases.get(budget) or next(iter(plan.bases.values()))
         if "dilation" in cfg.SEARCH.PHASES:
-            architecture = phases.dilation(budget, architecture, f"dilation{suffix}")
+            networks[f"stage{suffix}"] = architecture, base
+            architecture, verdict = phases.dilation(budget, architecture, f"dilation{suffix}")
+        networks[f"found{suffix}"] = architecture, base
         path = folder / f"found{suffix}.yaml"
         if comm.is_main_process():
-            base = plan.bases.get(budget) or next(iter(plan.bases.values()))
             comment = f"{architecture}, found by search_net.py for a budget of {budget}"
-            write_found(path, cfg, base, architecture, comment)
+            write_found(
+                path, cfg, base, architecture, f"{comment}\n# {verdict}" if verdict else comment
+            )
+        if verdict:
+            verdicts[budget.name] = verdict
+            logging.getLogger(__name__).info("%s: %s", path, verdict)
         comm.synchronize()
         written.append(str(path))
     if "retrain" in cfg.SEARCH.PHASES:
-        written.append(retrain(plan, written))
+        rows = retrain(plan, trainings, networks)
+        if comm.is_main_process():
+            write_table(folder, rows, noise=noise, verdicts=verdicts)
+        written.append(str(folder / "table.csv"))
     if comm.is_main_process():
         written.append(str(write_report(folder)))
     return written
@@ -94,6 +111,9 @@ def _costs(plan: Plan) -> Costs:
     return LatencyCosts(costs, space, limits, stopwatch, journal)
 
 
+Found = tuple[Architecture, str]  # and the verdict; empty: there were no finalists
+
+
 @dataclass(frozen=True)
 class Phases:
     """The two phases that search."""
@@ -103,16 +123,25 @@ class Phases:
     split: Split
     costs: Costs  # of the networks that will be trained
     resume: bool  # from earlier checkpoints
+    contest: Contest | None  # None: the search's first wins
 
-    def stage(self) -> dict[Budget, Architecture]:
+    def stage(self) -> dict[Budget, Found]:
         """The best stage code for each budget."""
         cfg, bases = supernet_config(self.plan.cfg, "stage"), self.plan.bases
         # Once more with latencies measured, before weeks of training.
         check_budgets(cfg, bases.items(), self.costs)
         results = self._train_and_search(cfg, stage_space_of(cfg), list(bases))
-        return {budget: candidates[0].architecture for budget, candidates in results.items()}
+        return {budget: self._best(budget, candidates) for budget, candidates in results.items()}
 
-    def named(self) -> dict[Budget, Architecture]:
+    def _best(self, budget: Budget, candidates: Sequence[Candidate], *others: Architecture) -> Found:
+        """The search's first or, with finalists, the best of the first few and ``others``."""
+        if self.contest is None:
+            return candidates[0].architecture, ""
+        number = self.plan.cfg.SEARCH.FINALISTS.NUM
+        first = [candidate.architecture for candidate in candidates[:number]]
+        return self.contest.choose(budget, [*others, *first], earlier=number if others else 0)
+
+    def named(self) -> dict[Budget, Found]:
         """In place of a stage search: MODEL.CRNAS's codes, for the first budget that they meet."""
         named = architecture_of(self.plan.cfg)
         met = [budget for budget in self.plan.bases if budget.meets(self.costs(named))]
@@ -120,9 +149,9 @@ class Phases:
         if not met:
             text = "MODEL.CRNAS: %s meets none of SEARCH.BUDGETS; searched at its own %s blocks"
             logging.getLogger(__name__).warning(text, named, own)
-        return {met[0] if met else own: named}
+        return {met[0] if met else own: (named, "")}
 
-    def dilation(self, budget: Budget, architecture: Architecture, folder: str) -> Architecture:
+    def dilation(self, budget: Budget, architecture: Architecture, folder: str) -> Found:
         """The best dilation code of a stage code that still meets the budget; or rate 1 everywhere.
 
         Only latency depends on rates, and it is measured on the network as it would be found.
@@ -130,7 +159,12 @@ class Phases:
         cfg = supernet_config(self.plan.cfg, "dilation", architecture, folder)
         space = DilationSpace(architecture.family, architecture.stage_code)
         results = self._train_and_search(cfg, space, [budget])
-        return best_within(budget, results[budget], self.costs, otherwise=architecture)
+        within = [c for c in results[budget] if budget.meets(self.costs(c.architecture))]
+        if not within:
+            text = "none of the %d best dilation codes meets the budget of %s: the found network is %s"
+            logging.getLogger(__name__).warning(text, len(results[budget]), budget, architecture)
+            return architecture, ""
+        return self._best(budget, within, architecture)
 
     def _train_and_search(
         self, cfg: CfgNode, space: Space, budgets: Sequence[Budget]
@@ -146,15 +180,3 @@ class Phases:
         hook = SearchHook(search)
         train(cfg, self.plan.pretrain, self.resume, hook)
         return hook.results
-
-
-def best_within(
-    budget: Budget, candidates: Sequence[Candidate], costs: Costs, otherwise: Architecture
-) -> Architecture:
-    """The first of the candidates that meets the budget; if none does, ``otherwise``, and a warning."""
-    for candidate in candidates:
-        if budget.meets(costs(candidate.architecture)):
-            return candidate.architecture
-    text = "none of the %d best dilation codes meets the budget of %s: the found network is %s"
-    logging.getLogger(__name__).warning(text, len(candidates), budget, otherwise)
-    return otherwise

@@ -1,5 +1,5 @@
-"""Finalists: the best few of a search are trained alone, beside the baseline, in rounds of one more seed
-for fewer networks. The paper has none: it takes the supernet's first.
+"""Finalists: the best few of a search are trained alone, beside the baseline, in rounds of one more
+seed for fewer networks. The paper has none: it takes the supernet's first.
 """
 
 from __future__ import annotations
@@ -35,6 +35,6 @@ def compete(
 
 
 def winner(scores: dict[Architecture, list[float]]) -> Architecture:
-    """Of those with the most seeds the one with the best mean; of equal ones the first, the baseline."""
+    """Of those with the most seeds the one with the best mean; of equal ones the baseline."""
     most = max(map(len, scores.values()))
     return max((a for a in scores if len(scores[a]) == most), key=lambda a: fmean(scores[a]))
