@@ -91,8 +91,8 @@ class Difference:
         scale = self.spread.value * math.sqrt(1 / len(self.ours) + 1 / len(self.theirs))
         noise = scale * rng.standard_normal(DRAWS) / np.sqrt(chi) + rng.choice(self.images, DRAWS)
         tail = (1 - LEVEL) / 2 / self.among
-        low, high = np.quantile(noise, [tail, 1 - tail])
-        return self.value + float(low), self.value + float(high)
+        low, high = (self.value + float(np.quantile(noise, at)) for at in (tail, 1 - tail))
+        return low, high
 
     @property
     def says(self) -> str:
@@ -105,7 +105,11 @@ class Difference:
         return f"{self.value:+.2f} AP ({LEVEL:.0%}: {low:+.2f} .. {high:+.2f})"
 
 
-def smallest_difference(spread: Spread, seeds: int, images: np.ndarray) -> float:
-    """The difference that networks of ``seeds`` seeds each need to have to be told apart, in AP."""
-    low, high = Difference([0.0] * seeds, [0.0] * seeds, spread, images).interval
+def smallest_difference(spread: float, seeds: int, images: np.ndarray) -> float:
+    """What two networks need to differ by to be told apart, in AP, given the true spread of seeds.
+
+    ``seeds``: of each, at least 2, of which their spread is then found.
+    """
+    of_both = Spread(spread, 2 * (seeds - 1))
+    low, high = Difference([0.0] * seeds, [0.0] * seeds, of_both, images).interval
     return (high - low) / 2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import stdev
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
@@ -17,15 +18,13 @@ from crnas_d2.pipeline.trainings import ARCHTRAIN, Trainings
 from crnas_d2.search.finalists import compete, winner
 
 
-@dataclass
+@dataclass(eq=False)
 class Contest:
     """Finalists of a run's budgets; the baselines' trainings come first and are shared."""
 
     plan: Plan
     trainings: Trainings
-
-    def baseline(self, budget: Budget) -> Architecture:
-        return architecture_of(network_config(self.plan.cfg, self.plan.bases[budget]))
+    _seen: dict[Budget, set[Architecture]] = field(default_factory=dict)
 
     def noise(self) -> list[str]:
         """Train every baseline with all seeds; in words, which differences can be told apart."""
@@ -41,7 +40,7 @@ class Contest:
         values = ", ".join(f"{score:.2f}" for score in scores)
         if len(scores) < 2:
             return f"{values} AP on archval; one seed says nothing about noise (SEARCH.FINALISTS.SEEDS)"
-        spread, matches = Spread.of([scores]), self.trainings.matches(network, ARCHTRAIN)
+        spread, matches = stdev(scores), self.trainings.matches(network, ARCHTRAIN)
         # Two networks of one seed each; the noise of images is less in means over several seeds.
         images = image_noise(matches[:1], matches[1:2]) / len(scores) ** 0.5
         shown = smallest_difference(spread, len(scores), images)
@@ -49,19 +48,20 @@ class Contest:
         larger = smallest_difference(spread, len(scores), images / 2**0.5)
         return (
             f"{values} AP on {len(matches[0].image_ids)} images of archval: seeds differ by "
-            f"{spread.value:.2f} (standard deviation), the draw of images by {images.std():.2f}; "
+            f"{spread:.2f} (standard deviation), the draw of images by {images.std():.2f}; "
             f"networks that differ by less than {shown:.2f} cannot be told apart (with twice the seeds "
             f"{twice:.2f}, with twice the images {larger:.2f})"
         )
 
-    def choose(
-        self, budget: Budget, finalists: Sequence[Architecture], earlier: int = 0
-    ) -> tuple[Architecture, str]:
+    def choose(self, budget: Budget, finalists: Sequence[Architecture]) -> tuple[Architecture, str]:
         """The best of the finalists and the baseline, and the verdict.
 
-        ``earlier``: finalists that this budget has had before, for whose luck the verdict allows, too.
+        It allows for the luck of the best among all finalists that the budget has had so far.
         """
-        base, baseline = self.plan.bases[budget], self.baseline(budget)
+        base = self.plan.bases[budget]
+        baseline = architecture_of(network_config(self.plan.cfg, base))
+        seen = self._seen.setdefault(budget, set())
+        seen |= {*finalists} - {baseline}
 
         def train(architecture: Architecture, number: int) -> float:
             return self.trainings(architecture, base, ARCHTRAIN, number)
@@ -76,7 +76,7 @@ class Contest:
             scores[baseline],
             Spread.of(self.trainings.spreads(ARCHTRAIN)),
             image_noise(ours, theirs),
-            among=len(scores) - 1 + earlier,
+            among=len(seen),
         )
         of = f"{len(scores[best])} seeds each, {len(ours[0].image_ids)} images of archval"
         text = f"{found}; best of {found.among} finalists, {of}"

@@ -53,7 +53,8 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
     noise = contest.noise() if contest else []  # before any supernet is trained
     phases = Phases(plan, archtrain, split, _costs(plan), resume, contest)
     winners = phases.stage() if "stage" in cfg.SEARCH.PHASES else phases.named()
-    written, verdicts, networks = [], {}, {}
+    networks: dict[str, tuple[Architecture, str]] = {}  # with their base configs
+    written, verdicts = [], {}
     for base in dict.fromkeys(plan.bases.values()):
         networks[f"baseline{len(networks) or ''}"] = architecture_of(network_config(cfg, base)), base
     for budget, (architecture, verdict) in winners.items():
@@ -139,7 +140,7 @@ class Phases:
             return candidates[0].architecture, ""
         number = self.plan.cfg.SEARCH.FINALISTS.NUM
         first = [candidate.architecture for candidate in candidates[:number]]
-        return self.contest.choose(budget, [*others, *first], earlier=number if others else 0)
+        return self.contest.choose(budget, [*others, *first])
 
     def named(self) -> dict[Budget, Found]:
         """In place of a stage search: MODEL.CRNAS's codes, for the first budget that they meet."""

@@ -66,8 +66,9 @@ def _rows(
         mean["spread of seeds"] = stdev(scores)
     if architecture != baseline:
         theirs = [record["score"] for record in trainings.of(baseline, WHOLE)]
-        matches = [trainings.matches(network, WHOLE) for network in (architecture, baseline)]
-        mean["to the baseline"] = str(Difference(scores, theirs, spread, image_noise(*matches)))
+        ours, its = (trainings.matches(network, WHOLE) for network in (architecture, baseline))
+        images = image_noise(ours, its)
+        mean["to the baseline"] = str(Difference(scores, theirs, spread, images))
     return [*rows, {**mean, **costs}]
 
 

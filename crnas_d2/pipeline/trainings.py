@@ -58,7 +58,7 @@ class Trainings:
         options = self._plan.cfg.SEARCH.EVAL
         metrics = measured(comm.all_gather(trainer.last_results)[0], options.TASK, options.METRIC)
         more = {**backbone_costs(cfg)(architecture), "seconds": round(time.perf_counter() - start, 1)}
-        score = metrics.get(options.METRIC, 0.0)
+        score = metrics.get(options.METRIC, 0.0)  # without a detection there is none
         self.journal.add(phase, architecture, score, **more, metrics=metrics)
         if comm.is_main_process():
             for path in Path(cfg.OUTPUT_DIR).glob("model_[0-9]*.pth"):
@@ -125,12 +125,13 @@ def measured(results: Mapping[str, Mapping[str, float]], task: str, metric: str)
     Metrics of other tasks carry the task's name; Pascal VOC's evaluator has AP, AP50, AP75 of boxes.
     """
     first = task if task in results else next(iter(results))
-    row = {metric: results[first][metric]} if metric in results[first] else {}
+    found = {metric: results[first].get(metric, math.nan)}
     for name, metrics in sorted(results.items(), key=lambda item: item[0] != first):
         for key, value in metrics.items():
-            if "-" not in key and math.isfinite(value):  # "AP-person"; APs where nothing is small
-                row.setdefault(key if name == first else f"{name} {key}", value)
-    return row
+            if "-" not in key:  # "AP-person"
+                found.setdefault(key if name == first else f"{name} {key}", value)
+    # nan: without a detection, or APs where nothing is small.
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def mean_of(records: Sequence[Mapping[str, Any]], name: str) -> float:
