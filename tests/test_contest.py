@@ -1,4 +1,4 @@
-"""A whole search with finalists: noise first, what is trained, verdict and table; killed and resumed."""
+"""A whole search with finalists: noise first, trainings, verdict and table; killed and resumed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from test_kill import finish, folder, kill_at, start  # noqa: F401
 from crnas_d2.evaluation.matches import Matches
 
 pytestmark = pytest.mark.slow
+NAME = str.maketrans(" /", "__")  # from the journal to a folder's name
 FINALISTS = [
     *("SEARCH.PHASES", ("stage", "dilation", "retrain")),
     *("SEARCH.FINALISTS.NUM", 2, "SEARCH.FINALISTS.SEEDS", 2, "SEARCH.RETRAIN.SEEDS", 2),
@@ -45,12 +46,12 @@ def test_what_is_trained(whole: Path) -> None:
     first, second = phases.count("archtrain 0"), phases.count("archtrain 1")
     assert first in (4, 5) and second <= first // 2 + 2  # with 1 or 2 new ones of the dilation search
     for record in records:
-        folder = whole / "trainings" / record["phase"].replace(" ", "_")
-        folder /= record["architecture"].replace("/", "_")
-        matches = Matches.from_bytes((folder / "inference" / "matches.npz").read_bytes())
+        parts = [record[name].translate(NAME) for name in ("phase", "architecture")]
+        path = whole.joinpath("trainings", *parts)
+        matches = Matches.from_bytes((path / "inference" / "matches.npz").read_bytes())
         found = matches.scores(np.ones((1, len(matches.image_ids))))[0]
         assert record["score"] == record["metrics"]["AP"] == pytest.approx(found, abs=1e-9)
-        assert [path.name for path in folder.glob("*.pth")] == ["model_final.pth"]
+        assert [file.name for file in path.glob("*.pth")] == ["model_final.pth"]
     assert any(record["score"] for record in records)
 
 
@@ -85,9 +86,8 @@ def test_killed_while_a_finalist_trains(processes: int, folder: Path, whole: Pat
     known = trained(whole)
 
     def moment() -> bool:
-        ended = {
-            (r["phase"].replace(" ", "_"), r["architecture"].replace("/", "_")) for r in trained(run)
-        }
+        names = ("phase", "architecture")
+        ended = {tuple(record[n].translate(NAME) for n in names) for record in trained(run)}
         tags = (run / "trainings").glob("archtrain_*/*/last_checkpoint")
         return len(ended) >= 3 and any(tag.parts[-3:-1] not in ended for tag in tags)
 
