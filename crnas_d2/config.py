@@ -53,7 +53,8 @@ KEYS = {
     "MODEL.CRNAS.STAGE_CODE": Key([3, 4, 6, 3]),  # blocks in each stage (paper, Table 5)
     # One digit a block, 0, 1, 2 for rates 1, 2, 3 (paper, Table 6); empty: rate 1 everywhere.
     "MODEL.CRNAS.DILATION_CODE": Key([]),
-    "MODEL.CRNAS.SUPERNET": Key("", one_of("", "stage", "dilation")),  # "": the codes' fixed network
+    # "": the codes' fixed network.
+    "MODEL.CRNAS.SUPERNET": Key("", one_of("", "stage", "dilation", "joint")),
     # Channels after the stem, and width of each stage; 0 and empty: the family's own, 64 and
     # [64, 128, 256, 512] in ResNets, whose stages have 4 * width channels except in resnet_basic.
     "MODEL.CRNAS.STEM_CHANNELS": Key(0, at_least(0)),
@@ -71,9 +72,10 @@ KEYS = {
     # Stages that build_crnas_backbone returns; the FPN builders follow MODEL.FPN.IN_FEATURES.
     "MODEL.CRNAS.OUT_FEATURES": Key(["res2", "res3", "res4", "res5"]),
     # Depths of each entry of the stage code in the supernet; empty: the paper's (Sec. 3.2.1, A.2).
-    # NESTED_DEPTHS: n is the first n blocks of one chain, instead of a chain of its own (Figure 2).
     "MODEL.CRNAS.STAGE_SPACE": Key([]),
-    "MODEL.CRNAS.NESTED_DEPTHS": Key(False),
+    # Depth n is the first n blocks of one chain, and the three rates of a choice block have one weight,
+    # instead of a chain and a weight of their own (Figure 2).
+    "MODEL.CRNAS.SHARED": Key(False),
     # Stacked cells; the paper's 7 have FPN.OUT_CHANNELS 384 (Table 9).
     "MODEL.NAS_FPN.NUM_CELLS": Key(7, at_least(1)),
     "MODEL.CLASSIFIER.NUM_CLASSES": Key(1000, at_least(1)),  # META_ARCHITECTURE ImageClassifier
@@ -115,6 +117,9 @@ KEYS = {
     "SEARCH.ARCHVAL.SPLIT_FIELD": Key("id"),
     # "exhaustive": every code that meets the budget (paper, Sec. 3.3.1); others: EVALUATIONS of them.
     "SEARCH.STAGE.METHOD": Key("exhaustive", one_of("exhaustive", "evolution", "random")),
+    # One supernet of all stage and dilation codes for both searches, with MODEL.CRNAS.SHARED; the paper
+    # trains one for each.
+    "SEARCH.JOINT": Key(False),
     # ONLY_ELIGIBLE: without branches that no eligible code uses. SAMPLING: the path of an iteration is
     # drawn in each stage by itself (paper, Sec. 3.3.1), or from the eligible codes; uniformly both
     # times. ONLY_ELIGIBLE and "eligible" take budgets of blocks only.
@@ -181,6 +186,7 @@ RENAMED = {
     "SEARCH.RACE_CONFIDENCE": "SEARCH.RACE.CONFIDENCE",
     "SEARCH.STAGE_SEARCH": "SEARCH.STAGE.METHOD",
     "SEARCH.STEPS": "SEARCH.PHASES",
+    "MODEL.CRNAS.NESTED_DEPTHS": "MODEL.CRNAS.SHARED",
 }
 REMOVED = ("SEARCH.CACHE_ON_DEVICE", "SEARCH.COMPILE", "SEARCH.GROUP_SIZE")
 

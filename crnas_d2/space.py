@@ -165,4 +165,32 @@ class DilationSpace:
         return self._filled(self.root, lambda _: rng.choice(DIGITS))
 
 
-Space = Union[StageSpace, DilationSpace]
+@dataclass(frozen=True)
+class JointSpace(StageSpace):
+    """All dilation codes of all stage codes with one depth from each entry's tuple."""
+
+    phase: ClassVar[str] = "joint"
+
+    def __contains__(self, architecture: Architecture) -> bool:
+        depths = zip(architecture.stage_code, self.depths)
+        return architecture.family == self.family and all(depth in allowed for depth, allowed in depths)
+
+    def _dilations(self, architecture: Architecture) -> DilationSpace:
+        return DilationSpace(self.family, architecture.stage_code)
+
+    def complete(self, partial: Architecture, seed: int, batch: int) -> Architecture:
+        """As DilationSpace's of its stage code."""
+        return self._dilations(partial).complete(partial, seed, batch)
+
+    def complete_evenly(self, partial: Architecture, seed: int, batch: int) -> Architecture:
+        """As DilationSpace's of its stage code."""
+        return self._dilations(partial).complete_evenly(partial, seed, batch)
+
+    def sample(self, seed: int, iteration: int, among: Sequence[Architecture] = ()) -> Architecture:
+        """A stage code as StageSpace's, and uniform and independent digits."""
+        code = super().sample(seed, iteration, among)
+        digits = derive_seed(seed, "digits")  # other draws than those of the stage code
+        return self._dilations(code).sample(digits, iteration)
+
+
+Space = Union[StageSpace, DilationSpace, JointSpace]

@@ -286,20 +286,23 @@ def test_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", ["stage", "nested", "dilation"])
+@pytest.mark.parametrize(
+    ("kind", "shared"), [("stage", False), ("stage", True), ("dilation", False), ("joint", True)]
+)
 @pytest.mark.parametrize("family", SHORT)
-def test_a_supernets_paths_are_the_fixed_networks(tmp_path: Path, family: str, kind: str) -> None:
+def test_a_supernets_paths_are_the_fixed_networks(
+    tmp_path: Path, family: str, kind: str, shared: bool
+) -> None:
     """Every family's supernet of the paper, at full width: its paths are what a fixed network gets."""
     code = {"mobilenetv2": (1, 1, 5, 4, 7, 2, 6, 1, 1, 1)}.get(family, (3, 10, 9, 4))
     path = Architecture.undilated(family, code)
     source = saved(reference_of(SHORT[family]), tmp_path)
     fixed = converted(config(path), source, tmp_path)
-    options = ["MODEL.CRNAS.SUPERNET", "dilation" if kind == "dilation" else "stage"]
-    cfg = config(path, *options, "MODEL.CRNAS.NESTED_DEPTHS", kind == "nested")
+    cfg = config(path, "MODEL.CRNAS.SUPERNET", kind, "MODEL.CRNAS.SHARED", shared)
     state = converted(cfg, source, tmp_path)
     supernet = outline(cfg)
     paths = [path]
-    if kind == "dilation":
+    if kind != "stage":
         digits = [[d * path.has_choice(b) for b in range(path.blocks)] for d in (1, 2)]
         paths += [Architecture(family, code, tuple(chosen)) for chosen in digits]
     for chosen in paths:

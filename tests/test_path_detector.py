@@ -15,7 +15,7 @@ from trained import scores, trained
 
 from crnas_d2.modeling.backbone.supernet import Segment, find_supernet
 from crnas_d2.pipeline.scorer import Split, build_scorer
-from crnas_d2.space import StageSpace
+from crnas_d2.space import DilationSpace, JointSpace, StageSpace
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
@@ -46,12 +46,17 @@ NORMED_NECK = ["MODEL.FPN.NORM", "BN"]
     ("kind", "options"),
     [
         ("stage", []),
-        ("stage", ["MODEL.CRNAS.NESTED_DEPTHS", True]),
+        ("stage", ["MODEL.CRNAS.SHARED", True]),
         ("dilation", []),
+        ("dilation", ["MODEL.CRNAS.SHARED", True]),
+        ("joint", ["MODEL.CRNAS.SHARED", True]),
         ("stage", FAMILIES["mobilenetv2"]),
         ("dilation", FAMILIES["mobilenetv2"]),
     ],
-    ids=["stage", "nested", "dilation", "stage mobilenet", "dilation mobilenet"],
+    ids=[
+        *("stage", "shared depths", "dilation", "shared rates", "joint"),
+        *("stage mobilenet", "dilation mobilenet"),
+    ],
 )
 def test_a_group_scores_what_each_candidate_would_alone(
     tmp_path: Path,
@@ -64,7 +69,11 @@ def test_a_group_scores_what_each_candidate_would_alone(
     few = ["SOLVER.MAX_ITER", 8, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
     cfg, split, detector = trained(tmp_path, kind, *options, *neck, *few)
     space = find_supernet(detector).space
-    if isinstance(space, StageSpace):
+    if isinstance(space, JointSpace):
+        groups = [list(space.codes()), [space.sample(0, i) for i in range(6)]]
+        dilations = DilationSpace(space.family, (1, 2, 1, 1))
+        groups.append(dilations.extensions(dilations.root))
+    elif isinstance(space, StageSpace):
         groups = [list(space.codes())]
     else:
         first = space.extensions(space.root)

@@ -14,14 +14,15 @@ from crnas_d2.modeling.backbone.family import build_network
 from crnas_d2.modeling.backbone.supernet import (
     ChoiceBlock,
     DilationSupernet,
+    JointSupernet,
     StageSupernet,
     Supernet,
 )
-from crnas_d2.space import FAMILY_DEPTHS, DilationSpace, StageSpace
+from crnas_d2.space import FAMILY_DEPTHS, DilationSpace, JointSpace, StageSpace
 
 STAGES = ("res2", "res3", "res4", "res5")
 FIXED_OUTSIDE = {"mobilenetv2": 2}  # stem and pooling are in no stage
-KINDS = ("stage", "nested", "dilation")
+KINDS = ("stage", "stage shared", "dilation", "dilation shared", "joint")
 
 
 def shape(family: str) -> dict[str, Any]:
@@ -35,11 +36,15 @@ def shape(family: str) -> dict[str, Any]:
 
 def make(kind: str, family: str) -> Supernet:
     torch.manual_seed(0)
-    if kind == "dilation":
-        space = DilationSpace(family, SMALL_CODES[family])
-        return DilationSupernet(FAMILIES[family], space, **shape(family))
-    depths = StageSpace(family, FAMILY_DEPTHS[family])
-    return StageSupernet(FAMILIES[family], depths, nested=kind == "nested", **shape(family))
+    name, _, sharing = kind.partition(" ")
+    kinds = {
+        "stage": (StageSupernet, StageSpace(family, FAMILY_DEPTHS[family])),
+        "dilation": (DilationSupernet, DilationSpace(family, SMALL_CODES[family])),
+        "joint": (JointSupernet, JointSpace(family, FAMILY_DEPTHS[family])),
+    }
+    supernet, space = kinds[name]
+    shared = bool(sharing) or name == "joint"
+    return supernet(FAMILIES[family], space, shared=shared, **shape(family))
 
 
 def image(seed: int = 3) -> torch.Tensor:
@@ -86,6 +91,20 @@ def test_no_two_branches_share_a_parameter(kind: str, family: str) -> None:
     pointers = [p.data_ptr() for branch in branches for p in branch.parameters()]
     assert len(pointers) == len(set(pointers))
     assert not stem & set(pointers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ("dilation shared", "joint"))
+def test_shared_rates_have_one_weight_and_norms_of_their_own(kind: str, family: str) -> None:
+    choices = [m for m in make(kind, family).modules() if isinstance(m, ChoiceBlock)]
+    for choice in choices:
+        assert len({id(conv.weight) for conv in choice}) == 1
+        assert len({id(conv.norm.weight) for conv in choice}) == 3
+        assert [conv.dilation for conv in choice] == [(1, 1), (2, 2), (3, 3)]
+    depths = [max(depths) for depths in FAMILY_DEPTHS[family]]
+    blocks = depths if kind == "joint" else SMALL_CODES[family]
+    undilated = Architecture.undilated(family, blocks)
+    assert len(choices) == sum(undilated.has_choice(block) for block in range(undilated.blocks))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

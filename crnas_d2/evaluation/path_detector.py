@@ -24,7 +24,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from crnas_d2.architecture import Architecture
 from crnas_d2.evaluation.batches import FixedBatches, Record, gather_in_order
 from crnas_d2.modeling.backbone.supernet import Supernet, find_supernet
-from crnas_d2.space import StageSpace
 from detectron2.structures import Instances
 
 Group = Sequence[Architecture]
@@ -66,8 +65,8 @@ class PathDetector:
 
         ``evenly``, for recalibration: so that every alternative gets its statistics.
         """
-        space = self.supernet.space
-        if isinstance(space, StageSpace) or architecture.is_complete:
+        space: Any = self.supernet.space
+        if architecture.is_complete:  # as all of a stage space
             return architecture
         complete = space.complete_evenly if evenly else space.complete
         return complete(architecture, self._seed, number)

@@ -15,10 +15,10 @@ from crnas_d2.modeling.backbone.family import Family, build_network
 from crnas_d2.modeling.backbone.mobilenetv2 import MOBILENETV2
 from crnas_d2.modeling.backbone.norm import resolve_norm
 from crnas_d2.modeling.backbone.resnet import RESNET_BASIC, resnet, resnext
-from crnas_d2.modeling.backbone.supernet import DilationSupernet, StageSupernet
+from crnas_d2.modeling.backbone.supernet import DilationSupernet, JointSupernet, StageSupernet
 from crnas_d2.modeling.checkpoint.weights import load_below_neck
 from crnas_d2.modeling.neck.nas_fpn import NASFPN
-from crnas_d2.space import FAMILY_DEPTHS, DilationSpace, StageSpace
+from crnas_d2.space import FAMILY_DEPTHS, DilationSpace, JointSpace, StageSpace
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -109,10 +109,16 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence
         raise InputError(f"MODEL.BACKBONE.FREEZE_AT: {freeze_at}: a supernet takes 0 only")
     if cfg.TEST.PRECISE_BN.ENABLED:  # it would zero the statistics of layers off the path
         raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
+    shape["shared"] = node.SHARED
+    space = stage_space_of(cfg)
     if node.SUPERNET == "stage":
-        return StageSupernet(family, stage_space_of(cfg), nested=node.NESTED_DEPTHS, **shape)
-    space = DilationSpace(family.name, architecture_of(cfg).stage_code)
-    return DilationSupernet(family, space, **shape)
+        return StageSupernet(family, space, **shape)
+    if node.SUPERNET == "joint":
+        if not node.SHARED:
+            raise InputError("MODEL.CRNAS.SHARED: False: the joint supernet takes True only")
+        return JointSupernet(family, JointSpace(space.family, space.depths), **shape)
+    code = architecture_of(cfg).stage_code
+    return DilationSupernet(family, DilationSpace(family.name, code), **shape)
 
 
 @BACKBONE_REGISTRY.register()

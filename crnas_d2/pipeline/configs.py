@@ -26,7 +26,7 @@ HEADS = ("ROI_HEADS", "RETINANET")  # that have NUM_CLASSES
 # Keys of MODEL and INPUT in which a search and the config of its found network may differ.
 OF_THE_SEARCH = (
     *("MODEL.CRNAS.STAGE_CODE", "MODEL.CRNAS.DILATION_CODE", "MODEL.CRNAS.SUPERNET"),
-    *("MODEL.CRNAS.STAGE_SPACE", "MODEL.CRNAS.NESTED_DEPTHS", "MODEL.CRNAS.WIDTH_MULTIPLIER"),
+    *("MODEL.CRNAS.STAGE_SPACE", "MODEL.CRNAS.SHARED", "MODEL.CRNAS.WIDTH_MULTIPLIER"),
     *("MODEL.CRNAS.NORM", "MODEL.WEIGHTS", "MODEL.DEVICE"),
     *(f"MODEL.{head}.NUM_CLASSES" for head in HEADS),
 )
@@ -35,7 +35,8 @@ OF_THE_SEARCH = (
 def supernet_config(
     cfg: CfgNode, phase: str, architecture: Architecture | None = None, folder: str = ""
 ) -> CfgNode:
-    """The search's config for the supernet of a phase, ``stage`` or ``dilation``; not frozen.
+    """The search's config for the supernet of a phase, ``stage`` or ``dilation``, or for ``joint``, the
+    one of both; not frozen.
 
     The dilation supernet is of the architecture's stage code, by default MODEL.CRNAS.STAGE_CODE.
     ``folder`` is below OUTPUT_DIR, by default the phase's name.
@@ -46,7 +47,7 @@ def supernet_config(
     cfg.defrost()
     node = cfg.MODEL.CRNAS
     node.SUPERNET, cfg.OUTPUT_DIR = phase, str(Path(cfg.OUTPUT_DIR) / (folder or phase))
-    if phase == "stage" and cfg.SEARCH.STAGE.ONLY_ELIGIBLE:
+    if phase != "dilation" and cfg.SEARCH.STAGE.ONLY_ELIGIBLE:
         space = stage_space_of(cfg).only_eligible(cfg.SEARCH.BUDGETS)
         node.STAGE_SPACE = list(map(list, space.depths))
     if phase == "dilation":

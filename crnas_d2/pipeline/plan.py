@@ -46,7 +46,7 @@ from detectron2.data import MetadataCatalog
 
 LATENCIES, TRAININGS = "latency.jsonl", "trainings"
 # What a search leaves in its OUTPUT_DIR, and below it in the folders of its phases.
-FOLDERS = ("stage", "dilation*", f"{TRAININGS}/*/*", TRAININGS)
+FOLDERS = ("joint", "stage", "dilation*", f"{TRAININGS}/*/*", TRAININGS)
 FILES = ("last_checkpoint", "journal.jsonl", "race.jsonl", "matches", "pretrain/last_checkpoint")
 TRACES = (LATENCIES, *map("/".join, itertools.product(FOLDERS, FILES)))
 
@@ -76,7 +76,8 @@ def plan_search(args: argparse.Namespace) -> Plan:
     check_network(cfg)
     bases = base_paths(cfg, args.config_file)
     content = _training_set(cfg)
-    first = supernet_config(cfg, "stage" if "stage" in cfg.SEARCH.PHASES else "dilation")
+    kind = "stage" if "stage" in cfg.SEARCH.PHASES else "dilation"
+    first = supernet_config(cfg, "joint" if cfg.SEARCH.JOINT else kind)
     _check_training(first)
 
     networks = {path: network_config(cfg, path) for path in bases.values()}

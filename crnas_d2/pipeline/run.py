@@ -4,10 +4,12 @@ retraining if asked. Each resumes where it was interrupted.
     OUTPUT_DIR/splits/                   archtrain.json, archval.json, recalibration.json
     OUTPUT_DIR/stage/pretrain/           checkpoints of the classifier, with SEARCH.PRETRAIN
     OUTPUT_DIR/stage/                    checkpoints, journal.jsonl, matches/; of a race also race.jsonl
+    OUTPUT_DIR/joint/                    checkpoints of the one supernet, with SEARCH.JOINT
     OUTPUT_DIR/latency.jsonl             what was measured for budgets of latency
     OUTPUT_DIR/dilation/                 as stage/; dilation_N16/ where there are several budgets
     OUTPUT_DIR/found.yaml                found_N16.yaml where there are several budgets
-    OUTPUT_DIR/retrain/                  see retraining.py
+    OUTPUT_DIR/trainings/                networks trained alone, see trainings.py
+    OUTPUT_DIR/table.csv, results.json   see table.py
     OUTPUT_DIR/report.html               all of this to look at
 """
 
@@ -17,6 +19,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -128,10 +131,10 @@ class Phases:
 
     def stage(self) -> dict[Budget, Found]:
         """The best stage code for each budget."""
-        cfg, bases = supernet_config(self.plan.cfg, "stage"), self.plan.bases
+        bases, cfg = self.plan.bases, self._supernet_config("stage")
         # Once more with latencies measured, before weeks of training.
         check_budgets(cfg, bases.items(), self.costs)
-        results = self._train_and_search(cfg, stage_space_of(cfg), list(bases))
+        results = self._train_and_search(cfg, stage_space_of(cfg), list(bases), "stage")
         return {budget: self._best(budget, candidates) for budget, candidates in results.items()}
 
     def _best(self, budget: Budget, candidates: Sequence[Candidate], *others: Architecture) -> Found:
@@ -157,9 +160,9 @@ class Phases:
 
         Only latency depends on rates, and it is measured on the network as it would be found.
         """
-        cfg = supernet_config(self.plan.cfg, "dilation", architecture, folder)
+        cfg = self._supernet_config("dilation", architecture, folder)
         space = DilationSpace(architecture.family, architecture.stage_code)
-        results = self._train_and_search(cfg, space, [budget])
+        results = self._train_and_search(cfg, space, [budget], folder)
         within = [c for c in results[budget] if budget.meets(self.costs(c.architecture))]
         if not within:
             text = "none of the %d best dilation codes meets the budget of %s: the found network is %s"
@@ -167,17 +170,30 @@ class Phases:
             return architecture, ""
         return self._best(budget, within, architecture)
 
+    def _supernet_config(self, phase: str, *of_dilation: Any) -> CfgNode:
+        """Of the phase's own supernet, or of the joint one."""
+        if self.plan.cfg.SEARCH.JOINT:
+            return supernet_config(self.plan.cfg, "joint")
+        return supernet_config(self.plan.cfg, phase, *of_dilation)
+
     def _train_and_search(
-        self, cfg: CfgNode, space: Space, budgets: Sequence[Budget]
+        self, cfg: CfgNode, space: Space, budgets: Sequence[Budget], folder: str
     ) -> dict[Budget, list[Candidate]]:
-        """Train a supernet on archtrain and search it: candidates by budget, best first."""
+        """Train a supernet on archtrain, unless it is, and search it: candidates by budget, best first.
+
+        ``folder``, below OUTPUT_DIR: of the search's journal and matches.
+        """
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (self.archtrain,), ()
-        cfg.freeze()
+        searched = cfg.clone()
+        searched.OUTPUT_DIR = str(Path(self.plan.cfg.OUTPUT_DIR) / folder)
+        for each in (cfg, searched):
+            each.freeze()
 
         def search(detector: nn.Module) -> dict[Budget, list[Candidate]]:
-            scorer = build_scorer(cfg, self.split, detector)
-            return run_searches(cfg, scorer, space, budgets, self.costs)
+            scorer = build_scorer(searched, self.split, detector)
+            return run_searches(searched, scorer, space, budgets, self.costs)
 
-        hook = SearchHook(search)
-        train(cfg, self.plan.pretrain, self.resume, hook)
+        hook, phases = SearchHook(search), self.plan.cfg.SEARCH.PHASES
+        is_trained = cfg.SEARCH.JOINT and space.phase == "dilation" and "stage" in phases
+        train(cfg, self.plan.pretrain, self.resume or is_trained, hook)
         return hook.results

@@ -1,10 +1,13 @@
-"""The two supernets (paper, Sec. 3.2 and Figure 2).
+"""The two supernets of the paper (Sec. 3.2 and Figure 2), and one that is both.
 
 StageSupernet: each chain of a stage has a separate branch for every depth of its space. Parameters:
-    stem.*, res{i}.{chain}.{depth}.{block}.*; with nested depths stem.*, res{i}.{chain}.{block}.*
+    stem.*, res{i}.{chain}.{depth}.{block}.*; shared, depth n is the first n blocks of one branch,
+    stem.*, res{i}.{chain}.{block}.*
 DilationSupernet: the stage code is fixed; each choice block has 3x3 convolutions of rates 1, 2, 3, each
-    with its norm. Parameters: stem.*, res{i}.{block}.conv2.{digit}.*, the rest as in the fixed network.
-Both return what the fixed network of the same path returns: {"res2": (N, C, H/4, W/4), ...}.
+    with its norm. Parameters: stem.*, res{i}.{block}.conv2.{digit}.*, the rest as in the fixed network;
+    shared, the three convolutions have one weight.
+JointSupernet: shared depths of blocks with shared rates: res{i}.{chain}.{block}.conv2.{digit}.*
+All return what the fixed network of the same path returns: {"res2": (N, C, H/4, W/4), ...}.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch import nn
 
 from crnas_d2.architecture import DIGITS, Architecture
 from crnas_d2.modeling.backbone.family import Family, Norm, make_chain
-from crnas_d2.space import DilationSpace, Space, StageSpace
+from crnas_d2.space import DilationSpace, JointSpace, Space, StageSpace
 from detectron2.layers import CNNBlockBase
 from detectron2.modeling import Backbone
 
@@ -77,9 +80,10 @@ class Supernet(Backbone):
         widths: Sequence[int],  # of the stem and of each chain
         norm: Norm,
         out_features: Sequence[str],
+        shared: bool = False,
     ) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.shared = space, shared
         self._family = family
         self._out_features = list(out_features)
         self._out_feature_channels: dict[str, int] = {}
@@ -149,29 +153,47 @@ class Supernet(Backbone):
                 outputs[segment.output] = x
         return outputs
 
+    def _choice_blocks(self, depth: int, make: MakeChain) -> list[CNNBlockBase]:
+        """A chain of ``depth`` blocks, each with a choice block of all rates."""
+        # The convolutions of the alternatives come out of whole chains, so that block function and
+        # initialisation are the fixed network's own.
+        choice, blocks = self._family.choice, []
+        for alternatives in zip(*(make([digit] * depth) for digit in DIGITS)):
+            blocks.append(alternatives[0])
+            if hasattr(blocks[-1], choice):
+                convs = [getattr(block, choice) for block in alternatives]
+                setattr(blocks[-1], choice, ChoiceBlock(convs))
+                for conv in convs if self.shared else ():
+                    conv.weight = convs[0].weight
+        return blocks
+
+    def _choice_segments(self, prefix: str, blocks: Any, digits: Sequence[int]) -> list[Segment]:
+        """The first blocks of a chain, as many as there are digits."""
+        choice = self._family.choice
+        return [
+            Segment(f"{prefix}.{number}", block, getattr(block, choice, None), digit)
+            for number, (block, digit) in enumerate(zip(blocks, digits))
+        ]
+
 
 class StageSupernet(Supernet):
-    """Separate branches for the depths of each chain; nested, depth n is the first n blocks of one."""
+    """Branches for the depths of each chain: separate ones, or shared."""
 
     space: StageSpace
 
-    def __init__(self, *arguments: Any, nested: bool = False, **options: Any) -> None:
-        self.nested = nested  # before the branches are made
-        super().__init__(*arguments, **options)
-
     def _add_chain(self, stage: nn.ModuleList, position: int, make: MakeChain) -> int:
         depths = self.space.depths[position]
-        made = [max(depths)] if self.nested else depths
+        made = [max(depths)] if self.shared else depths
         branches = {str(depth): nn.Sequential(*make([0] * depth)) for depth in made}
         *_, branch = branches.values()
-        stage.append(branch if self.nested else nn.ModuleDict(branches))
+        stage.append(branch if self.shared else nn.ModuleDict(branches))
         return branch[-1].out_channels
 
     def _stage_segments(self, stage: str, architecture: Architecture) -> list[Segment]:
         names: list[str] = []
         for number, chain in enumerate(self._family.stages[stage]):
             depth = architecture.stage_code[chain.position]
-            branches = range(depth) if self.nested else [depth]
+            branches = range(depth) if self.shared else [depth]
             names += [f"{stage}.{number}.{branch}" for branch in branches]
         return [Segment(name, self.get_submodule(name)) for name in names]
 
@@ -182,24 +204,30 @@ class DilationSupernet(Supernet):
     space: DilationSpace
 
     def _add_chain(self, stage: nn.ModuleList, position: int, make: MakeChain) -> int:
-        # The convolutions of the alternatives come out of whole chains, so that block function and
-        # initialisation are the fixed network's own.
-        choice, depth = self._family.choice, self.space.stage_code[position]
-        chains = [make([digit] * depth) for digit in DIGITS]
-        for alternatives in zip(*chains):
-            block = alternatives[0]
-            if hasattr(block, choice):
-                setattr(block, choice, ChoiceBlock(getattr(a, choice) for a in alternatives))
-            stage.append(block)
+        stage.extend(self._choice_blocks(self.space.stage_code[position], make))
         return stage[-1].out_channels
 
     def _stage_segments(self, stage: str, architecture: Architecture) -> list[Segment]:
         groups = architecture.digits_by_stage()
         digits = [digit for chain in self._family.stages[stage] for digit in groups[chain.position]]
-        return [
-            Segment(f"{stage}.{number}", block, getattr(block, self._family.choice, None), digit)
-            for number, (block, digit) in enumerate(zip(getattr(self, stage), digits))
-        ]
+        return self._choice_segments(stage, getattr(self, stage), digits)
+
+
+class JointSupernet(Supernet):
+    """Every stage code with every dilation code: one training for both searches."""
+
+    space: JointSpace
+
+    def _add_chain(self, stage: nn.ModuleList, position: int, make: MakeChain) -> int:
+        stage.append(nn.Sequential(*self._choice_blocks(max(self.space.depths[position]), make)))
+        return stage[-1][-1].out_channels
+
+    def _stage_segments(self, stage: str, architecture: Architecture) -> list[Segment]:
+        groups, found = architecture.digits_by_stage(), []
+        for number, chain in enumerate(self._family.stages[stage]):
+            blocks, digits = getattr(self, stage)[number], groups[chain.position]
+            found += self._choice_segments(f"{stage}.{number}", blocks, digits)
+        return found
 
 
 def find_supernet(model: nn.Module) -> Supernet | None:
