@@ -94,6 +94,19 @@ class PathDetector:
                     layers[member][name].append((count, of))
         return [{n: self.norms.pooled(n, found) for n, found in path.items()} for path in layers]
 
+    def subnet_state(self, architecture: Architecture, statistics: Statistics) -> dict[str, Any]:
+        """The state dict of this detector with the architecture's fixed network for its supernet."""
+        state = dict(self.detector.state_dict())
+        for name, values in statistics.items():
+            for buffer, value in zip(("running_mean", "running_var"), values):
+                state[f"backbone.{name}.{buffer}"] = value
+        modules = self.detector.named_modules()
+        prefix = next(f"{name}." for name, module in modules if module is self.supernet)
+        found = {key: value for key, value in state.items() if not key.startswith(prefix)}
+        for here, there in self.supernet.subnet_keys(architecture).items():
+            found[prefix + there] = state[prefix + here]
+        return {key: value.detach().cpu().clone() for key, value in found.items()}
+
     @torch.no_grad()
     def detect(
         self, group: Group, statistics: Sequence[Statistics], number: int, inputs: Sequence[Record]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.batches import FixedBatches, gather_in_order
-from crnas_d2.evaluation.matches import Matches, bootstrap
+from crnas_d2.evaluation.matches import Matches, bootstrap, without_groups
 from crnas_d2.evaluation.matching import Detections, GroundTruth, match
 from crnas_d2.evaluation.path_detector import Group, PathDetector, Statistics
 from crnas_d2.files import write_bytes
@@ -88,20 +89,30 @@ class ArchvalScorer:
     def scores(self, architectures: Group, portion: int) -> list[list[float]]:
         """Of each the metric over the images seen up to the portion, nan if they have no object.
 
-        Unless they are all of archval, those over bootstraps of it follow, the same for all candidates.
-        Raises InputError: a file of matches is damaged, or of other images.
+        Those over bootstraps of archval follow, the same for all candidates; or, of all of archval,
+        those without each of GROUPS groups of images. Raises InputError: a file of matches is damaged,
+        or of other images.
         """
         comm.synchronize()  # rank 0 has written the matches
-        images = self.images[portion]
-        weights = np.ones((1, images))
-        if images < self.images[-1]:
-            seed = derive_seed(self._seed, "bootstrap", portion)
-            weights = np.append(weights, bootstrap(images, self.images[-1], BOOTSTRAPS, seed), axis=0)
+        images, total = self.images[portion], self.images[-1]
+        seed = derive_seed(self._seed, "bootstrap", portion)
+        others = bootstrap(images, total, BOOTSTRAPS, seed) if images < total else without_groups(total)
+        weights = np.append(np.ones((1, images)), others, axis=0)
         mine = []
         for number in range(comm.get_rank(), len(architectures), comm.get_world_size()):
-            parts = [self._read(architectures[number], part) for part in range(portion + 1)]
-            mine.append((number, Matches.joined(parts).scores(weights).tolist()))
+            found = self.matches(architectures[number], portion)
+            mine.append((number, found.scores(weights).tolist()))
         return gather_in_order(mine)
+
+    def matches(self, architecture: Architecture, portion: int = -1) -> Matches:
+        """Of a candidate on the images seen up to the portion, by default on all of archval."""
+        portions = range(len(self.images))[: portion + 1 or None]
+        return Matches.joined([self._read(architecture, part) for part in portions])
+
+    def subnet_state(self, architecture: Architecture) -> dict[str, Any]:
+        """The weights of a candidate's detector without a supernet, with its BatchNorm statistics."""
+        (statistics,) = self._detector.statistics([architecture])
+        return self._detector.subnet_state(architecture, statistics)
 
     def _path(self, architecture: Architecture, portion: int) -> Path:
         return self._folder / str(portion) / (str(architecture).replace("/", "_") + ".npz")

@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from crnas_d2.architecture import Architecture
@@ -16,7 +17,7 @@ from crnas_d2.budget import Budget
 from crnas_d2.config import leaves, read_config
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.errors import InputError
-from crnas_d2.files import write_text
+from crnas_d2.files import write_atomically, write_text
 from crnas_d2.modeling.build import input_convention, stage_space_of
 from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
 from detectron2.config import CfgNode
@@ -127,6 +128,12 @@ def pretrain_config(cfg: CfgNode, path: str) -> CfgNode:
     if ours != theirs:
         raise InputError(f"{where}: has the input {theirs}; allowed is the detector's, {ours}")
     return run
+
+
+def write_weights(path: Path, cfg: CfgNode, state: dict[str, Any], origin: str) -> None:
+    """Write found.pth: what train_net.py and detectron2 load as MODEL.WEIGHTS; its origin in words."""
+    content = {"model": state, "input_convention": input_convention(cfg), "origin": origin}
+    write_atomically(path, lambda file: torch.save(content, file))
 
 
 def write_found(path: Path, cfg: CfgNode, base: str, architecture: Architecture, comment: str) -> None:

@@ -31,15 +31,23 @@ from crnas_d2.budget import Budget, Costs
 from crnas_d2.data.coco_json import load_json
 from crnas_d2.data.datasets import register_coco
 from crnas_d2.data.splits import write_splits
+from crnas_d2.engine.setup import check_network
+from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.modeling.build import architecture_of, stage_space_of
-from crnas_d2.pipeline.configs import network_config, supernet_config, write_found
+from crnas_d2.modeling.checkpoint.weights import difference, read_checkpoint
+from crnas_d2.pipeline.configs import (
+    network_config,
+    supernet_config,
+    write_found,
+    write_weights,
+)
 from crnas_d2.pipeline.contest import Contest
 from crnas_d2.pipeline.plan import LATENCIES, Plan, check_budgets
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.pipeline.search_hook import SearchHook, run_searches, shared_journal
 from crnas_d2.pipeline.table import retrain, write_table
 from crnas_d2.pipeline.training import train
-from crnas_d2.pipeline.trainings import Trainings
+from crnas_d2.pipeline.trainings import ARCHTRAIN, Trainings
 from crnas_d2.search.journal import Candidate
 from crnas_d2.space import DilationSpace, Space, block_costs
 from detectron2.config import CfgNode
@@ -61,7 +69,7 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
     for base in dict.fromkeys(plan.bases.values()):
         networks[f"baseline{len(networks) or ''}"] = architecture_of(network_config(cfg, base)), base
     for budget, (architecture, verdict) in winners.items():
-        suffix = f"_{budget.name}" if len(winners) > 1 else ""
+        suffix = phases.suffix(budget)
         base = plan.bases.get(budget) or next(iter(plan.bases.values()))
         if "dilation" in cfg.SEARCH.PHASES:
             networks[f"stage{suffix}"] = architecture, base
@@ -76,8 +84,12 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
         if verdict:
             verdicts[budget.name] = verdict
             logging.getLogger(__name__).info("%s: %s", path, verdict)
+        if contest and comm.is_main_process():
+            weights, origin = trainings.best_weights(architecture, ARCHTRAIN)
+            state = read_checkpoint(str(weights), "--resume")["model"]
+            write_weights(path.with_suffix(".pth"), network_config(cfg, base), state, origin)
         comm.synchronize()
-        written.append(str(path))
+        written += [str(each) for each in (path, path.with_suffix(".pth")) if each.is_file()]
     if "retrain" in cfg.SEARCH.PHASES:
         rows = retrain(plan, trainings, networks)
         if comm.is_main_process():
@@ -170,6 +182,33 @@ class Phases:
             return architecture, ""
         return self._best(budget, within, architecture)
 
+    def suffix(self, budget: Budget) -> str:
+        """Of the files of a budget."""
+        return f"_{budget.name}" if len(self.plan.bases) > 1 else ""
+
+    def _write_weights(
+        self, budget: Budget, scorer: ArchvalScorer, candidates: Sequence[Candidate]
+    ) -> None:
+        """found.pth, of the first candidate that meets the budget: its path out of the supernet."""
+        within = (c for c in candidates if budget.meets(self.costs(c.architecture)))
+        best = next(within, None)
+        if best is None:
+            return
+        base = self.plan.bases.get(budget) or next(iter(self.plan.bases.values()))
+        cfg = network_config(self.plan.cfg, base)
+        crnas, architecture = cfg.MODEL.CRNAS, best.architecture
+        crnas.STAGE_CODE = list(architecture.stage_code)
+        crnas.DILATION_CODE = list(architecture.dilation_code)
+        state, network = scorer.subnet_state(architecture), check_network(cfg)
+        assert network is not None
+        if differs := difference(network.state_dict(), state):
+            text = "found.pth: none: the supernet's weights are not those of FOUND_BASE's network: %s"
+            logging.getLogger(__name__).info(text, differs)
+        elif comm.is_main_process():
+            origin = f"{architecture}, a path of a supernet: {best.score:.2f} on archval"
+            path = Path(self.plan.cfg.OUTPUT_DIR, f"found{self.suffix(budget)}.pth")
+            write_weights(path, cfg, state, origin)
+
     def _supernet_config(self, phase: str, *of_dilation: Any) -> CfgNode:
         """Of the phase's own supernet, or of the joint one."""
         if self.plan.cfg.SEARCH.JOINT:
@@ -191,7 +230,10 @@ class Phases:
 
         def search(detector: nn.Module) -> dict[Budget, list[Candidate]]:
             scorer = build_scorer(searched, self.split, detector)
-            return run_searches(searched, scorer, space, budgets, self.costs)
+            found = run_searches(searched, scorer, space, budgets, self.costs)
+            for budget in budgets if self.contest is None else ():
+                self._write_weights(budget, scorer, found[budget])
+            return found
 
         hook, phases = SearchHook(search), self.plan.cfg.SEARCH.PHASES
         is_trained = cfg.SEARCH.JOINT and space.phase == "dilation" and "stage" in phases

@@ -17,12 +17,14 @@ from crnas_d2.budget import Budget, Costs
 from crnas_d2.engine.gradients import broadcast_model
 from crnas_d2.engine.hooks import progress_bar
 from crnas_d2.engine.trainer import seed_of
+from crnas_d2.evaluation.scorer import ArchvalScorer
+from crnas_d2.evaluation.verdict import Difference, Spread, image_noise
 from crnas_d2.search.alternatives import evolution, random_search
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Candidate, Journal
-from crnas_d2.search.race import Compare, Race, Scorer
+from crnas_d2.search.race import Compare, Race
 from crnas_d2.search.stage import stage_search
-from crnas_d2.space import Space
+from crnas_d2.space import DilationSpace, Space
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -49,9 +51,11 @@ class SearchHook(HookBase):
 
 
 def run_searches(
-    cfg: CfgNode, scorer: Scorer, space: Space, budgets: Sequence[Budget], costs: Costs
+    cfg: CfgNode, scorer: ArchvalScorer, space: Space, budgets: Sequence[Budget], costs: Costs
 ) -> dict[Budget, list[Candidate]]:
     """The candidates of a search for each budget, best first. Raises as check_told_apart.
+
+    With SEARCH.DILATION.EVIDENCE the first of a dilation search is undilated unless rates surely help.
 
     All share the journals in OUTPUT_DIR: journal.jsonl of scored candidates, and a race's race.jsonl.
     """
@@ -64,6 +68,10 @@ def run_searches(
         compare = Race(space.phase, budget.name, scorer, costs, journal, verdicts, confidence, bar)
         results[budget] = search(space, budget, compare, costs)
         check_told_apart([*journal.records, *verdicts.records], space.phase)
+        if isinstance(space, DilationSpace) and cfg.SEARCH.DILATION.EVIDENCE:
+            undilated = Architecture.undilated(space.family, space.stage_code)
+            (plain,) = compare([undilated], 1)
+            results[budget] = first_with_evidence(scorer, results[budget], plain)
         best, text = results[budget][0], "budget %s: best of %d: %s with %.2f"
         logger.info(text, budget, len(results[budget]), best.architecture, best.score)
     if len(scorer.images) > 1:
@@ -72,6 +80,21 @@ def run_searches(
         text = "race: dropped %s; %d saw all of archval (%s)"
         logger.info(text, parts or "none", len(journal.records), files[1])
     return results
+
+
+def first_with_evidence(
+    scorer: ArchvalScorer, candidates: list[Candidate], undilated: Candidate
+) -> list[Candidate]:
+    """The candidates, best first; before them the undilated one, unless the best is surely better."""
+    best = candidates[0]
+    ours, theirs = ([scorer.matches(c.architecture)] for c in (best, undilated))
+    # Of the same weights: no seeds are between them.
+    images = image_noise(ours, theirs)
+    found = Difference([best.score], [undilated.score], Spread(0.0, 1), images)
+    text = "rates: %s against rate 1 everywhere: %s on %d images; %s"
+    kept = "kept" if found.says == "better" else "not kept"
+    logging.getLogger(__name__).info(text, best.architecture, found, scorer.images[-1], kept)
+    return candidates if found.says == "better" else [undilated, *candidates]
 
 
 def search_method(cfg: CfgNode, phase: str) -> Search:

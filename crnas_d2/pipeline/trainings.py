@@ -86,6 +86,15 @@ class Trainings:
         files = [folder / "inference" / MATCHES for folder in folders]
         return [Matches.from_bytes(file.read_bytes()) for file in files if file.is_file()]
 
+    def best_weights(self, architecture: Architecture, data: str) -> tuple[Path, str]:
+        """The weights of the seed with the best score, and their origin in words."""
+        best = max(self.of(architecture, data), key=lambda record: record["score"])
+        path = self.folder(architecture, data, _number(best)) / "model_final.pth"
+        return (
+            path,
+            f"{architecture} trained alone on {data}, seed {_number(best)}: {best['score']:.2f}",
+        )
+
     def folder(self, architecture: Architecture, data: str, number: int) -> Path:
         return self._folder / f"{data}_{number}" / str(architecture).replace("/", "_")
 

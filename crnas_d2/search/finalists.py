@@ -22,9 +22,9 @@ def compete(
     half of them stays; the baseline stays to the end.
 
     Args:
-        finalists: different ones, best first by the search; ties of means keep that order.
+        finalists: best first by the search; ties of means keep that order.
     """
-    running = [architecture for architecture in finalists if architecture != baseline]
+    running = [architecture for architecture in dict.fromkeys(finalists) if architecture != baseline]
     scores: dict[Architecture, list[float]] = {baseline: [], **{a: [] for a in running}}
     for seed in range(seeds):
         for architecture in (baseline, *running):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby, islice
+from statistics import fmean
 from typing import Any, Protocol
 
 from crnas_d2.architecture import Architecture
@@ -82,8 +83,9 @@ class Race:
             return
         scores = self.scorer.scores(group, portion)
         seconds = round((time.perf_counter() - start) / len(group), 3)
-        for member, (score, *_) in zip(group, scores):
-            self.journal.add(self.phase, member, score, **self.costs(member), seconds=seconds)
+        for member, (score, *without) in zip(group, scores):
+            more = {"error": standard_error(without), **self.costs(member), "seconds": seconds}
+            self.journal.add(self.phase, member, score, **more)
 
     def _staying(self, running: list[Architecture], portion: int, keep: int) -> list[Architecture]:
         """Those that stay in the race, in the order given."""
@@ -114,6 +116,19 @@ def grouped(architectures: Sequence[Architecture], size: int) -> Iterator[list[A
     for _, alike in groupby(architectures, lambda a: a.stage_code[first]):
         while group := list(islice(alike, size)):
             yield group
+
+
+def standard_error(without: Sequence[float]) -> float:
+    """Of a score over the images, by the jackknife; ``without``: scores without each group of images.
+
+    How far the score would move with other images. That the supernet has other weights after another
+    training is not in it.
+    """
+    known = [score for score in without if not math.isnan(score)]
+    if len(known) < 2:
+        return 0.0
+    mean = fmean(known)
+    return math.sqrt((len(known) - 1) / len(known) * sum((score - mean) ** 2 for score in known))
 
 
 def fractions_behind(scores: Sequence[Sequence[float]], leading: int) -> list[float]:

@@ -13,6 +13,8 @@ All return what the fixed network of the same path returns: {"res2": (N, C, H/4,
 from __future__ import annotations
 
 import functools
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -141,6 +143,23 @@ class Supernet(Backbone):
 
     def _stage_segments(self, stage: str, architecture: Architecture) -> list[Segment]:
         raise NotImplementedError
+
+    def subnet_keys(self, architecture: Architecture) -> dict[str, str]:
+        """Names of a path's weights and buffers here, and in the fixed network of that architecture."""
+        keys, numbers = {}, Counter[str]()  # blocks of each stage so far
+        for segment in self.segments(architecture):
+            on_path = dict(segment.modules())
+            for name, block in on_path.items():
+                if not isinstance(block, CNNBlockBase):
+                    continue
+                stage = name.partition(".")[0]
+                there = stage if name == stage else f"{stage}.{numbers[stage]}"
+                numbers[stage] += 1
+                for key in block.state_dict():
+                    if f"{name}.{key}".rpartition(".")[0] in on_path:
+                        alone = re.sub(rf"^({self._family.choice})\.\d\.", r"\1.", key)
+                        keys[f"{name}.{key}"] = f"{there}.{alone}"
+        return keys
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images (N, C, H, W) to features by stage name, along the path."""
