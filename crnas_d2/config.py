@@ -97,9 +97,10 @@ KEYS = {
     "DATASETS.TEST_JSON": Key(""),
     "DATASETS.TEST_IMAGES": Key(""),
     # ---- the search
-    # What search_net.py does (paper, Sec. 3.3). "retrain" trains the baseline and the found networks by
+    # What search_net.py does (paper, Sec. 3.3). "test" compares, with SEARCH.JOINT, the found network's
+    # path with the baseline's on the test set. "retrain" trains the baseline and the found networks by
     # FOUND_BASE's schedule. Without "stage", the dilation search takes MODEL.CRNAS.STAGE_CODE.
-    "SEARCH.PHASES": Key(("stage", "dilation"), one_of("stage", "dilation", "retrain")),
+    "SEARCH.PHASES": Key(("stage", "dilation"), one_of("stage", "dilation", "test", "retrain")),
     # What the found network may cost; one stage supernet serves all. A number: blocks (8, 16, 33) in
     # the ResNet series, weighted blocks (16) in MobileNetV2 (paper, A.2). Or limits that hold together,
     # each a value and by what fraction the cost may differ: {macs: [4.1e9, 0.02], params: [25e6, 0.1]},

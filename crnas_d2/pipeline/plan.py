@@ -89,6 +89,11 @@ def plan_search(args: argparse.Namespace) -> Plan:
     if pretrain:
         pretrain = config_path(pretrain, args.config_file, "SEARCH.PRETRAIN")
         _check_training(pretrain_config(first, pretrain), "TRAIN")
+    if "test" in cfg.SEARCH.PHASES:
+        if len(cfg.DATASETS.TEST) != 1:
+            found = tuple(cfg.DATASETS.TEST)
+            raise InputError(f"DATASETS.TEST: {found}: one test set is needed to test (SEARCH.PHASES)")
+        check_data(cfg, "TEST")
     if "retrain" in cfg.SEARCH.PHASES:
         for path, network in networks.items():
             _check_retraining(path, network, pretrain)
@@ -113,13 +118,17 @@ def _check_keys(cfg: CfgNode) -> None:
         raise InputError(f"MODEL.CRNAS.SUPERNET: {supernet!r}: leave it empty, search_net.py sets it")
     if node.EVAL.TASK == "segm" and not cfg.MODEL.MASK_ON:
         raise InputError("SEARCH.EVAL.TASK: 'segm': MODEL.MASK_ON is False; allowed is bbox")
+    if node.JOINT and not cfg.MODEL.CRNAS.SHARED:
+        raise InputError("SEARCH.JOINT: True: MODEL.CRNAS.SHARED is False; the joint supernet needs it")
+    if "test" in node.PHASES and not node.JOINT:
+        raise InputError("SEARCH.PHASES: 'test': compares paths of one supernet, with SEARCH.JOINT")
     if "stage" in node.PHASES and node.STAGE.SAMPLING == "eligible":
         stage_space_of(cfg).only_eligible(node.BUDGETS)  # which may limit blocks alone
 
 
 def _training_set(cfg: CfgNode) -> Record:
     """The COCO JSON of DATASETS.TRAIN; your own data replace what is named there."""
-    own = use_own_data(cfg, test="retrain" in cfg.SEARCH.PHASES)
+    own = use_own_data(cfg, test=bool({"test", "retrain"} & {*cfg.SEARCH.PHASES}))
     names, content = tuple(cfg.DATASETS.TRAIN), own.get("TRAIN")
     if len(names) == 1:
         content = content or check_dataset(cfg, "TRAIN", names[0])

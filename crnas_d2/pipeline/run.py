@@ -15,12 +15,14 @@ retraining if asked. Each resumes where it was interrupted.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
 from torch import nn
 
 from crnas_d2.analysis.costs import backbone_costs
@@ -33,6 +35,7 @@ from crnas_d2.data.datasets import register_coco
 from crnas_d2.data.splits import write_splits
 from crnas_d2.engine.setup import check_network
 from crnas_d2.evaluation.scorer import ArchvalScorer
+from crnas_d2.files import write_text
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.modeling.checkpoint.weights import difference, read_checkpoint
 from crnas_d2.pipeline.configs import (
@@ -46,6 +49,7 @@ from crnas_d2.pipeline.plan import LATENCIES, Plan, check_budgets
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.pipeline.search_hook import SearchHook, run_searches, shared_journal
 from crnas_d2.pipeline.table import retrain, write_table
+from crnas_d2.pipeline.testing import CAUTION, test_paths
 from crnas_d2.pipeline.training import train
 from crnas_d2.pipeline.trainings import ARCHTRAIN, Trainings
 from crnas_d2.search.journal import Candidate
@@ -90,6 +94,12 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
             write_weights(path.with_suffix(".pth"), network_config(cfg, base), state, origin)
         comm.synchronize()
         written += [str(each) for each in (path, path.with_suffix(".pth")) if each.is_file()]
+    if "test" in cfg.SEARCH.PHASES:
+        rows = phases.test({name: architecture for name, (architecture, _) in networks.items()})
+        if comm.is_main_process():
+            print(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="github"), f"\n{CAUTION}")
+            write_text(folder / "test.json", json.dumps(rows, indent=1))
+        written.append(str(folder / "test.json"))
     if "retrain" in cfg.SEARCH.PHASES:
         rows = retrain(plan, trainings, networks)
         if comm.is_main_process():
@@ -181,6 +191,16 @@ class Phases:
             logging.getLogger(__name__).warning(text, len(results[budget]), budget, architecture)
             return architecture, ""
         return self._best(budget, within, architecture)
+
+    def test(self, networks: dict[str, Architecture]) -> list[dict[str, Any]]:
+        """Paths of the joint supernet on the test set, the baseline's first."""
+        cfg, plan = self._supernet_config("stage"), self.plan
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (self.archtrain,), ()
+        cfg.freeze()
+        sets = self.split.recalibration, plan.cfg.DATASETS.TEST[0]
+        hook = SearchHook(lambda detector: test_paths(plan.cfg, *sets, detector, networks))
+        train(cfg, plan.pretrain, True, hook)
+        return hook.results
 
     def suffix(self, budget: Budget) -> str:
         """Of the files of a budget."""

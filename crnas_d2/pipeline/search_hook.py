@@ -36,9 +36,9 @@ Search = Callable[[Any, Budget, Compare, Costs], list[Candidate]]
 class SearchHook(HookBase):
     """Calls ``search`` with the detector when training has ended; ``results`` is what it returns."""
 
-    def __init__(self, search: Callable[[nn.Module], dict[Budget, list[Candidate]]]) -> None:
+    def __init__(self, search: Callable[[nn.Module], Any]) -> None:
         self._search = search
-        self.results: dict[Budget, list[Candidate]] = {}
+        self.results: Any = None
 
     def after_train(self) -> None:
         if self.trainer.iter < self.trainer.max_iter:

@@ -1,0 +1,58 @@
+"""The phase "test": paths of the joint supernet on the test set, against the baseline's path.
+
+OUTPUT_DIR/test/matches/   of each path on the test set
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from crnas_d2.architecture import Architecture
+from crnas_d2.data.coco_json import read_coco_json
+from crnas_d2.evaluation.verdict import Difference, Spread, image_noise
+from crnas_d2.pipeline.scorer import Split, build_scorer
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+CAUTION = (
+    "paths of one supernet: the interval knows the draw of images, but neither another supernet nor "
+    "networks trained alone (SEARCH.FINALISTS)"
+)
+
+
+def test_paths(
+    cfg: CfgNode,
+    recalibration: str,
+    test_set: str,
+    detector: nn.Module,
+    networks: Mapping[str, Architecture],
+) -> list[dict[str, Any]]:
+    """A row for each network, by name; the first one is the baseline.
+
+    ``cfg``: of the search, whose OUTPUT_DIR gets the matches. Names of registered data sets.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR, cfg.SEARCH.RACE.CONFIDENCE = str(Path(cfg.OUTPUT_DIR) / "test"), 0.0
+    content = read_coco_json(MetadataCatalog.get(test_set).json_file, "DATASETS.TEST")
+    scorer = build_scorer(cfg, Split(recalibration, test_set, content), detector)
+    architectures = list(dict.fromkeys(networks.values()))
+    missing = scorer.missing(architectures, 0)
+    if missing:
+        scorer.detect(missing, 0)
+    scores = {a: found[0] for a, found in zip(architectures, scorer.scores(architectures, 0))}
+    rows: list[dict[str, Any]] = []
+    baseline = architectures[0]
+    for name, architecture in networks.items():
+        row = {"network": name, "architecture": str(architecture)}
+        row[cfg.SEARCH.EVAL.METRIC] = scores[architecture]
+        if architecture != baseline:
+            images = image_noise([scorer.matches(architecture)], [scorer.matches(baseline)])
+            pair = [scores[architecture]], [scores[baseline]]
+            row["to the baseline"] = str(Difference(*pair, Spread(0.0, 1), images))
+        rows.append({**row, "images": scorer.images[-1]})
+    return rows
