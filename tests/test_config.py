@@ -58,7 +58,9 @@ def test_a_value_that_is_not_allowed(name: str) -> None:
 @pytest.mark.parametrize("name", RENAMED)
 @pytest.mark.parametrize("where", ["file", "command line"])
 def test_a_key_of_an_earlier_version(name: str, where: str, tmp_path: Path) -> None:
-    file = written(tmp_path / "old.yaml", f"SEARCH:\n  {name.split('.')[1]}: 1\n")
+    *nodes, last = name.split(".")
+    text = "".join(f"{node}: {{" for node in nodes) + f"{last}: 1" + "}" * len(nodes)
+    file = written(tmp_path / "old.yaml", text)
     with pytest.raises(InputError) as caught:
         read_config(file) if where == "file" else read_config("", [name, 1])
     assert f": Key {name} was renamed to {RENAMED[name]}" in str(caught.value)

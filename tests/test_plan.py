@@ -15,7 +15,7 @@ from crnas_d2.config import read_config
 from crnas_d2.errors import InputError
 from crnas_d2.pipeline.configs import supernet_config
 from crnas_d2.pipeline.plan import Plan, plan_search
-from crnas_d2.pipeline.run import Phases, best_within
+from crnas_d2.pipeline.run import Phases, within
 from crnas_d2.search.journal import Candidate
 from crnas_d2.space import block_costs
 from detectron2.engine import default_argument_parser
@@ -47,8 +47,8 @@ def test_a_named_code_outside_the_budgets_is_warned_of(
     """Without a stage search the code is taken as it is; found.yaml then names its own cost."""
     options = ["SEARCH.PHASES", ("dilation",), *base, "SEARCH.BUDGETS", (5,)]
     plan = planned(tmp_path, {"a": base}, *options)
-    found = Phases(plan, archtrain="", split=None, costs=block_costs, resume=False).named()
-    ((named, architecture),) = found.items()
+    found = Phases(plan, archtrain="", split=None, costs=block_costs, resume=False, contest=None)
+    ((named, (architecture, _)),) = found.named().items()
     assert (named.name, list(architecture.stage_code)) == (budget, base[1])
     assert ("meets none of SEARCH.BUDGETS" in caplog.text) == warned
 
@@ -114,7 +114,7 @@ def test_a_dilated_network_is_judged_by_its_own_latency(caplog: pytest.LogCaptur
         for code, score in (((0, 0, 2, 2), 9.0), ((0, 0, 1, 1), 8.0), ((2, 0, 0, 0), 7.0))
     ]
     budget = Budget.parse({"latency": [1, 0.05]})
-    assert best_within(budget, candidates, costs, plain).dilation_code == (0, 0, 1, 1)
+    assert [a.dilation_code for a in within(budget, candidates, costs)] == [(0, 0, 1, 1)]
     assert not caplog.records
-    assert best_within(budget, candidates[::2], costs, plain) == plain
-    assert "none of the 2 best dilation codes meets the budget" in caplog.text
+    assert within(budget, candidates[::2], costs) == []
+    assert "none of the 2 best codes meets the budget" in caplog.text

@@ -60,6 +60,10 @@ class Plan:
     pretrain: str  # path of the classification config; empty: none
     parts: dict[str, Record] | None  # of the training set (data/splits.py), on rank 0 until written
 
+    def base_of(self, budget: Budget) -> str:
+        """Also of a budget that is not asked for: that of a named code."""
+        return self.bases.get(budget) or next(iter(self.bases.values()))
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "parts": None}
 

@@ -19,6 +19,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
         networks[f"baseline{len(networks) or ''}"] = architecture_of(network_config(cfg, base)), base
     for budget, (architecture, verdict) in winners.items():
         suffix = phases.suffix(budget)
-        base = plan.bases.get(budget) or next(iter(plan.bases.values()))
+        base = plan.base_of(budget)
         if "dilation" in cfg.SEARCH.PHASES:
             networks[f"stage{suffix}"] = architecture, base
             architecture, verdict = phases.dilation(budget, architecture, f"dilation{suffix}")
@@ -157,15 +158,18 @@ class Phases:
         # Once more with latencies measured, before weeks of training.
         check_budgets(cfg, bases.items(), self.costs)
         results = self._train_and_search(cfg, stage_space_of(cfg), list(bases), "stage")
-        return {budget: self._best(budget, candidates) for budget, candidates in results.items()}
+        firsts = {budget: self._firsts(budget, candidates) for budget, candidates in results.items()}
+        return {budget: self._best(budget, first) for budget, first in firsts.items()}
 
-    def _best(self, budget: Budget, candidates: Sequence[Candidate], *others: Architecture) -> Found:
-        """The search's first or, with finalists, the best of the first few and ``others``."""
+    def _firsts(self, budget: Budget, candidates: Sequence[Candidate]) -> list[Architecture]:
+        number = max(1, self.plan.cfg.SEARCH.FINALISTS.NUM)
+        return within(budget, candidates, self.costs, number)
+
+    def _best(self, budget: Budget, firsts: Sequence[Architecture]) -> Found:
+        """The first or, with finalists, the best of them and the baseline."""
         if self.contest is None:
-            return candidates[0].architecture, ""
-        number = self.plan.cfg.SEARCH.FINALISTS.NUM
-        first = [candidate.architecture for candidate in candidates[:number]]
-        return self.contest.choose(budget, [*others, *first])
+            return firsts[0], ""
+        return self.contest.choose(budget, self.plan.base_of(budget), firsts)
 
     def named(self) -> dict[Budget, Found]:
         """In place of a stage search: MODEL.CRNAS's codes, for the first budget that they meet."""
@@ -185,12 +189,8 @@ class Phases:
         cfg = self._supernet_config("dilation", architecture, folder)
         space = DilationSpace(architecture.family, architecture.stage_code)
         results = self._train_and_search(cfg, space, [budget], folder)
-        within = [c for c in results[budget] if budget.meets(self.costs(c.architecture))]
-        if not within:
-            text = "none of the %d best dilation codes meets the budget of %s: the found network is %s"
-            logging.getLogger(__name__).warning(text, len(results[budget]), budget, architecture)
-            return architecture, ""
-        return self._best(budget, within, architecture)
+        firsts = self._firsts(budget, results[budget])
+        return self._best(budget, [architecture, *firsts] if self.contest or not firsts else firsts)
 
     def test(self, networks: dict[str, Architecture]) -> list[dict[str, Any]]:
         """Paths of the joint supernet on the test set, the baseline's first."""
@@ -210,13 +210,12 @@ class Phases:
         self, budget: Budget, scorer: ArchvalScorer, candidates: Sequence[Candidate]
     ) -> None:
         """found.pth, of the first candidate that meets the budget: its path out of the supernet."""
-        within = (c for c in candidates if budget.meets(self.costs(c.architecture)))
-        best = next(within, None)
-        if best is None:
+        firsts = self._firsts(budget, candidates)
+        if not firsts:
             return
-        base = self.plan.bases.get(budget) or next(iter(self.plan.bases.values()))
-        cfg = network_config(self.plan.cfg, base)
-        crnas, architecture = cfg.MODEL.CRNAS, best.architecture
+        cfg, architecture = network_config(self.plan.cfg, self.plan.base_of(budget)), firsts[0]
+        (score,) = (c.score for c in candidates if c.architecture == architecture)
+        crnas = cfg.MODEL.CRNAS
         crnas.STAGE_CODE = list(architecture.stage_code)
         crnas.DILATION_CODE = list(architecture.dilation_code)
         state, network = scorer.subnet_state(architecture), check_network(cfg)
@@ -225,7 +224,7 @@ class Phases:
             text = "found.pth: none: the supernet's weights are not those of FOUND_BASE's network: %s"
             logging.getLogger(__name__).info(text, differs)
         elif comm.is_main_process():
-            origin = f"{architecture}, a path of a supernet: {best.score:.2f} on archval"
+            origin = f"{architecture}, a path out of the supernet: {score:.2f} on archval"
             path = Path(self.plan.cfg.OUTPUT_DIR, f"found{self.suffix(budget)}.pth")
             write_weights(path, cfg, state, origin)
 
@@ -259,3 +258,15 @@ class Phases:
         is_trained = cfg.SEARCH.JOINT and space.phase == "dilation" and "stage" in phases
         train(cfg, self.plan.pretrain, self.resume or is_trained, hook)
         return hook.results
+
+
+def within(
+    budget: Budget, candidates: Sequence[Candidate], costs: Costs, number: int = 1
+) -> list[Architecture]:
+    """The first of the candidates that meet the budget, at most ``number``; a warning if none does."""
+    meeting = (c.architecture for c in candidates if budget.meets(costs(c.architecture)))
+    found = list(islice(meeting, number))
+    if not found:
+        text = "none of the %d best codes meets the budget of %s: rate 1 everywhere is found"
+        logging.getLogger(__name__).warning(text, len(candidates), budget)
+    return found

@@ -48,7 +48,7 @@ def test_paths(
     rows: list[dict[str, Any]] = []
     baseline = architectures[0]
     for name, architecture in networks.items():
-        row = {"network": name, "architecture": str(architecture)}
+        row: dict[str, Any] = {"network": name, "architecture": str(architecture)}
         row[cfg.SEARCH.EVAL.METRIC] = scores[architecture]
         if architecture != baseline:
             images = image_noise([scorer.matches(architecture)], [scorer.matches(baseline)])

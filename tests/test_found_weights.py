@@ -1,0 +1,78 @@
+"""found.pth: the found network with the weights of its path, as train_net.py takes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectors import FAMILIES, TINY, command_line, run_script, tiny_shapes
+
+from crnas_d2.config import read_config
+from crnas_d2.evaluation.matches import Matches
+
+pytestmark = pytest.mark.slow
+JOINT = ["MODEL.CRNAS.SHARED", True, "SEARCH.JOINT", True]
+
+
+def searched(folder: Path, *options: Any, family: str = "resnet") -> Path:
+    """The OUTPUT_DIR of a search; scoring sees one image at a time, as train_net.py does."""
+    keys = [*TINY, *FAMILIES[family], "SEARCH.EVAL.BATCH_SIZE", 1, "SOLVER.MAX_ITER", 20]
+    text = read_config("", keys).dump()
+    (folder / "search.yaml").write_text(text)
+    own = [*tiny_shapes(folder / "data"), "OUTPUT_DIR", str(folder / "out"), *options]
+    run_script("search_net.py", "--config-file", str(folder / "search.yaml"), *command_line(own))
+    return folder / "out"
+
+
+def evaluated(out: Path, data: Path) -> float:
+    """Of found.yaml with found.pth on archval."""
+    archval = [
+        "DATASETS.TEST_JSON",
+        out / "splits/archval.json",
+        "DATASETS.TEST_IMAGES",
+        data / "images",
+    ]
+    options = [*archval, "MODEL.WEIGHTS", out / "found.pth", "OUTPUT_DIR", out / "evaluated"]
+    run_script(
+        "train_net.py", "--config-file", str(out / "found.yaml"), "--eval-only", *map(str, options)
+    )
+    matches = Matches.from_bytes((out / "evaluated/inference/matches.npz").read_bytes())
+    return matches.scores(np.ones((1, 4)))[0]
+
+
+def best(out: Path, phase: str) -> float:
+    """The score of the network in found.yaml."""
+    found = (out / "found.yaml").read_text().split(",")[0].lstrip("# ")
+    lines = (out / phase / "journal.jsonl").read_text().splitlines()
+    return {r["architecture"]: r["score"] for r in map(json.loads, lines)}[found]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_score_is_the_journals(family: str, tmp_path: Path) -> None:
+    out = searched(tmp_path, family=family)
+    assert "out of the supernet" in torch.load(out / "found.pth", weights_only=True)["origin"]
+    assert evaluated(out, tmp_path / "data") == pytest.approx(best(out, "dilation"), abs=1e-9)
+
+
+def test_of_the_joint_supernet(tmp_path: Path) -> None:
+    """Which is trained once; with a phase that compares its paths on the test set."""
+    out = searched(tmp_path, *JOINT, "SEARCH.PHASES", ("stage", "dilation", "test"))
+    assert evaluated(out, tmp_path / "data") == pytest.approx(best(out, "dilation"), abs=1e-9)
+    assert not list(out.glob("stage/*.pth")) and not list(out.glob("dilation/*.pth"))
+    baseline, stage, found = json.loads((out / "test.json").read_text())
+    assert [row["network"] for row in (baseline, stage, found)] == ["baseline", "stage", "found"]
+    assert baseline["architecture"] == "resnet/1-2-1-1/0-00-0-0" and baseline["images"] == 4
+    assert "to the baseline" not in baseline
+    assert found["architecture"] == baseline["architecture"] or "95" in found["to the baseline"]
+
+
+def test_a_supernet_of_other_widths_gives_none(tmp_path: Path) -> None:
+    half = [*TINY, "MODEL.CRNAS.WIDTHS", [6, 8, 12, 16]]
+    (tmp_path / "base.yaml").write_text(read_config("", half).dump())
+    out = searched(tmp_path, "SEARCH.FOUND_BASE", ("base.yaml",), "SEARCH.PHASES", ("stage",))
+    assert not (out / "found.pth").exists()
+    assert "found.pth: none: " in (out / "log.txt").read_text()
