@@ -86,6 +86,7 @@ def test_a_whole_search_in_two_processes(tmp_path: Path) -> None:
     assert len((out / "dilation" / "journal.jsonl").read_text().splitlines()) == 3 + 9 * 4
     last = done.stdout.strip().splitlines()[-1]
     assert last.startswith("written: ") and str(out / "found.yaml") in last
-    table = (out / "retrain" / "table.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in table] == ["network", "baseline", "found"]
+    table = (out / "table.csv").read_text().splitlines()
+    networks = [line.split(",")[0] for line in table]
+    assert networks == ["network", *(["baseline"] * 2), *(["stage"] * 2), *(["found"] * 2)]
     assert "UnbiasedSyncBatchNorm" in (out / "log.txt").read_text()

@@ -83,8 +83,7 @@ def test_every_candidate_best_first_and_whole_codes_first(tmp_path: Path) -> Non
     write_lines(tmp_path / "dilation/journal.jsonl", DILATION)
     (tmp_path / "found.yaml").write_text("# resnet/2-1-1-1/00-0-0-1, found for N5\n_BASE_: a.yaml\n")
     (tmp_path / "found_other.yaml").touch()
-    (tmp_path / "retrain").mkdir()
-    (tmp_path / "retrain/table.csv").write_text("network,AP\nbaseline,21.5\nfound,22.25\n")
+    (tmp_path / "table.csv").write_text("network,AP\nbaseline,21.5\nfound,22.25\n")
     page = tables(tmp_path)
     stage, dropped, whole, partial, retrained = [rows for _, rows in page.found]
     assert stage == [

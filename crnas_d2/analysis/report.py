@@ -1,6 +1,6 @@
 """report.html: what a search found, every candidate it scored, and which ones its races dropped.
 
-Read from found*.yaml, {stage,dilation*}/{journal,race}.jsonl and retrain/table.csv of OUTPUT_DIR.
+Read from found*.yaml, {stage,dilation*}/{journal,race}.jsonl and table.csv of OUTPUT_DIR.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def write_report(folder: Path) -> Path:
     for pattern in ("stage/journal.jsonl", "dilation*/journal.jsonl"):
         for journal in sorted(folder.glob(pattern)):
             parts += _search(journal.parent)
-    table = folder / "retrain" / "table.csv"
+    table = folder / "table.csv"
     if table.is_file():
         rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
         parts += ["<h2>retrained, on the test set</h2>", _table(rows, table.name)]
