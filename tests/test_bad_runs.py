@@ -235,7 +235,8 @@ def test_resume_with_other_data(bench: Bench) -> None:
 
 
 OF_A_SEARCH = (
-    *("stage/last_checkpoint", "dilation_N5/last_checkpoint", "trainings/train_0/found/last_checkpoint"),
+    *("stage/last_checkpoint", "dilation_N5/last_checkpoint", "joint/last_checkpoint"),
+    *("trainings/train_0/resnet_1-2-1-1_0-00-0-0/last_checkpoint", "trainings/journal.jsonl"),
     *("stage/journal.jsonl", "stage/race.jsonl", "stage/matches", "dilation_N16/matches"),
     "latency.jsonl",
 )

@@ -14,10 +14,9 @@ from crnas_d2.budget import Budget
 from crnas_d2.config import read_config
 from crnas_d2.errors import InputError
 from crnas_d2.pipeline.configs import supernet_config
+from crnas_d2.pipeline.phases import Phases, within
 from crnas_d2.pipeline.plan import Plan, plan_search
-from crnas_d2.pipeline.run import Phases, within
 from crnas_d2.search.journal import Candidate
-from crnas_d2.space import block_costs
 from detectron2.engine import default_argument_parser
 
 N5 = ["MODEL.CRNAS.STAGE_CODE", [1, 2, 1, 1]]
@@ -47,8 +46,8 @@ def test_a_named_code_outside_the_budgets_is_warned_of(
     """Without a stage search the code is taken as it is; found.yaml then names its own cost."""
     options = ["SEARCH.PHASES", ("dilation",), *base, "SEARCH.BUDGETS", (5,)]
     plan = planned(tmp_path, {"a": base}, *options)
-    found = Phases(plan, archtrain="", split=None, costs=block_costs, resume=False, contest=None)
-    ((named, (architecture, _)),) = found.named().items()
+    found = Phases(plan, "", None, resume=False, contest=None).named()
+    ((named, (architecture, _)),) = found.items()
     assert (named.name, list(architecture.stage_code)) == (budget, base[1])
     assert ("meets none of SEARCH.BUDGETS" in caplog.text) == warned
 

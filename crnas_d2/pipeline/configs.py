@@ -7,17 +7,12 @@ from __future__ import annotations
 import itertools
 import logging
 from pathlib import Path
-from typing import Any
-
-import torch
-import yaml
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
 from crnas_d2.config import leaves, read_config
 from crnas_d2.data.datasets import use_own_data
 from crnas_d2.errors import InputError
-from crnas_d2.files import write_atomically, write_text
 from crnas_d2.modeling.build import input_convention, stage_space_of
 from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
 from detectron2.config import CfgNode
@@ -87,9 +82,15 @@ def base_paths(cfg: CfgNode, search_config: str) -> dict[Budget, str]:
     return dict(zip(budgets, itertools.cycle(paths)))
 
 
-def network_config(cfg: CfgNode, path: str) -> CfgNode:
-    """A base config or found.yaml, for the data, seed and device of the search alone; not frozen."""
+def network_config(cfg: CfgNode, path: str, architecture: Architecture | None = None) -> CfgNode:
+    """A base config, for the data, seed and device of the search; not frozen.
+
+    ``architecture``: instead of the config's own.
+    """
     run = read_config(path)
+    if architecture:
+        run.MODEL.CRNAS.STAGE_CODE = list(architecture.stage_code)
+        run.MODEL.CRNAS.DILATION_CODE = list(architecture.dilation_code)
     for key in OWN_DATA:
         run.DATASETS[key] = cfg.DATASETS[key]
     use_own_data(run, train=False, test=False)
@@ -128,26 +129,3 @@ def pretrain_config(cfg: CfgNode, path: str) -> CfgNode:
     if ours != theirs:
         raise InputError(f"{where}: has the input {theirs}; allowed is the detector's, {ours}")
     return run
-
-
-def write_weights(path: Path, cfg: CfgNode, state: dict[str, Any], origin: str) -> None:
-    """Write found.pth: what train_net.py and detectron2 load as MODEL.WEIGHTS; its origin in words."""
-    content = {"model": state, "input_convention": input_convention(cfg), "origin": origin}
-    write_atomically(path, lambda file: torch.save(content, file))
-
-
-def write_found(path: Path, cfg: CfgNode, base: str, architecture: Architecture, comment: str) -> None:
-    """Write found.yaml: an architecture over its base config, and your own data; a comment on top."""
-    crnas = {
-        "FAMILY": architecture.family,
-        "STAGE_CODE": list(architecture.stage_code),
-        "DILATION_CODE": list(architecture.dilation_code),
-    }
-    content: dict[str, Any] = {"_BASE_": str(Path(base).resolve()), "MODEL": {"CRNAS": crnas}}
-    own = {key: str(Path(cfg.DATASETS[key]).resolve()) for key in OWN_DATA if cfg.DATASETS[key]}
-    if own:
-        content["DATASETS"] = own if cfg.DATASETS.TEST_JSON else {**own, "TEST": []}
-        for head in HEADS:
-            content["MODEL"][head] = {"NUM_CLASSES": cfg.MODEL[head].NUM_CLASSES}
-    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
-    write_text(path, f"# {comment}\n{text}")

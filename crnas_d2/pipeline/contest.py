@@ -53,13 +53,12 @@ class Contest:
             f"{twice:.2f}, with twice the images {larger:.2f})"
         )
 
-    def choose(
-        self, budget: Budget, base: str, finalists: Sequence[Architecture]
-    ) -> tuple[Architecture, str]:
+    def choose(self, budget: Budget, finalists: Sequence[Architecture]) -> tuple[Architecture, str]:
         """The best of the finalists and the baseline, and the verdict.
 
         It allows for the luck of the best among all finalists that the budget has had so far.
         """
+        base = self.plan.base_of(budget)
         baseline = architecture_of(network_config(self.plan.cfg, base))
         seen = self._seen.setdefault(budget, set())
         seen |= {*finalists} - {baseline}

@@ -64,6 +64,10 @@ class Plan:
         """Also of a budget that is not asked for: that of a named code."""
         return self.bases.get(budget) or next(iter(self.bases.values()))
 
+    def suffix(self, budget: Budget) -> str:
+        """Of the names of a budget's files."""
+        return f"_{budget.name}" if len(self.bases) > 1 else ""
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "parts": None}
 

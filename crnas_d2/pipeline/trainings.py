@@ -86,7 +86,7 @@ class Trainings:
         files = [folder / "inference" / MATCHES for folder in folders]
         return [Matches.from_bytes(file.read_bytes()) for file in files if file.is_file()]
 
-    def best_weights(self, architecture: Architecture, data: str) -> tuple[Path, str]:
+    def best(self, architecture: Architecture, data: str) -> tuple[Path, str]:
         """The weights of the seed with the best score, and their origin in words."""
         best = max(self.of(architecture, data), key=lambda record: record["score"])
         path = self.folder(architecture, data, _number(best)) / "model_final.pth"
@@ -99,11 +99,7 @@ class Trainings:
         return self._folder / f"{data}_{number}" / str(architecture).replace("/", "_")
 
     def _config(self, architecture: Architecture, base: str, data: str, number: int) -> CfgNode:
-        cfg = network_config(self._plan.cfg, base)
-        node, solver = cfg.MODEL.CRNAS, cfg.SOLVER
-        node.STAGE_CODE, node.DILATION_CODE = map(
-            list, (architecture.stage_code, architecture.dilation_code)
-        )
+        cfg = network_config(self._plan.cfg, base, architecture)
         # Searches of other seeds share no seed with this one, nor do finalists with the table.
         cfg.SEED = derive_seed(seed_of(self._plan.cfg), "training", data, number) % 2**31
         cfg.SEARCH.EVAL = self._plan.cfg.SEARCH.EVAL.clone()  # the evaluator's task and metric
@@ -111,7 +107,7 @@ class Trainings:
         if data == ARCHTRAIN:
             (train_set, test_set), factor = self._sets, self._plan.cfg.SEARCH.FINALISTS.SCHEDULE
             cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train_set,), (test_set,)
-            shorten(solver, factor)
+            shorten(cfg.SOLVER, factor)
         cfg.freeze()
         return cfg
 

@@ -1,0 +1,69 @@
+"""What a search finds: found.yaml, a config for train_net.py, and found.pth, weights for it.
+
+The weights are the best finalist's, trained alone; without finalists those of the path in the supernet,
+with its BatchNorm statistics, where the supernet has the widths of FOUND_BASE's network.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from crnas_d2.architecture import Architecture
+from crnas_d2.budget import Budget
+from crnas_d2.engine.setup import check_network
+from crnas_d2.evaluation.scorer import ArchvalScorer
+from crnas_d2.files import write_atomically, write_text
+from crnas_d2.modeling.build import input_convention
+from crnas_d2.modeling.checkpoint.weights import difference, read_checkpoint
+from crnas_d2.pipeline.configs import HEADS, OWN_DATA, network_config
+from crnas_d2.pipeline.plan import Plan
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+
+def write_found(path: Path, cfg: CfgNode, base: str, architecture: Architecture, comment: str) -> None:
+    """Write found.yaml: an architecture over its base config, and your own data; ``comment`` on top."""
+    crnas = {
+        "FAMILY": architecture.family,
+        "STAGE_CODE": list(architecture.stage_code),
+        "DILATION_CODE": list(architecture.dilation_code),
+    }
+    content: dict[str, Any] = {"_BASE_": str(Path(base).resolve()), "MODEL": {"CRNAS": crnas}}
+    own = {key: str(Path(cfg.DATASETS[key]).resolve()) for key in OWN_DATA if cfg.DATASETS[key]}
+    if own:
+        content["DATASETS"] = own if cfg.DATASETS.TEST_JSON else {**own, "TEST": []}
+        for head in HEADS:
+            content["MODEL"][head] = {"NUM_CLASSES": cfg.MODEL[head].NUM_CLASSES}
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+    lines = "".join(f"# {line}\n" for line in comment.splitlines())
+    write_text(path, lines + text)
+
+
+def write_path_weights(
+    plan: Plan, budget: Budget, scorer: ArchvalScorer, architecture: Architecture
+) -> None:
+    """Write found.pth with a candidate's weights, or log why the found network cannot have them."""
+    cfg = network_config(plan.cfg, plan.base_of(budget), architecture)
+    state, network = scorer.subnet_state(architecture), check_network(cfg)
+    assert network is not None
+    if differs := difference(network.state_dict(), state):
+        text = "found.pth: none: the supernet's weights are not those of FOUND_BASE's network: %s"
+        logging.getLogger(__name__).info(text, differs)
+    elif comm.is_main_process():
+        path = Path(plan.cfg.OUTPUT_DIR, f"found{plan.suffix(budget)}.pth")
+        _write_weights(path, cfg, state, f"{architecture}, a path out of the supernet")
+
+
+def copy_weights(path: Path, cfg: CfgNode, weights: Path, origin: str) -> None:
+    """Write found.pth with the weights of a finished training; ``origin``: in words."""
+    _write_weights(path, cfg, read_checkpoint(str(weights), "--resume")["model"], origin)
+
+
+def _write_weights(path: Path, cfg: CfgNode, state: dict[str, Any], origin: str) -> None:
+    content = {"model": state, "input_convention": input_convention(cfg), "origin": origin}
+    write_atomically(path, lambda file: torch.save(content, file))
