@@ -1,6 +1,6 @@
 """The demo's data set: generated pictures of textured shapes, as COCO JSON.
 
-    python -m crnas_d2.data.shapes FOLDER [--train N] [--val N] [--seed S]
+    python -m crnas_d2.data.shapes FOLDER [--train N] [--val N] [--seed S] [--side PIXELS]
 
 writes FOLDER/{train,val}.json and FOLDER/images/*.jpg. A shape's class (disc, square, triangle) says
 nothing about its colour, texture or size, and corners are rounded in proportion to the size, so the
@@ -169,11 +169,11 @@ def make_shapes(
 def main() -> None:
     parser = argparse.ArgumentParser("crnas_d2.data.shapes", description=__doc__.split("\n")[0])
     parser.add_argument("folder", help="where train.json, val.json and images/ go")
-    for name, default in (("train", 200), ("val", 50), ("seed", 0)):
+    for name, default in (("train", 1000), ("val", 400), ("seed", 0), ("side", 224)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     args = parser.parse_args()
     try:
-        wrote = make_shapes(args.folder, args.train, args.val, args.seed)
+        wrote = make_shapes(args.folder, args.train, args.val, args.seed, (args.side, args.side))
     except (OSError, InputError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     done = "were written" if wrote else "are already there"
