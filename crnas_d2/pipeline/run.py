@@ -46,7 +46,7 @@ Networks = dict[str, tuple[Architecture, str]]  # by name, with the paths of the
 def run_search(plan: Plan, resume: bool) -> list[str]:
     """Run the phases of SEARCH.PHASES; the paths of what was written, on rank 0."""
     cfg, folder = plan.cfg, Path(plan.cfg.OUTPUT_DIR)
-    archtrain, split = _write_splits(plan)
+    archtrain, split = register_splits(plan)
     trainings = Trainings(plan, archtrain, split.archval)
     contest = Contest(plan, trainings) if cfg.SEARCH.FINALISTS.NUM else None
     noise = contest.noise() if contest else []  # before any supernet is trained
@@ -95,8 +95,8 @@ def _baselines(plan: Plan) -> Networks:
     return networks
 
 
-def _write_splits(plan: Plan) -> tuple[str, Split]:
-    """Register archtrain, whose name it returns, archval and the recalibration images."""
+def register_splits(plan: Plan) -> tuple[str, Split]:
+    """Write the splits, and register them: archtrain by name, archval and recalibration images."""
     folder = Path(plan.cfg.OUTPUT_DIR, "splits").resolve()
     if comm.is_main_process():
         assert plan.parts is not None
