@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How far a search's ranking can be trusted: its stage codes trained alone, on the test set.
 
-    python tools/ranking_study.py --config-file configs/Shapes/search.yaml --csv FILE OUTPUT_DIR output/demo
+    python tools/ranking_study.py --config-file configs/Shapes/search.yaml --csv FILE OUTPUT_DIR FOLDER
     python tools/ranking_study.py --summary docs/results/ranking_*.csv
 
 Trains on the folder of a finished stage search, resumable: --codes of the first budget spread over the

@@ -17,9 +17,7 @@ import numpy as np
 from crnas_d2.evaluation.matches import Matches
 from crnas_d2.seeding import derive_seed
 
-DRAWS = (
-    20_000  # of noise; an interval's ends move by 0.02 of its width from one set of draws to another
-)
+DRAWS = 200_000  # of noise, so that tails of a thousandth are known
 BOOTSTRAPS = 400  # over images
 LEVEL = 0.95
 
@@ -67,7 +65,7 @@ class Difference:
         ours, theirs: scores, one a seed.
         spread: of seeds.
         images: image_noise of the two; (0,) zeros if there is none.
-        among: of how many finalists ours is the best: its luck is allowed for by as many times less
+        among: of how many networks ours is the best: its luck is allowed for by as many times less
             probability beyond the interval's ends (Bonferroni).
     """
 
@@ -89,7 +87,8 @@ class Difference:
         rng = np.random.default_rng(0)
         chi = rng.chisquare(self.spread.freedom, DRAWS) / self.spread.freedom
         scale = self.spread.value * math.sqrt(1 / len(self.ours) + 1 / len(self.theirs))
-        noise = scale * rng.standard_normal(DRAWS) / np.sqrt(chi) + rng.choice(self.images, DRAWS)
+        noise = scale * rng.standard_normal(DRAWS) / np.sqrt(chi)
+        noise += rng.normal(0, self.images.std(), DRAWS)
         tail = (1 - LEVEL) / 2 / self.among
         low, high = (self.value + float(np.quantile(noise, at)) for at in (tail, 1 - tail))
         return low, high

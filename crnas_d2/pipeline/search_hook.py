@@ -71,7 +71,7 @@ def run_searches(
         if isinstance(space, DilationSpace) and cfg.SEARCH.DILATION.EVIDENCE:
             undilated = Architecture.undilated(space.family, space.stage_code)
             (plain,) = compare([undilated], 1)
-            results[budget] = first_with_evidence(scorer, results[budget], plain)
+            results[budget] = first_with_evidence(scorer, results[budget], plain, len(journal.records))
         best, text = results[budget][0], "budget %s: best of %d: %s with %.2f"
         logger.info(text, budget, len(results[budget]), best.architecture, best.score)
     if len(scorer.images) > 1:
@@ -83,17 +83,21 @@ def run_searches(
 
 
 def first_with_evidence(
-    scorer: ArchvalScorer, candidates: list[Candidate], undilated: Candidate
+    scorer: ArchvalScorer, candidates: list[Candidate], undilated: Candidate, scored: int
 ) -> list[Candidate]:
-    """The candidates, best first; before them the undilated one, unless the best is surely better."""
+    """The candidates, best first; before them the undilated one, unless the best is surely better.
+
+    ``scored``: how many candidates it is the best of, in all steps of the search.
+    """
     best = candidates[0]
     ours, theirs = ([scorer.matches(c.architecture)] for c in (best, undilated))
     # Of the same weights: no seeds are between them.
     images = image_noise(ours, theirs)
-    found = Difference([best.score], [undilated.score], Spread(0.0, 1), images)
-    text = "rates: %s against rate 1 everywhere: %s on %d images; %s"
+    found = Difference([best.score], [undilated.score], Spread(0.0, 1), images, among=scored)
+    text = "rates: %s against rate 1 everywhere: %s on %d images, best of %d codes; %s"
     kept = "kept" if found.says == "better" else "not kept"
-    logging.getLogger(__name__).info(text, best.architecture, found, scorer.images[-1], kept)
+    size = scorer.images[-1]
+    logging.getLogger(__name__).info(text, best.architecture, found, size, scored, kept)
     return candidates if found.says == "better" else [undilated, *candidates]
 
 
