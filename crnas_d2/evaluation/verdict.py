@@ -17,7 +17,7 @@ import numpy as np
 from crnas_d2.evaluation.matches import Matches
 from crnas_d2.seeding import derive_seed
 
-DRAWS = 200_000  # of noise, so that tails of a thousandth are known
+DRAWS = 50_000  # of noise, so that tails of a thousandth are known
 BOOTSTRAPS = 400  # over images
 LEVEL = 0.95
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def run_searches(
         if isinstance(space, DilationSpace) and cfg.SEARCH.DILATION.EVIDENCE:
             undilated = Architecture.undilated(space.family, space.stage_code)
             (plain,) = compare([undilated], 1)
-            results[budget] = first_with_evidence(scorer, results[budget], plain, len(journal.records))
+            results[budget] = first_with_evidence(scorer, results[budget], plain)
         best, text = results[budget][0], "budget %s: best of %d: %s with %.2f"
         logger.info(text, budget, len(results[budget]), best.architecture, best.score)
     if len(scorer.images) > 1:
@@ -82,23 +83,32 @@ def run_searches(
     return results
 
 
+BEST_OF_THREE = 0.846  # expectation of the largest of three draws from N(0, 1)
+
+
 def first_with_evidence(
-    scorer: ArchvalScorer, candidates: list[Candidate], undilated: Candidate, scored: int
+    scorer: ArchvalScorer, candidates: list[Candidate], undilated: Candidate
 ) -> list[Candidate]:
     """The candidates, best first; before them the undilated one, unless the best is surely better.
 
-    ``scored``: how many candidates it is the best of, in all steps of the search.
+    The best code leads by luck even where all rates are equal: in each block it has the best of three
+    for these images. That luck, if the effects of blocks add up, is taken off its lead.
     """
     best = candidates[0]
+    chosen = sum(digit > 0 for digit in best.architecture.dilation_code)
+    if not chosen:
+        return candidates
     ours, theirs = ([scorer.matches(c.architecture)] for c in (best, undilated))
-    # Of the same weights: no seeds are between them.
-    images = image_noise(ours, theirs)
-    found = Difference([best.score], [undilated.score], Spread(0.0, 1), images, among=scored)
-    text = "rates: %s against rate 1 everywhere: %s on %d images, best of %d codes; %s"
-    kept = "kept" if found.says == "better" else "not kept"
-    size = scorer.images[-1]
-    logging.getLogger(__name__).info(text, best.architecture, found, size, scored, kept)
-    return candidates if found.says == "better" else [undilated, *candidates]
+    images = image_noise(ours, theirs)  # of the same weights: no seeds are between them
+    # Two codes that differ in m blocks differ by sqrt(2 m) times the noise of one block.
+    blocks = sum(map(best.architecture.has_choice, range(best.architecture.blocks)))
+    luck = BEST_OF_THREE * blocks * images.std() / math.sqrt(2 * chosen)
+    found = Difference([best.score - luck], [undilated.score], Spread(0.0, 1), images)
+    kept = found.says == "better"
+    text = "rates: %s leads rate 1 everywhere by %.2f AP on %d images, less %.2f of luck: %s; %s"
+    said = (best.architecture, best.score - undilated.score, scorer.images[-1], luck, found)
+    logging.getLogger(__name__).info(text, *said, "kept" if kept else "not kept")
+    return candidates if kept else [undilated, *candidates]
 
 
 def search_method(cfg: CfgNode, phase: str) -> Search:
