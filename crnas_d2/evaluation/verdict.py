@@ -74,6 +74,7 @@ class Difference:
     spread: Spread
     images: np.ndarray
     among: int = 1
+    level: float = LEVEL
 
     @property
     def value(self) -> float:
@@ -81,7 +82,7 @@ class Difference:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """Holds the true difference with probability LEVEL; infinite if the spread is not known."""
+        """Holds the true difference with probability ``level``; infinite if the spread is not known."""
         if not self.spread.freedom:
             return -math.inf, math.inf
         rng = np.random.default_rng(0)
@@ -89,7 +90,7 @@ class Difference:
         scale = self.spread.value * math.sqrt(1 / len(self.ours) + 1 / len(self.theirs))
         noise = scale * rng.standard_normal(DRAWS) / np.sqrt(chi)
         noise += rng.normal(0, self.images.std(), DRAWS)
-        tail = (1 - LEVEL) / 2 / self.among
+        tail = (1 - self.level) / 2 / self.among
         low, high = (self.value + float(np.quantile(noise, at)) for at in (tail, 1 - tail))
         return low, high
 
@@ -101,7 +102,7 @@ class Difference:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.value:+.2f} AP ({LEVEL:.0%}: {low:+.2f} .. {high:+.2f})"
+        return f"{self.value:+.2f} AP ({self.level:.0%}: {low:+.2f} .. {high:+.2f})"
 
 
 def smallest_difference(spread: float, seeds: int, images: np.ndarray) -> float:

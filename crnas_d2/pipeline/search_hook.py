@@ -103,7 +103,8 @@ def first_with_evidence(
     # Two codes that differ in m blocks differ by sqrt(2 m) times the noise of one block.
     blocks = sum(map(best.architecture.has_choice, range(best.architecture.blocks)))
     luck = BEST_OF_THREE * blocks * images.std() / math.sqrt(2 * chosen)
-    found = Difference([best.score - luck], [undilated.score], Spread(0.0, 1), images)
+    scores = [best.score - luck], [undilated.score]
+    found = Difference(*scores, Spread(0.0, 1), images, level=0.9)  # 95 % on the side that counts
     kept = found.says == "better"
     text = "rates: %s leads rate 1 everywhere by %.2f AP on %d images, less %.2f of luck: %s; %s"
     said = (best.architecture, best.score - undilated.score, scorer.images[-1], luck, found)
