@@ -14,7 +14,7 @@ from detectors import ROOT, TINY, run_script, tiny_shapes
 from crnas_d2 import add_crnas_config
 from crnas_d2.architecture import Architecture
 from crnas_d2.config import leaves, read_config
-from crnas_d2.pipeline.configs import write_found
+from crnas_d2.pipeline.found import write_found
 from detectron2.config import get_cfg
 
 FOUND = Architecture.parse("resnet/1-3-1-2/0-120-2-01")
