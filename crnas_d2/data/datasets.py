@@ -1,11 +1,13 @@
 """Data sets in detectron2's catalogs: ours, registered on import, and the user's own COCO JSON.
 
-$DETECTRON2_DATASETS/bccd/{train.json,val.json,images/}   bccd_train, bccd_val
+$DETECTRON2_DATASETS/bccd/{train.json,val.json,images/}         bccd_train, bccd_val
+$DETECTRON2_DATASETS/composites/{train.json,val.json,images/}   composites_train, composites_val
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import tempfile
@@ -186,6 +188,7 @@ def use_own_data(
     return contents
 
 
-_bccd = os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "bccd")
-for _split in ("train", "val"):
-    register_coco(f"bccd_{_split}", f"{_bccd}/{_split}.json", f"{_bccd}/images")
+_root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+for _set, _split in itertools.product(("bccd", "composites"), ("train", "val")):
+    _folder = os.path.join(_root, _set)
+    register_coco(f"{_set}_{_split}", f"{_folder}/{_split}.json", f"{_folder}/images")
