@@ -155,6 +155,8 @@ KEYS = {
     "SEARCH.FINALISTS.NUM": Key(0, at_least(0)),
     "SEARCH.FINALISTS.SEEDS": Key(3, at_least(1)),
     "SEARCH.FINALISTS.SCHEDULE": Key(1.0, Check(lambda factor: 0 < factor <= 1, "0 < value <= 1")),
+    # One more training of the baseline, with half as many iterations again: is the schedule too short?
+    "SEARCH.FINALISTS.TRY_LONGER": Key(False),
     "SEARCH.RETRAIN.SEEDS": Key(1, at_least(1)),  # of each network in the table
     # ---- the run
     # Threads of one operation on the CPU, on which results depend; 0: torch's default.

@@ -19,6 +19,7 @@ NAME = str.maketrans(" /", "__")  # from the journal to a folder's name
 FINALISTS = [
     *("SEARCH.PHASES", ("stage", "dilation", "retrain")),
     *("SEARCH.FINALISTS.NUM", 2, "SEARCH.FINALISTS.SEEDS", 2, "SEARCH.RETRAIN.SEEDS", 2),
+    *("SEARCH.FINALISTS.TRY_LONGER", True),
     *("SOLVER.MAX_ITER", 30, "SOLVER.BASE_LR", 0.02),
 ]
 
@@ -58,9 +59,15 @@ def test_what_is_trained(whole: Path) -> None:
 def test_verdict_and_table(whole: Path) -> None:
     results = json.loads((whole / "results.json").read_text())
     comment = (whole / "found.yaml").read_text().splitlines()[1]
-    assert comment == f"# {results['verdicts']['N5']}"
-    assert comment.startswith(("# the baseline stands", "# not told apart", "# better"))
-    assert "on 4 images of archval: seeds differ by" in results["noise"][0]
+    verdict, (noise,) = results["verdicts"]["N5"], results["noise"]
+    assert comment == f"# {verdict['text']}"
+    assert verdict["says"] in ("the baseline stands", "not told apart", "better")
+    assert "trained alone on archtrain, seed" in verdict["weights"]
+    assert len(noise["scores"]) == 2 and noise["seeds"] == pytest.approx(
+        np.std(noise["scores"], ddof=1)
+    )
+    assert "on 4 images of archval: seeds differ by" in noise["text"]
+    assert "half as many iterations again" in noise["text"]
     found = yaml.safe_load((whole / "found.yaml").read_text())["MODEL"]["CRNAS"]["STAGE_CODE"]
     with (whole / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -76,6 +83,7 @@ def test_verdict_and_table(whole: Path) -> None:
             row["architecture"] for row in rows if row["network"] == network
         )
         assert told[:2] == ["", ""] and bool(told[2]) != same
+    assert results["networks on the test set"][0]["AP"] == float(rows[0]["AP"])
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -81,11 +81,13 @@ def test_every_candidate_best_first_and_whole_codes_first(tmp_path: Path) -> Non
     write_lines(tmp_path / "stage/journal.jsonl", STAGE)
     write_lines(tmp_path / "stage/race.jsonl", [RACE])
     write_lines(tmp_path / "dilation/journal.jsonl", DILATION)
-    (tmp_path / "found.yaml").write_text("# resnet/2-1-1-1/00-0-0-1, found for N5\n_BASE_: a.yaml\n")
-    (tmp_path / "found_other.yaml").touch()
-    (tmp_path / "table.csv").write_text("network,AP\nbaseline,21.5\nfound,22.25\n")
+    verdict = {"found": "resnet/2-1-1-1/00-0-0-1", "text": "the baseline < it", "weights": "a path"}
+    rows = [{"network": "baseline", "AP": 21.5}, {"network": "found", "AP": 22.25, "low": -0.125}]
+    noise = [{"base": "r.yaml", "text": "seeds differ"}]
+    results = {"noise": noise, "verdicts": {"N5": verdict}, "networks on the test set": rows}
+    (tmp_path / "results.json").write_text(json.dumps(results))
     page = tables(tmp_path)
-    stage, dropped, whole, partial, retrained = [rows for _, rows in page.found]
+    retrained, stage, dropped, whole, partial = [rows for _, rows in page.found]
     assert stage == [
         ["architecture", "score", "macs", "params"],
         ["resnet/2-1-1-1/00-0-0-0", "33.00", "9", "7"],
@@ -101,9 +103,13 @@ def test_every_candidate_best_first_and_whole_codes_first(tmp_path: Path) -> Non
     }
     assert [row[0] for row in whole[1:]] == ["resnet/2-1-1-1/00-0-0-1"]
     assert [row[1] for row in partial[1:]] == ["40.00", "30.00"]
-    assert retrained == [["network", "AP"], ["baseline", "21.5"], ["found", "22.25"]]
+    header = ["network", "AP", "low"]
+    assert retrained == [header, ["baseline", "21.50", ""], ["found", "22.25", "-0.125"]]
     for text in (
-        "found.yaml: resnet/2-1-1-1/00-0-0-1, found for N5",
+        "N5: resnet/2-1-1-1/00-0-0-1: the baseline < it",
+        "weights: a path",
+        "noise of r.yaml: seeds differ",
+        "networks on the test set",
         "stage: 4 candidates saw all of archval",
         "codes with 4 digits left open, best first",
         "stage race N5: 1 dropped",

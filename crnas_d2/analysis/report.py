@@ -1,11 +1,11 @@
 """report.html: what a search found, every candidate it scored, and which ones its races dropped.
 
-Read from found*.yaml, {stage,dilation*}/{journal,race}.jsonl and table.csv of OUTPUT_DIR.
+Read from results.json and {stage,dilation*}/{journal,race}.jsonl of OUTPUT_DIR.
 """
 
 from __future__ import annotations
 
-import csv
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
@@ -25,22 +25,30 @@ STYLE = (
     " td:first-child, th:first-child {text-align: left; font-family: monospace}"
 )
 
+ERROR = "error: standard error over images; the supernet's own noise is not in it"
+
 
 def write_report(folder: Path) -> Path:
     """Write report.html of OUTPUT_DIR over an earlier one; its path. InputError: a damaged journal."""
     name = escape(folder.resolve().name)
     head = f'<meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
     parts = ["<!doctype html>", head, f"<h1>{name}</h1>"]
-    for found in sorted(folder.glob("found*.yaml")):
-        comment = found.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        parts.append(f"<p><b>{escape(found.name)}</b>: {escape(comment)}</p>")
+    path = folder / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for budget, verdict in results.get("verdicts", {}).items():
+        parts.append(
+            f"<p><b>{escape(budget)}: {escape(verdict['found'])}</b>: {escape(verdict['text'])}"
+        )
+        parts.append(f"<br>weights beside found.yaml: {escape(verdict['weights'])}</p>")
+    parts += [
+        f"<p>noise of {escape(n['base'])}: {escape(n['text'])}</p>" for n in results.get("noise", [])
+    ]
+    for name, rows in results.items():
+        if name.endswith("test set"):
+            parts += [f"<h2>{escape(name)}</h2>", _table(rows, "results.json")]
     for pattern in ("stage/journal.jsonl", "dilation*/journal.jsonl"):
         for journal in sorted(folder.glob(pattern)):
             parts += _search(journal.parent)
-    table = folder / "table.csv"
-    if table.is_file():
-        rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
-        parts += ["<h2>retrained, on the test set</h2>", _table(rows, table.name)]
     path = folder / "report.html"
     write_text(path, "\n".join([*parts, ""]))
     return path
@@ -53,7 +61,7 @@ def _search(folder: Path) -> Iterable[str]:
     ranked = sorted(records, key=lambda r: (_open_digits(r), -r["score"], r["macs"], r["architecture"]))
     for number, alike in groupby(ranked, key=_open_digits):
         kind = f"codes with {number} digits left open" if number else "whole codes"
-        yield _table(list(alike), f"{kind}, best first")
+        yield _table(list(alike), f"{kind}, best first. {ERROR}")
     dropped = Journal(folder / "race.jsonl", writes=False).records
     for phase in sorted({record["phase"] for record in dropped}):
         rows = [record for record in dropped if record["phase"] == phase]
@@ -66,7 +74,8 @@ def _open_digits(record: Row) -> int:
 
 
 def _table(rows: Sequence[Row], caption: str) -> str:
-    shown = [{key: _shown(row[key]) for key in row if key != "phase"} for row in rows]
+    keys = dict.fromkeys(key for row in rows for key in row if key != "phase")
+    shown = [{key: _shown(row.get(key, "")) for key in keys} for row in rows]
     table = tabulate(shown, headers="keys", tablefmt="html", disable_numparse=True)
     return f"<h3>{escape(caption)}</h3>\n{table}"
 

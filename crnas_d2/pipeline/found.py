@@ -64,6 +64,13 @@ def copy_weights(path: Path, cfg: CfgNode, weights: Path, origin: str) -> None:
     _write_weights(path, cfg, read_checkpoint(str(weights), "--resume")["model"], origin)
 
 
+def origin_of(path: Path) -> str:
+    """Where the weights of a found.pth come from, in words."""
+    if not path.is_file():
+        return "none: the supernet's are not those of FOUND_BASE's network"
+    return str(torch.load(path, map_location="cpu", weights_only=True)["origin"])
+
+
 def _write_weights(path: Path, cfg: CfgNode, state: dict[str, Any], origin: str) -> None:
     content = {"model": state, "input_convention": input_convention(cfg), "origin": origin}
     write_atomically(path, lambda file: torch.save(content, file))

@@ -16,7 +16,7 @@ from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.pipeline.configs import network_config, supernet_config
-from crnas_d2.pipeline.contest import Contest
+from crnas_d2.pipeline.contest import Contest, Facts
 from crnas_d2.pipeline.found import write_path_weights
 from crnas_d2.pipeline.plan import LATENCIES, Plan, check_budgets
 from crnas_d2.pipeline.scorer import Split, build_scorer
@@ -27,8 +27,11 @@ from crnas_d2.search.journal import Candidate
 from crnas_d2.space import DilationSpace, Space, block_costs
 from detectron2.config import CfgNode
 
-Found = tuple[Architecture, str]  # and the verdict
-NO_VERDICT = "the search's first; no network was trained alone (SEARCH.FINALISTS)"
+Found = tuple[Architecture, Facts]  # and the verdict
+NO_VERDICT: Facts = {
+    "says": "not compared",
+    "text": "the search's first; no network was trained alone (SEARCH.FINALISTS)",
+}
 
 
 class Phases:

@@ -7,7 +7,7 @@ retraining if asked. Each resumes where it was interrupted.
     OUTPUT_DIR/joint/                    checkpoints of the one supernet, with SEARCH.JOINT
     OUTPUT_DIR/latency.jsonl             what was measured for budgets of latency
     OUTPUT_DIR/dilation/                 as stage/; dilation_N16/ where there are several budgets
-    OUTPUT_DIR/found.yaml                found_N16.yaml where there are several budgets
+    OUTPUT_DIR/found.yaml, found.pth     found_N16.yaml where there are several budgets
     OUTPUT_DIR/trainings/                networks trained alone, see trainings.py
     OUTPUT_DIR/table.csv, results.json   see table.py
     OUTPUT_DIR/report.html               all of this to look at
@@ -15,27 +15,23 @@ retraining if asked. Each resumes where it was interrupted.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
-
-from tabulate import tabulate
+from typing import Any
 
 from crnas_d2.analysis.report import write_report
 from crnas_d2.architecture import Architecture
 from crnas_d2.data.coco_json import load_json
 from crnas_d2.data.datasets import register_coco
 from crnas_d2.data.splits import write_splits
-from crnas_d2.files import write_text
 from crnas_d2.modeling.build import architecture_of
 from crnas_d2.pipeline.configs import network_config
 from crnas_d2.pipeline.contest import Contest
-from crnas_d2.pipeline.found import copy_weights, write_found
+from crnas_d2.pipeline.found import copy_weights, origin_of, write_found
 from crnas_d2.pipeline.phases import Phases
 from crnas_d2.pipeline.plan import Plan
 from crnas_d2.pipeline.scorer import Split
-from crnas_d2.pipeline.table import retrain, write_table
-from crnas_d2.pipeline.testing import CAUTION
+from crnas_d2.pipeline.table import NETWORKS, PATHS, retrain, write_results
 from crnas_d2.pipeline.trainings import ARCHTRAIN, Trainings
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
@@ -60,28 +56,27 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
             architecture, verdict = phases.dilation(budget, architecture)
         networks[f"found{suffix}"] = architecture, base
         path = folder / f"found{suffix}.yaml"
-        verdicts[budget.name] = verdict
-        logging.getLogger(__name__).info("%s: %s", path, verdict)
+        logging.getLogger(__name__).info("%s: %s", path, verdict["text"])
         if comm.is_main_process():
-            comment = f"{architecture}, found by search_net.py for a budget of {budget}\n{verdict}"
+            comment = (
+                f"{architecture}, found by search_net.py for a budget of {budget}\n{verdict['text']}"
+            )
             write_found(path, cfg, base, architecture, comment)
             if contest:
                 best = trainings.best(architecture, ARCHTRAIN)
                 copy_weights(path.with_suffix(".pth"), network_config(cfg, base), *best)
         comm.synchronize()
-        written += [str(each) for each in (path, path.with_suffix(".pth")) if each.is_file()]
+        weights = path.with_suffix(".pth")
+        verdicts[budget.name] = {"found": str(architecture), **verdict, "weights": origin_of(weights)}
+        written += [str(each) for each in (path, weights) if each.is_file()]
+    results: dict[str, Any] = {"noise": noise, "verdicts": verdicts}
     if "test" in cfg.SEARCH.PHASES:
-        rows = phases.test({name: architecture for name, (architecture, _) in networks.items()})
-        if comm.is_main_process():
-            print(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="github"), f"\n{CAUTION}")
-            write_text(folder / "test.json", json.dumps(rows, indent=1))
-        written.append(str(folder / "test.json"))
+        found = {name: architecture for name, (architecture, _) in networks.items()}
+        results[PATHS] = phases.test(found)
     if "retrain" in cfg.SEARCH.PHASES:
-        rows = retrain(plan, trainings, networks)
-        if comm.is_main_process():
-            write_table(folder, rows, noise=noise, verdicts=verdicts)
-        written.append(str(folder / "table.csv"))
+        results[NETWORKS] = retrain(plan, trainings, networks)
     if comm.is_main_process():
+        written += map(str, write_results(folder, results))
         written.append(str(write_report(folder)))
     return written
 

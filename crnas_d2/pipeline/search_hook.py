@@ -73,8 +73,10 @@ def run_searches(
             undilated = Architecture.undilated(space.family, space.stage_code)
             (plain,) = compare([undilated], 1)
             results[budget] = first_with_evidence(scorer, results[budget], plain)
-        best, text = results[budget][0], "budget %s: best of %d: %s with %.2f"
-        logger.info(text, budget, len(results[budget]), best.architecture, best.score)
+        best, text = results[budget][0], "budget %s: best of %d: %s with %.2f (standard error %.2f)"
+        line = next(r for r in journal.records if r["architecture"] == str(best.architecture))
+        counted = len(results[budget]), best.architecture, best.score, line.get("error", math.nan)
+        logger.info(text, budget, *counted)
     if len(scorer.images) > 1:
         dropped = sorted(Counter(record["images"] for record in verdicts.records).items())
         parts = ", ".join(f"{count} after {images} images" for images, count in dropped)
@@ -89,7 +91,7 @@ BEST_OF_THREE = 0.846  # expectation of the largest of three draws from N(0, 1)
 def first_with_evidence(
     scorer: ArchvalScorer, candidates: list[Candidate], undilated: Candidate
 ) -> list[Candidate]:
-    """The candidates, best first; before them the undilated one, unless the best is surely better.
+    """The candidates, best first; or the undilated one alone, unless the best is surely better.
 
     The best code leads by luck even where all rates are equal: in each block it has the best of three
     for these images. That luck, if the effects of blocks add up, is taken off its lead.
@@ -109,7 +111,7 @@ def first_with_evidence(
     text = "rates: %s leads rate 1 everywhere by %.2f AP on %d images, less %.2f of luck: %s; %s"
     said = (best.architecture, best.score - undilated.score, scorer.images[-1], luck, found)
     logging.getLogger(__name__).info(text, *said, "kept" if kept else "not kept")
-    return candidates if kept else [undilated, *candidates]
+    return candidates if kept else [undilated]
 
 
 def search_method(cfg: CfgNode, phase: str) -> Search:

@@ -1,7 +1,7 @@
-"""The table that ends a run: baseline, stage winner and found network, retrained with several seeds.
+"""What ends a run: noise, verdicts, and tables of baseline, stage winner and found network.
 
-OUTPUT_DIR/table.csv      a row for each network and seed, and one for each network's mean
-OUTPUT_DIR/results.json   the same, with noise and verdicts
+OUTPUT_DIR/results.json   all of it
+OUTPUT_DIR/table.csv      of networks trained alone, a row a seed, and one for each network's mean
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -20,9 +20,12 @@ from crnas_d2.architecture import Architecture
 from crnas_d2.evaluation.verdict import Difference, Spread, image_noise
 from crnas_d2.files import write_text
 from crnas_d2.pipeline.plan import Plan
+from crnas_d2.pipeline.testing import CAUTION, compared
 from crnas_d2.pipeline.trainings import WHOLE, Trainings
 
 Row = dict[str, Any]
+PATHS, NETWORKS = "paths on the test set", "networks on the test set"  # in results.json
+MEANS = (None, "mean")  # rows that are printed: not those of a seed
 
 
 def retrain(
@@ -68,17 +71,27 @@ def _rows(
         theirs = [record["score"] for record in trainings.of(baseline, WHOLE)]
         ours, its = (trainings.matches(network, WHOLE) for network in (architecture, baseline))
         images = image_noise(ours, its)
-        mean["to the baseline"] = str(Difference(scores, theirs, spread, images))
+        mean |= compared(Difference(scores, theirs, spread, images))
     return [*rows, {**mean, **costs}]
 
 
-def write_table(folder: Path, rows: Sequence[Row], **more: Any) -> None:
-    """Print the means, and write table.csv and results.json."""
-    means = [{k: v for k, v in row.items() if k != "seed"} for row in rows if row["seed"] == "mean"]
-    print(tabulate(means, headers="keys", floatfmt=".2f", tablefmt="github"))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "table.csv", text.getvalue())
-    write_text(folder / "results.json", json.dumps({"rows": list(rows), **more}, indent=1))
+def write_results(folder: Path, results: Mapping[str, Any]) -> list[Path]:
+    """Print the tables and the verdicts; results.json and, after retraining, table.csv."""
+    tables = {name: rows for name, rows in results.items() if name.endswith("test set")}
+    for name, rows in tables.items():
+        means = [{k: v for k, v in r.items() if k != "seed"} for r in rows if r.get("seed") in MEANS]
+        print(f"{name}:", tabulate(means, headers="keys", floatfmt=".2f", tablefmt="github"), sep="\n")
+    for name, verdict in results["verdicts"].items():
+        print(f"{name}: {verdict['found']}: {verdict['text']}")
+    if PATHS in tables:
+        print(CAUTION)
+    files = [folder / "results.json"]
+    write_text(files[0], json.dumps(results, indent=1))
+    if rows := tables.get(NETWORKS):
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+        files.append(folder / "table.csv")
+        write_text(files[1], text.getvalue())
+    return files

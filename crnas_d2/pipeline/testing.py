@@ -53,6 +53,12 @@ def test_paths(
         if architecture != baseline:
             images = image_noise([scorer.matches(architecture)], [scorer.matches(baseline)])
             pair = [scores[architecture]], [scores[baseline]]
-            row["to the baseline"] = str(Difference(*pair, Spread(0.0, 1), images))
+            row |= compared(Difference(*pair, Spread(0.0, 1), images))
         rows.append({**row, "images": scorer.images[-1]})
     return rows
+
+
+def compared(difference: Difference) -> dict[str, float]:
+    """Columns of a table: a network's difference to the baseline, and the ends of its interval."""
+    low, high = difference.interval
+    return {"to the baseline": difference.value, "95 % low": low, "95 % high": high}

@@ -28,8 +28,9 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 # What a network is trained on: a finalist on archtrain, to be scored on archval by a shortened schedule
-# (SEARCH.FINALISTS.SCHEDULE); for the table the whole training set, to be tested on the test set.
-ARCHTRAIN, WHOLE = "archtrain", "train"
+# (SEARCH.FINALISTS.SCHEDULE), "longer" with half as many iterations again; for the table on the whole
+# training set, to be tested on the test set.
+ARCHTRAIN, LONGER, WHOLE = "archtrain", "longer", "train"
 
 
 class Trainings:
@@ -104,15 +105,15 @@ class Trainings:
         cfg.SEED = derive_seed(seed_of(self._plan.cfg), "training", data, number) % 2**31
         cfg.SEARCH.EVAL = self._plan.cfg.SEARCH.EVAL.clone()  # the evaluator's task and metric
         cfg.OUTPUT_DIR = str(self.folder(architecture, data, number))
-        if data == ARCHTRAIN:
-            (train_set, test_set), factor = self._sets, self._plan.cfg.SEARCH.FINALISTS.SCHEDULE
-            cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train_set,), (test_set,)
-            shorten(cfg.SOLVER, factor)
+        if data != WHOLE:
+            cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((name,) for name in self._sets)
+            factor = self._plan.cfg.SEARCH.FINALISTS.SCHEDULE
+            scale_schedule(cfg.SOLVER, factor * (1.5 if data == LONGER else 1))
         cfg.freeze()
         return cfg
 
 
-def shorten(solver: CfgNode, factor: float) -> None:
+def scale_schedule(solver: CfgNode, factor: float) -> None:
     """Multiply a schedule, in place."""
     solver.MAX_ITER = max(1, round(solver.MAX_ITER * factor))
     solver.STEPS = tuple(max(1, round(step * factor)) for step in solver.STEPS)
