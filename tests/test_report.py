@@ -111,7 +111,7 @@ def test_every_candidate_best_first_and_whole_codes_first(tmp_path: Path) -> Non
         "noise of r.yaml: seeds differ",
         "networks on the test set",
         "stage: 4 candidates saw all of archval",
-        "codes with 4 digits left open, best first",
+        "codes with 4 digits left open, best first. error: standard error over images",
         "stage race N5: 1 dropped",
         "dilation: 3 candidates",
     ):

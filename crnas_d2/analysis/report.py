@@ -36,13 +36,10 @@ def write_report(folder: Path) -> Path:
     path = folder / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for budget, verdict in results.get("verdicts", {}).items():
-        parts.append(
-            f"<p><b>{escape(budget)}: {escape(verdict['found'])}</b>: {escape(verdict['text'])}"
-        )
-        parts.append(f"<br>weights beside found.yaml: {escape(verdict['weights'])}</p>")
-    parts += [
-        f"<p>noise of {escape(n['base'])}: {escape(n['text'])}</p>" for n in results.get("noise", [])
-    ]
+        found, text, weights = (escape(verdict[key]) for key in ("found", "text", "weights"))
+        parts.append(f"<p><b>{escape(budget)}: {found}</b>: {text}<br>weights: {weights}</p>")
+    for noise in results.get("noise", []):
+        parts.append(f"<p>noise of {escape(noise['base'])}: {escape(noise['text'])}</p>")
     for name, rows in results.items():
         if name.endswith("test set"):
             parts += [f"<h2>{escape(name)}</h2>", _table(rows, "results.json")]
