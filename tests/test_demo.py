@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from pathlib import Path
@@ -21,16 +20,20 @@ def test_the_demo(tmp_path: Path) -> None:
     ]
     run_script("-m", "crnas_d2.data.shapes", str(data))
     shown = run_script("search_net.py", "--config-file", str(config), "OUTPUT_DIR", str(out), *names)
-    with (out / "retrain" / "table.csv").open(newline="") as file:
-        rows = {row["network"]: row for row in csv.DictReader(file)}
-    baseline = float(rows["baseline"]["AP"])
-    assert baseline >= 20
-    assert rows["baseline"]["backbone GMACs"] == rows["found"]["backbone GMACs"]
-    for step, count in (("stage", 9), ("dilation", 3 + 9 * 7)):
-        lines = (out / step / "journal.jsonl").read_text().splitlines()
-        scores = [json.loads(line)["score"] for line in lines]
-        assert len(scores) == count
-        assert len(set(scores)) >= 0.9 * count
-        assert statistics.median(scores) >= baseline / 3, (step, statistics.median(scores), baseline)
+    results = json.loads((out / "results.json").read_text())
+    baseline, stage, found = results["paths on the test set"]
+    assert baseline["AP"] >= 50 and found["images"] == 400
+    for row in (stage, found):
+        if row["architecture"] != baseline["architecture"]:
+            assert row["95 % low"] < row["to the baseline"] < row["95 % high"]
+    for phase, count in (("stage", 9), ("dilation", 3 + 9 * 7)):
+        lines = (out / phase / "journal.jsonl").read_text().splitlines()
+        scored = [json.loads(line) for line in lines]
+        assert len(scored) in (count, count + 1)  # with rate 1 everywhere, where the winner has rates
+        assert len({record["score"] for record in scored}) >= 0.9 * count
+        assert all(0.1 < record["error"] < 10 for record in scored)
+        median = statistics.median(record["score"] for record in scored)
+        assert median >= baseline["AP"] * 0.8, (phase, median, baseline)
+    assert "a path out of the supernet" in results["verdicts"]["N8"]["weights"]
     last = shown.splitlines()[-1]
-    assert last.startswith("written: ") and last.count(str(out)) == 3
+    assert last.startswith("written: ") and last.count(str(out)) == 4
