@@ -67,7 +67,7 @@ def test_two_budgets_from_one_supernet(folder: Path) -> None:
     assert {path.name for path in out.iterdir()} >= {
         *("stage", "dilation_N5", f"dilation_{name}", "found_N5.yaml", f"found_{name}.yaml")
     }
-    files = f"{out}/found_N5.yaml, {out}/found_{name}.yaml, {out}/report.html"
+    files = f"{out}/found_N5.yaml, {out}/found_{name}.yaml, {out}/results.json, {out}/report.html"
     assert shown.splitlines()[-1] == f"written: {files}"
 
     costs, space = backbone_costs(base()), stage_space_of(base())
@@ -98,7 +98,7 @@ def test_evolution_and_random_search_under_a_budget_of_latency(folder: Path) -> 
     options += ["SEARCH.STAGE.METHOD", "evolution", "SEARCH.DILATION.METHOD", "random"]
     shown = start(folder, *options)
     out = folder / "out"
-    assert shown.splitlines()[-1] == f"written: {out}/found.yaml, {out}/report.html"
+    assert shown.splitlines()[-1] == f"written: {out}/found.yaml, {out}/results.json, {out}/report.html"
     measured = {record["architecture"]: record for record in records(out / "latency.jsonl")}
     stages = records(out / "stage" / "journal.jsonl")
     assert len(stages) == len({record["architecture"] for record in stages}) == 6

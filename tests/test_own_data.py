@@ -93,7 +93,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     shown = start("search_net.py", folder, "search.yaml", *own_keys(), "OUTPUT_DIR", "out")
-    assert shown.splitlines()[-1] == "written: out/found.yaml, out/report.html"
+    assert (
+        shown.splitlines()[-1]
+        == "written: out/found.yaml, out/found.pth, out/results.json, out/report.html"
+    )
     return folder
 
 

@@ -2,31 +2,31 @@
 """How far a search's ranking can be trusted: its stage codes trained alone, on the test set.
 
     python tools/ranking_study.py --config-file configs/Shapes/search.yaml --csv FILE OUTPUT_DIR FOLDER
-    python tools/ranking_study.py --summary docs/results/ranking_*.csv
+    python tools/ranking_study.py --summary docs/results
 
-Trains on the folder of a finished stage search, resumable: --codes of the first budget spread over the
-supernet's order, its first and the baseline among them, and --random ones drawn uniformly, each with
---seeds. A row of the CSV is one training, with its AP on bootstraps of the test images.
+The first trains, resumable, in the folder of a finished stage search: the first FINALISTS codes of the
+first budget, --codes spread over the supernet's order, and the baseline, each with --seeds. A row of the
+CSV is one training, with its AP on bootstraps of the test images; --also NAME=FOLDER adds the scores of
+another search of the same codes. The second computes everything from the rows of ranking_*.csv, and draws
+a plot beside each.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
-import random
 import sys
-from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from crnas_d2.analysis.ranking import Trained, best_of, ceiling, interval, kendall, regret, spearman
 from crnas_d2.architecture import Architecture
 from crnas_d2.engine.setup import start_run
-from crnas_d2.engine.trainer import seed_of
 from crnas_d2.errors import InputError
 from crnas_d2.launch import run
 from crnas_d2.modeling.build import architecture_of
@@ -35,36 +35,44 @@ from crnas_d2.pipeline.plan import Plan, plan_search
 from crnas_d2.pipeline.run import register_splits
 from crnas_d2.pipeline.trainings import WHOLE, Trainings
 from crnas_d2.search.journal import Journal
-from crnas_d2.seeding import derive_seed
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 BOOTSTRAPS = 50
-FINALISTS = 4  # the supernet's first ones that are compared with as many random codes
+FINALISTS = 4  # the supernet's first ones, compared with as many codes drawn at random
+KNOWN = ("set", "architecture", "seed", "AP")  # columns; others: scores of supernets, and bootstraps
 
 
 def prepare(args: argparse.Namespace) -> Plan:
     args.resume = True
+    args.also = {"supernet": "", **dict(pair.split("=", 1) for pair in args.also)}
     plan = plan_search(args)
-    journal = Path(plan.cfg.OUTPUT_DIR, "stage", "journal.jsonl")
-    if not journal.is_file() or not args.csv:
-        raise InputError(
-            f"OUTPUT_DIR, --csv: {journal}, {args.csv}: a finished search and a file to write"
-        )
+    args.also["supernet"] = plan.cfg.OUTPUT_DIR
+    for folder in args.also.values():
+        if not Path(folder, "stage", "journal.jsonl").is_file():
+            raise InputError(f"OUTPUT_DIR, --also: {folder}: a finished stage search is needed")
+    if not args.csv:
+        raise InputError("--csv: a file to write is needed")
     return plan
 
 
-def chosen(plan: Plan, codes: int, at_random: int) -> dict[str, list[dict[str, Any]]]:
-    """Records of the stage journal: those spread over its order, and those drawn."""
+def scores_of(folder: str) -> dict[str, float]:
+    journal = Journal(Path(folder, "stage", "journal.jsonl"), writes=False)
+    return {record["architecture"]: record["score"] for record in journal.records}
+
+
+def chosen(plan: Plan, count: int) -> dict[str, str]:
+    """Codes with the set that each is of: "first", "spread" or "both"; the baseline joins the spread."""
     budget, base = next(iter(plan.bases.items()))
     records = Journal(Path(plan.cfg.OUTPUT_DIR, "stage", "journal.jsonl"), writes=False).records
     ranked = sorted((r for r in records if budget.meets(r)), key=lambda r: -r["score"])
-    places = np.linspace(0, len(ranked) - 1, min(codes, len(ranked))).round().astype(int)
-    spread = [ranked[place] for place in sorted(set(places.tolist()))]
-    baseline = str(architecture_of(network_config(plan.cfg, base)))
-    spread += [r for r in ranked if r["architecture"] == baseline and r not in spread]
-    draws = random.Random(derive_seed(seed_of(plan.cfg), "ranking study"))
-    return {"spread": spread, "random": draws.sample(ranked, min(at_random, len(ranked)))}
+    names = [record["architecture"] for record in ranked]
+    places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
+    spread = {names[place] for place in places}
+    spread |= {str(architecture_of(network_config(plan.cfg, base)))}
+    first = set(names[:FINALISTS])
+    kind = {(True, True): "both", (True, False): "first", (False, True): "spread"}
+    return {name: kind[name in first, name in spread] for name in names if name in first | spread}
 
 
 def work(plan: Plan, args: argparse.Namespace) -> None:
@@ -72,72 +80,94 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
     start_run(plan.cfg, args, quiet=True)
     archtrain, split = register_splits(plan)
     trainings, base = Trainings(plan, archtrain, split.archval), next(iter(plan.bases.values()))
-    sets = chosen(plan, args.codes, args.random)
+    codes = chosen(plan, args.codes)
+    supernets = {name: scores_of(folder) for name, folder in args.also.items()}
     for number in range(args.seeds):
-        for record in [*sets["spread"], *sets["random"]]:
-            trainings(Architecture.parse(record["architecture"]), base, WHOLE, number)
+        for code in codes:
+            trainings(Architecture.parse(code), base, WHOLE, number)
             if comm.is_main_process():
-                write_rows(Path(args.csv), trainings, sets)
+                rows = [row for of in codes for row in rows_of(of, codes[of], trainings, supernets)]
+                with open(args.csv, "w", newline="", encoding="utf-8") as file:
+                    writer = csv.DictWriter(file, list(rows[0]))
+                    writer.writeheader()
+                    writer.writerows(rows)
 
 
-def write_rows(path: Path, trainings: Trainings, sets: dict[str, list[dict[str, Any]]]) -> None:
-    """One row for each set and training; bootstraps are the same for all rows."""
-    rows = []
-    for name, records in sets.items():
-        for record in records:
-            architecture = Architecture.parse(record["architecture"])
-            matches = trainings.matches(architecture, WHOLE)
-            for number, (trained, of) in enumerate(zip(trainings.of(architecture, WHOLE), matches)):
-                images = len(of.image_ids)
-                draws = np.random.default_rng(0).multinomial(images, [1 / images] * images, BOOTSTRAPS)
-                known = {"set": name, "architecture": str(architecture), "supernet": record["score"]}
-                drawn = {f"b{i}": round(ap, 3) for i, ap in enumerate(of.scores(draws).tolist())}
-                rows.append({**known, "seed": number, "AP": round(trained["score"], 3), **drawn})
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def rows_of(
+    code: str, name: str, trainings: Trainings, supernets: dict[str, dict[str, float]]
+) -> Iterator[dict[str, Any]]:
+    """One for each training; bootstraps are the same for all rows."""
+    architecture = Architecture.parse(code)
+    matches = trainings.matches(architecture, WHOLE)
+    for number, (trained, of) in enumerate(zip(trainings.of(architecture, WHOLE), matches)):
+        images = len(of.image_ids)
+        draws = np.random.default_rng(0).multinomial(images, [1 / images] * images, BOOTSTRAPS)
+        row = dict(zip(KNOWN, (name, code, number, round(trained["score"], 3))))
+        row |= {supernet: round(scores[code], 4) for supernet, scores in supernets.items()}
+        yield row | {f"b{i}": round(ap, 3) for i, ap in enumerate(of.scores(draws).tolist())}
 
 
-def summary(path: Path) -> dict[str, Any]:
-    """All numbers of a study, from its rows."""
+def summary(path: Path) -> Iterator[dict[str, Any]]:
+    """All numbers of a study from its rows, for each supernet; a plot beside the file."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    sets: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        sets[row["set"]][row["architecture"]].append(row)
-    trained = {
-        name: {
-            code: Trained(
-                float(of[0]["supernet"]),
-                [float(r["AP"]) for r in of],
-                np.array([[float(r[f"b{i}"]) for i in range(BOOTSTRAPS)] for r in of]),
-            )
-            for code, of in codes.items()
-        }
-        for name, codes in sets.items()
-    }
-    spread = list(trained["spread"].values())
-    found: dict[str, Any] = {"study": path.stem, "codes": len(spread), "seeds": len(spread[0].aps)}
+    bootstraps = [name for name in rows[0] if name.startswith("b") and name[1:].isdigit()]
+    for supernet in (name for name in rows[0] if name not in (*KNOWN, *bootstraps)):
+        codes: dict[str, dict[str, Trained]] = {"first": {}, "spread": {}}
+        for code in dict.fromkeys(row["architecture"] for row in rows):
+            of = [row for row in rows if row["architecture"] == code]
+            drawn = np.array([[float(row[name]) for name in bootstraps] for row in of])
+            trained = Trained(float(of[0][supernet]), [float(row["AP"]) for row in of], drawn)
+            for name in codes:
+                if of[0]["set"] in (name, "both"):
+                    codes[name][code] = trained
+        yield {"study": path.stem.partition("_")[2], "supernet": supernet, **numbers(codes)}
+        plot(path.with_name(f"{path.stem}_{supernet}"), codes["spread"], supernet)
+
+
+def numbers(codes: dict[str, dict[str, Trained]]) -> dict[str, Any]:
+    spread = list(codes["spread"].values())
+    seeds = min(len(code.aps) for code in spread)
+    found: dict[str, Any] = {"codes": len(spread), "seeds": seeds}
     for name, correlation in (("tau", kendall), ("rho", spearman)):
         value, low, high = interval(spread, correlation)
         found[name] = f"{value:.2f} ({low:.2f} .. {high:.2f})"
-        found[f"{name}, ceiling"] = round(ceiling(spread, correlation), 2)
-    found["regret"] = round(regret(trained["spread"]), 2)
-    first = sorted(spread, key=lambda c: -c.score)[:FINALISTS]
-    found["best of the first"] = round(best_of(first, FINALISTS), 2)
-    found["best of random ones"] = round(best_of(list(trained["random"].values()), FINALISTS), 2)
+        found[f"ceiling of {name}"] = round(ceiling(spread, correlation), 2)
+    found["regret"] = round(regret(codes["spread"]), 2)
+    if seeds > 1:
+        # Of a supernet whose order chose them: its own first ones. Codes evenly spread over an order are
+        # drawn as uniformly as random ones.
+        found["best of the first"] = round(best_of(list(codes["first"].values()), FINALISTS), 2)
+        found["best of random ones"] = round(best_of(spread, FINALISTS), 2)
     return found
+
+
+def plot(path: Path, codes: dict[str, Trained], supernet: str) -> None:
+    """Write PATH.png and PATH.svg: score in the supernet against AP alone, a point a training."""
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, code in codes.items():
+        axes.plot([code.score] * len(code.aps), code.aps, "o", color="C0", alpha=0.6)
+        at = code.score, float(np.mean(code.aps))
+        axes.annotate(name.split("/")[1], at, textcoords="offset points", xytext=(5, 0), fontsize=7)
+    axes.set_xlabel(f"{supernet}: AP of the path on archval")
+    axes.set_ylabel("trained alone: AP on the test set")
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
 if __name__ == "__main__":
     parser = default_argument_parser()
     parser.add_argument("--codes", type=int, default=10)
-    parser.add_argument("--random", type=int, default=FINALISTS)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--csv", default="")
+    parser.add_argument("--also", nargs="*", default=[], metavar="NAME=FOLDER")
     if "--summary" in sys.argv:
-        found = [summary(Path(name)) for name in sys.argv[sys.argv.index("--summary") + 1 :]]
-        print(tabulate(found, headers="keys", tablefmt="github"), json.dumps(found), sep="\n")
+        files = sorted(Path(sys.argv[sys.argv.index("--summary") + 1]).glob("ranking_*.csv"))
+        print(
+            tabulate(
+                [row for file in files for row in summary(file)], headers="keys", tablefmt="github"
+            )
+        )
     else:
         run(prepare, work, parser)
