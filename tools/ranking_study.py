@@ -4,11 +4,10 @@
     python tools/ranking_study.py --config-file configs/Shapes/search.yaml --csv FILE OUTPUT_DIR FOLDER
     python tools/ranking_study.py --summary docs/results
 
-The first trains, resumable, in the folder of a finished stage search: the first FINALISTS codes of the
-first budget, --codes spread over the supernet's order, and the baseline, each with --seeds. A row of the
-CSV is one training, with its AP on bootstraps of the test images; --also NAME=FOLDER adds the scores of
-another search of the same codes. The second computes everything from the rows of ranking_*.csv, and draws
-a plot beside each.
+The first trains, resumable, in the folder of a finished stage search: --codes codes of the first budget
+spread over the supernet's order, and the baseline, each with --seeds. A row of the CSV is one training,
+with its AP on bootstraps of the test images; --also NAME=FOLDER adds the scores of another search of the
+same codes. The second computes everything from the rows of ranking_*.csv, and draws a plot beside each.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 BOOTSTRAPS = 50
-FINALISTS = 4  # the supernet's first ones, compared with as many codes drawn at random
-KNOWN = ("set", "architecture", "seed", "AP")  # columns; others: scores of supernets, and bootstraps
+FINALISTS = 4  # a supernet's first ones of these codes, compared with as many drawn at random
+KNOWN = ("architecture", "seed", "AP")  # columns; others: scores of supernets, and bootstraps
 
 
 def prepare(args: argparse.Namespace) -> Plan:
@@ -61,18 +60,15 @@ def scores_of(folder: str) -> dict[str, float]:
     return {record["architecture"]: record["score"] for record in journal.records}
 
 
-def chosen(plan: Plan, count: int) -> dict[str, str]:
-    """Codes with the set that each is of: "first", "spread" or "both"; the baseline joins the spread."""
+def chosen(plan: Plan, count: int) -> list[str]:
+    """Codes evenly spread over the order of the search, best first, and the baseline."""
     budget, base = next(iter(plan.bases.items()))
     records = Journal(Path(plan.cfg.OUTPUT_DIR, "stage", "journal.jsonl"), writes=False).records
     ranked = sorted((r for r in records if budget.meets(r)), key=lambda r: -r["score"])
     names = [record["architecture"] for record in ranked]
     places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
-    spread = {names[place] for place in places}
-    spread |= {str(architecture_of(network_config(plan.cfg, base)))}
-    first = set(names[:FINALISTS])
-    kind = {(True, True): "both", (True, False): "first", (False, True): "spread"}
-    return {name: kind[name in first, name in spread] for name in names if name in first | spread}
+    baseline = str(architecture_of(network_config(plan.cfg, base)))
+    return list(dict.fromkeys([*(names[place] for place in places), baseline]))
 
 
 def work(plan: Plan, args: argparse.Namespace) -> None:
@@ -86,7 +82,7 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
         for code in codes:
             trainings(Architecture.parse(code), base, WHOLE, number)
             if comm.is_main_process():
-                rows = [row for of in codes for row in rows_of(of, codes[of], trainings, supernets)]
+                rows = [row for of in codes for row in rows_of(of, trainings, supernets)]
                 with open(args.csv, "w", newline="", encoding="utf-8") as file:
                     writer = csv.DictWriter(file, list(rows[0]))
                     writer.writeheader()
@@ -94,7 +90,7 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
 
 
 def rows_of(
-    code: str, name: str, trainings: Trainings, supernets: dict[str, dict[str, float]]
+    code: str, trainings: Trainings, supernets: dict[str, dict[str, float]]
 ) -> Iterator[dict[str, Any]]:
     """One for each training; bootstraps are the same for all rows."""
     architecture = Architecture.parse(code)
@@ -102,7 +98,7 @@ def rows_of(
     for number, (trained, of) in enumerate(zip(trainings.of(architecture, WHOLE), matches)):
         images = len(of.image_ids)
         draws = np.random.default_rng(0).multinomial(images, [1 / images] * images, BOOTSTRAPS)
-        row = dict(zip(KNOWN, (name, code, number, round(trained["score"], 3))))
+        row = dict(zip(KNOWN, (code, number, round(trained["score"], 3))))
         row |= {supernet: round(scores[code], 4) for supernet, scores in supernets.items()}
         yield row | {f"b{i}": round(ap, 3) for i, ap in enumerate(of.scores(draws).tolist())}
 
@@ -113,39 +109,35 @@ def summary(path: Path) -> Iterator[dict[str, Any]]:
         rows = list(csv.DictReader(file))
     bootstraps = [name for name in rows[0] if name.startswith("b") and name[1:].isdigit()]
     for supernet in (name for name in rows[0] if name not in (*KNOWN, *bootstraps)):
-        codes: dict[str, dict[str, Trained]] = {"first": {}, "spread": {}}
+        codes: dict[str, Trained] = {}
         for code in dict.fromkeys(row["architecture"] for row in rows):
             of = [row for row in rows if row["architecture"] == code]
             drawn = np.array([[float(row[name]) for name in bootstraps] for row in of])
-            trained = Trained(float(of[0][supernet]), [float(row["AP"]) for row in of], drawn)
-            for name in codes:
-                if of[0]["set"] in (name, "both"):
-                    codes[name][code] = trained
+            codes[code] = Trained(float(of[0][supernet]), [float(row["AP"]) for row in of], drawn)
         yield {"study": path.stem.partition("_")[2], "supernet": supernet, **numbers(codes)}
-        plot(path.with_name(f"{path.stem}_{supernet}"), codes["spread"], supernet)
+        plot(path.with_name(f"{path.stem}_{supernet}"), codes, supernet)
 
 
-def numbers(codes: dict[str, dict[str, Trained]]) -> dict[str, Any]:
-    spread = list(codes["spread"].values())
-    seeds = min(len(code.aps) for code in spread)
-    found: dict[str, Any] = {"codes": len(spread), "seeds": seeds}
+def numbers(codes: dict[str, Trained]) -> dict[str, Any]:
+    every = list(codes.values())
+    seeds = min(len(code.aps) for code in every)
+    found: dict[str, Any] = {"codes": len(every), "seeds": seeds}
     for name, correlation in (("tau", kendall), ("rho", spearman)):
-        value, low, high = interval(spread, correlation)
+        value, low, high = interval(every, correlation)
         found[name] = f"{value:.2f} ({low:.2f} .. {high:.2f})"
-        found[f"ceiling of {name}"] = round(ceiling(spread, correlation), 2)
-    found["regret"] = round(regret(codes["spread"]), 2)
-    if seeds > 1:
-        # Of a supernet whose order chose them: its own first ones. Codes evenly spread over an order are
-        # drawn as uniformly as random ones.
-        found["best of the first"] = round(best_of(list(codes["first"].values()), FINALISTS), 2)
-        found["best of random ones"] = round(best_of(spread, FINALISTS), 2)
+        found[f"ceiling of {name}"] = round(ceiling(every, correlation), 2) if seeds > 1 else None
+    found["regret"] = round(regret(codes), 2)
+    if seeds > 1:  # one chooses, the others judge
+        first = sorted(every, key=lambda code: -code.score)[:FINALISTS]
+        found[f"best of the first {FINALISTS}"] = round(best_of(first, FINALISTS), 2)
+        found[f"best of {FINALISTS} at random"] = round(best_of(every, FINALISTS), 2)
     return found
 
 
 def plot(path: Path, codes: dict[str, Trained], supernet: str) -> None:
     """Write PATH.png and PATH.svg: score in the supernet against AP alone, a point a training."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.subplots()
+    axes = figure.add_subplot()
     for name, code in codes.items():
         axes.plot([code.score] * len(code.aps), code.aps, "o", color="C0", alpha=0.6)
         at = code.score, float(np.mean(code.aps))
@@ -158,7 +150,7 @@ def plot(path: Path, codes: dict[str, Trained], supernet: str) -> None:
 
 if __name__ == "__main__":
     parser = default_argument_parser()
-    parser.add_argument("--codes", type=int, default=10)
+    parser.add_argument("--codes", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--csv", default="")
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=FOLDER")
