@@ -6,7 +6,7 @@
 
 The first trains, resumable, in the folder of a finished stage search: --codes codes of the first budget
 spread over the supernet's order, and the baseline, each with --seeds. A row of the CSV is one training,
-with its AP on bootstraps of the test images; --also NAME=FOLDER adds another search's scores of the same
+with its AP on bootstraps of the test images; --also NAME=FOLDER adds another search of the same
 codes. The second computes everything from the rows of ranking_*.csv, and draws a plot beside each.
 """
 
