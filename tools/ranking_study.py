@@ -6,8 +6,8 @@
 
 The first trains, resumable, in the folder of a finished stage search: --codes codes of the first budget
 spread over the supernet's order, and the baseline, each with --seeds. A row of the CSV is one training,
-with its AP on bootstraps of the test images; --also NAME=FOLDER adds another search of the same
-codes. The second computes everything from the rows of ranking_*.csv, and draws a plot beside each.
+with its AP on bootstraps of the test images; --also NAME=FOLDER, repeated, adds the scores of
+other searches. The second computes everything from the rows of ranking_*.csv, and draws a plot beside each.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ KNOWN = ("architecture", "seed", "AP")  # columns; others: scores of supernets, 
 
 def prepare(args: argparse.Namespace) -> Plan:
     args.resume = True
-    args.also = {"supernet": "", **dict(pair.split("=", 1) for pair in args.also)}
+    args.also = {"supernet": "", **dict(pair.partition("=")[::2] for pair in args.also)}
     plan = plan_search(args)
     args.also["supernet"] = plan.cfg.OUTPUT_DIR
     for folder in args.also.values():
         if not Path(folder, "stage", "journal.jsonl").is_file():
-            raise InputError(f"OUTPUT_DIR, --also: {folder}: a finished stage search is needed")
+            raise InputError(f"OUTPUT_DIR, --also: {folder!r}: a finished stage search is needed")
     if not args.csv:
         raise InputError("--csv: a file to write is needed")
     return plan
@@ -153,7 +153,7 @@ if __name__ == "__main__":
     parser.add_argument("--codes", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--csv", default="")
-    parser.add_argument("--also", nargs="*", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=FOLDER")
     if "--summary" in sys.argv:
         files = sorted(Path(sys.argv[sys.argv.index("--summary") + 1]).glob("ranking_*.csv"))
         print(
