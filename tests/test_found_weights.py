@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectors import FAMILIES, TINY, command_line, run_script, tiny_shapes
+from torch.testing import assert_close
 
 from crnas_d2.config import read_config
 from crnas_d2.evaluation.matches import Matches
@@ -30,16 +31,10 @@ def searched(folder: Path, *options: Any, family: str = "resnet") -> Path:
 
 def evaluated(out: Path, data: Path) -> float:
     """Of found.yaml with found.pth on archval."""
-    archval = [
-        "DATASETS.TEST_JSON",
-        out / "splits/archval.json",
-        "DATASETS.TEST_IMAGES",
-        data / "images",
-    ]
-    options = [*archval, "MODEL.WEIGHTS", out / "found.pth", "OUTPUT_DIR", out / "evaluated"]
-    run_script(
-        "train_net.py", "--config-file", str(out / "found.yaml"), "--eval-only", *map(str, options)
-    )
+    test = {"JSON": out / "splits/archval.json", "IMAGES": data / "images"}
+    options = [word for name, path in test.items() for word in (f"DATASETS.TEST_{name}", path)]
+    options += ["MODEL.WEIGHTS", out / "found.pth", "OUTPUT_DIR", out / "evaluated"]
+    run_script("train_net.py", "--config-file", f"{out}/found.yaml", "--eval-only", *map(str, options))
     matches = Matches.from_bytes((out / "evaluated/inference/matches.npz").read_bytes())
     return matches.scores(np.ones((1, 4)))[0]
 
@@ -56,6 +51,19 @@ def test_its_score_is_the_journals(family: str, tmp_path: Path) -> None:
     out = searched(tmp_path, family=family)
     assert "out of the supernet" in torch.load(out / "found.pth", weights_only=True)["origin"]
     assert evaluated(out, tmp_path / "data") == pytest.approx(best(out, "dilation"), abs=1e-9)
+
+
+def test_training_starts_from_it(tmp_path: Path) -> None:
+    out = searched(tmp_path, *JOINT, "SEARCH.PHASES", ("stage",))
+    options = ["MODEL.WEIGHTS", out / "found.pth", "OUTPUT_DIR", out / "trained"]
+    options += ["SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", 1e-9]
+    run_script("train_net.py", "--config-file", f"{out}/found.yaml", *map(str, options))
+    files = out / "found.pth", out / "trained" / "model_final.pth"
+    before, after = (torch.load(file, weights_only=True)["model"] for file in files)
+    weights = [key for key in before if key.endswith("weight")]
+    assert weights
+    for key in weights:
+        assert_close(after[key], before[key], rtol=0, atol=1e-6)
 
 
 def test_of_the_joint_supernet(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@
 The first trains, resumable, in the folder of a finished stage search: --codes codes of the first budget
 spread over the supernet's order, and the baseline, each with --seeds. A row of the CSV is one training,
 with its AP on bootstraps of the test images; --also NAME=FOLDER, repeated, adds the scores of
-other searches. The second computes everything from the rows of ranking_*.csv, and draws a plot beside each.
+other searches. The second computes everything from the rows of ranking_*.csv, and draws plots beside
+them.
 """
 
 from __future__ import annotations
