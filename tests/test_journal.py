@@ -72,7 +72,7 @@ def test_what_a_line_says(path: Path) -> None:
     (line,) = lines(path)
     assert line.pop("seconds") >= 0
     expected = {"phase": "stage", "architecture": str(code), "score": arbitrary(code)}
-    assert line == {**expected, **costs(code)}
+    assert line == {**expected, "error": 0.0, **costs(code)}
 
 
 def test_a_line_is_on_disk_before_the_next_score(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
