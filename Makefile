@@ -21,7 +21,8 @@ demo: shapes
 	@echo "This shows that the chain works, and which paths of one supernet differ on these pictures. It cannot"
 	@echo "show that the found network is better: that takes networks trained alone, with seeds: make demo-long"
 
-SEED = 0  # make demo-long SEED=1: another search
+# make demo-long SEED=1: another search.
+SEED = 0
 demo-long: shapes
 	$(PYTHON) search_net.py --config-file configs/Shapes/search_long.yaml --resume \
 	    OUTPUT_DIR output/demo-long-$(SEED) SEED $(SEED)
