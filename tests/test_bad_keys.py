@@ -140,6 +140,9 @@ SEARCHES = [
     (["SEARCH.ARCHVAL.SPLIT_FIELD", "slide"], ["SPLIT_FIELD: 'slide'", "file_name, height, id"]),
     (["SEARCH.EVAL.METRIC", "APl"], ["SEARCH.EVAL.METRIC", "bbox APl", "no object that counts"]),
     (["SEARCH.EVAL.TASK", "segm"], ["SEARCH.EVAL.TASK", "'segm'", "MASK_ON", "bbox"]),
+    (["SEARCH.FINALISTS.TRY_LONGER", True], ["SEARCH.FINALISTS.TRY_LONGER", "NUM is 0"]),
+    (["SEARCH.JOINT", True], ["SEARCH.JOINT", "MODEL.CRNAS.SHARED is False"]),
+    (["SEARCH.PHASES", ("stage", "test")], ["SEARCH.PHASES", "'test'", "SEARCH.JOINT"]),
     (["SEARCH.FOUND_BASE", ("no/such.yaml",)], ["SEARCH.FOUND_BASE", "no/such.yaml", "no such"]),
     (["MODEL.CRNAS.SUPERNET", "stage"], ["MODEL.CRNAS.SUPERNET", "'stage'", "leave it empty"]),
     (["MODEL.BACKBONE.FREEZE_AT", 2], ["MODEL.BACKBONE.FREEZE_AT", "2", "allowed is 0"]),
@@ -177,6 +180,16 @@ def test_a_found_base_that_is_not_ours(bench: Bench) -> None:
     other.write_text("MODEL: {BACKBONE: {NAME: build_resnet_backbone}}\n")
     error = bench.call(SEARCH, "SEARCH.FOUND_BASE", (str(other),))
     assert "SEARCH.FOUND_BASE" in error and "build_resnet_backbone" in error
+
+
+@pytest.mark.parametrize(
+    "keys", [["SEARCH.PHASES", ("stage", "retrain")], ["SEARCH.FINALISTS.NUM", 2]], ids=str
+)
+def test_networks_alone_start_without_weights(bench: Bench, keys: list[Any]) -> None:
+    path = bench.folder / "with_weights.yaml"
+    path.write_text(f"_BASE_: {bench.base()}\nMODEL: {{WEIGHTS: r50.pth}}\n")
+    error = bench.call(SEARCH, "SEARCH.FOUND_BASE", (str(path),), *keys)
+    assert f"SEARCH.FOUND_BASE: {path}: has MODEL.WEIGHTS r50.pth" in error
 
 
 @pytest.mark.parametrize("kind", ["stage", "dilation"])

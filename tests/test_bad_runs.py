@@ -280,3 +280,4 @@ def test_own_training_data_alone_is_not_evaluated_on_other_data(bench: Bench) ->
     assert bench.starts(TRAIN, *none).DATASETS.TEST == ()
     error = bench.call(SEARCH, *none, "SEARCH.PHASES", ("stage", "retrain"))
     assert error.startswith("error: DATASETS.TEST: (): one test set is needed to retrain")
+    assert bench.starts(SEARCH, *none, "SEARCH.FINALISTS.NUM", 2).DATASETS.TEST == ()

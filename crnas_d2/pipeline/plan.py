@@ -102,9 +102,10 @@ def plan_search(args: argparse.Namespace) -> Plan:
             found = tuple(cfg.DATASETS.TEST)
             raise InputError(f"DATASETS.TEST: {found}: one test set is needed to test (SEARCH.PHASES)")
         check_data(cfg, "TEST")
-    if "retrain" in cfg.SEARCH.PHASES:
+    is_retrained = "retrain" in cfg.SEARCH.PHASES
+    if is_retrained or cfg.SEARCH.FINALISTS.NUM:
         for path, network in networks.items():
-            _check_retraining(path, network, pretrain)
+            _check_alone(path, network, pretrain, *(["TEST"] if is_retrained else []))
 
     archval, recalibration = cfg.SEARCH.ARCHVAL, cfg.SEARCH.EVAL.RECALIBRATION_IMAGES
     parts = split(content, archval.SIZE, archval.SPLIT_FIELD, seed_of(cfg), recalibration)
@@ -130,6 +131,10 @@ def _check_keys(cfg: CfgNode) -> None:
         raise InputError("SEARCH.JOINT: True: MODEL.CRNAS.SHARED is False; the joint supernet needs it")
     if "test" in node.PHASES and not node.JOINT:
         raise InputError("SEARCH.PHASES: 'test': compares paths of one supernet, with SEARCH.JOINT")
+    if node.FINALISTS.TRY_LONGER and not node.FINALISTS.NUM:
+        raise InputError(
+            "SEARCH.FINALISTS.TRY_LONGER: True: NUM is 0; without finalists allowed is False"
+        )
     if "stage" in node.PHASES and node.STAGE.SAMPLING == "eligible":
         stage_space_of(cfg).only_eligible(node.BUDGETS)  # which may limit blocks alone
 
@@ -200,16 +205,17 @@ def check_budgets(cfg: CfgNode, bases: Iterable[tuple[Budget, str]], costs: Cost
                 )
 
 
-def _check_retraining(path: str, network: CfgNode, pretrain: str) -> None:
+def _check_alone(path: str, network: CfgNode, pretrain: str, *sides: str) -> None:
+    """A base config's network can be trained alone; with "TEST", and be tested."""
     weights, names = network.MODEL.WEIGHTS, tuple(network.DATASETS.TEST)
     if weights:
-        why = f"has MODEL.WEIGHTS {weights}; to retrain (SEARCH.PHASES) allowed is none"
-        raise InputError(f"SEARCH.FOUND_BASE: {path}: {why}")
+        why = "to train networks alone (SEARCH.PHASES, SEARCH.FINALISTS) allowed is none"
+        raise InputError(f"SEARCH.FOUND_BASE: {path}: has MODEL.WEIGHTS {weights}; {why}")
     if pretrain:
         _check_training(pretrain_config(network, pretrain), "TEST")
-    if len(names) != 1:
+    if sides and len(names) != 1:
         raise InputError(f"DATASETS.TEST: {names}: one test set is needed to retrain (SEARCH.PHASES)")
-    _check_training(network, "TRAIN", "TEST")
+    _check_training(network, "TRAIN", *sides)
 
 
 def _check_folder(cfg: CfgNode, parts: Mapping[str, Record], resume: bool) -> None:
