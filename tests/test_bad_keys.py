@@ -141,6 +141,10 @@ SEARCHES = [
     (["SEARCH.EVAL.METRIC", "APl"], ["SEARCH.EVAL.METRIC", "bbox APl", "no object that counts"]),
     (["SEARCH.EVAL.TASK", "segm"], ["SEARCH.EVAL.TASK", "'segm'", "MASK_ON", "bbox"]),
     (["SEARCH.FINALISTS.TRY_LONGER", True], ["SEARCH.FINALISTS.TRY_LONGER", "NUM is 0"]),
+    (
+        ["SEARCH.DILATION.EVIDENCE", True, "SEARCH.DILATION.METHOD", "random"],
+        ["SEARCH.DILATION.EVIDENCE", "'greedy' only", "'random'"],
+    ),
     (["SEARCH.JOINT", True], ["SEARCH.JOINT", "MODEL.CRNAS.SHARED is False"]),
     (["SEARCH.PHASES", ("stage", "test")], ["SEARCH.PHASES", "'test'", "SEARCH.JOINT"]),
     (["SEARCH.FOUND_BASE", ("no/such.yaml",)], ["SEARCH.FOUND_BASE", "no/such.yaml", "no such"]),

@@ -131,6 +131,9 @@ def _check_keys(cfg: CfgNode) -> None:
         raise InputError("SEARCH.JOINT: True: MODEL.CRNAS.SHARED is False; the joint supernet needs it")
     if "test" in node.PHASES and not node.JOINT:
         raise InputError("SEARCH.PHASES: 'test': compares paths of one supernet, with SEARCH.JOINT")
+    if node.DILATION.EVIDENCE and (method := node.DILATION.METHOD) != "greedy":
+        why = f"knows the luck of METHOD 'greedy' only; SEARCH.DILATION.METHOD is {method!r}"
+        raise InputError(f"SEARCH.DILATION.EVIDENCE: True: {why}")
     if node.FINALISTS.TRY_LONGER and not node.FINALISTS.NUM:
         raise InputError(
             "SEARCH.FINALISTS.TRY_LONGER: True: NUM is 0; without finalists allowed is False"
