@@ -53,6 +53,11 @@ def test_its_score_is_the_journals(family: str, tmp_path: Path) -> None:
     assert evaluated(out, tmp_path / "data") == pytest.approx(best(out, "dilation"), abs=1e-9)
 
 
+def test_without_recalibration_its_statistics_are_the_supernets(tmp_path: Path) -> None:
+    out = searched(tmp_path, *JOINT, "SEARCH.PHASES", ("stage",), "SEARCH.EVAL.RECALIBRATION_IMAGES", 0)
+    assert evaluated(out, tmp_path / "data") == pytest.approx(best(out, "stage"), abs=1e-9)
+
+
 def test_training_starts_from_it(tmp_path: Path) -> None:
     out = searched(tmp_path, *JOINT, "SEARCH.PHASES", ("stage",))
     options = ["MODEL.WEIGHTS", out / "found.pth", "OUTPUT_DIR", out / "trained"]

@@ -20,7 +20,7 @@ from crnas_d2.evaluation.path_detector import PathDetector
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.search.race import PORTIONS
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, DatasetMapper, get_detection_dataset_dicts
 
 AMP = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by SEARCH.EVAL.AMP
 RATES = 3  # batches of recalibration in which every rate is drawn once
@@ -61,8 +61,7 @@ def build_scorer(cfg: CfgNode, split: Split, detector: nn.Module) -> ArchvalScor
     mapper, cache_bytes = NamingMapper(DatasetMapper(cfg, is_train=False)), options.CACHE_GB * 1e9
     form = functools.partial(FixedBatches, mapper=mapper, cache_bytes=cache_bytes, seed=seed)
     archval = get_detection_dataset_dicts(split.archval, filter_empty=False)
-    known = get_detection_dataset_dicts(split.recalibration, filter_empty=False)
-    by_id = {record["image_id"]: record for record in known}
+    by_id = {record["image_id"]: record for record in DatasetCatalog.get(split.recalibration)}
     images = [by_id[i] for i in recalibration_ids(by_id, options.RECALIBRATION_IMAGES, seed)]
     # Few images make smaller batches, at least three: fewer would leave rates without statistics.
     recalibration = form(images, batch_size=max(1, min(options.BATCH_SIZE, len(images) // RATES)))
