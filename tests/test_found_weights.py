@@ -81,7 +81,10 @@ def test_of_the_joint_supernet(tmp_path: Path) -> None:
     assert baseline["architecture"] == "resnet/1-2-1-1/0-00-0-0" and baseline["images"] == 4
     assert "to the baseline" not in baseline
     if found["architecture"] != baseline["architecture"]:
-        assert found["95 % low"] <= found["to the baseline"] <= found["95 % high"]
+        low, high = found["95 % low"], found["95 % high"]
+        assert low <= found["to the baseline"] <= high
+        signs = {"better": low > 0, "worse": high < 0, "not told apart": low <= 0 <= high}
+        assert signs[found["verdict"]]
 
 
 def test_a_supernet_of_other_widths_gives_none(tmp_path: Path) -> None:

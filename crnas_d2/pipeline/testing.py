@@ -58,7 +58,8 @@ def test_paths(
     return rows
 
 
-def compared(difference: Difference) -> dict[str, float]:
-    """Columns of a table: a network's difference to the baseline, and the ends of its interval."""
-    low, high = difference.interval
-    return {"to the baseline": difference.value, "95 % low": low, "95 % high": high}
+def compared(found: Difference) -> dict[str, Any]:
+    """Columns of a table: a network's difference to the baseline, its interval, and what it says."""
+    low, high = found.interval
+    known = {"to the baseline": found.value, "95 % low": low, "95 % high": high}
+    return {**known, "verdict": found.says}
