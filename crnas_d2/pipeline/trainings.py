@@ -18,11 +18,12 @@ from crnas_d2.architecture import Architecture
 from crnas_d2.engine.setup import check_same_run
 from crnas_d2.engine.trainer import seed_of
 from crnas_d2.evaluation.coco import MATCHES
-from crnas_d2.evaluation.matches import Matches
+from crnas_d2.evaluation.matches import Matches, without_groups
 from crnas_d2.pipeline.configs import network_config
 from crnas_d2.pipeline.plan import TRAININGS, Plan
 from crnas_d2.pipeline.search_hook import shared_journal
 from crnas_d2.pipeline.training import train
+from crnas_d2.search.race import standard_error
 from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -60,12 +61,17 @@ class Trainings:
         metrics = measured(comm.all_gather(trainer.last_results)[0], options.TASK, options.METRIC)
         more = {**backbone_costs(cfg)(architecture), "seconds": round(time.perf_counter() - start, 1)}
         score = metrics.get(options.METRIC, 0.0)  # without a detection there is none
+        path, error = Path(cfg.OUTPUT_DIR, "inference", MATCHES), math.nan
+        if path.is_file():
+            matches = Matches.from_bytes(path.read_bytes())
+            error = standard_error(matches.scores(without_groups(len(matches.image_ids))).tolist())
+            more["error"] = error
         self.journal.add(phase, architecture, score, **more, metrics=metrics)
         if comm.is_main_process():
             for path in Path(cfg.OUTPUT_DIR).glob("model_[0-9]*.pth"):
                 path.unlink()  # nothing resumes from them any more
-        text = "%s, seed %d, trained on %s: %.2f"
-        logging.getLogger(__name__).info(text, architecture, number, data, score)
+        text = "%s, seed %d, trained on %s: %.2f (standard error over images %.2f)"
+        logging.getLogger(__name__).info(text, architecture, number, data, score, error)
         return score
 
     def of(self, architecture: Architecture, data: str) -> list[dict[str, Any]]:
