@@ -185,7 +185,8 @@ RESUME_ALWAYS = (
 RESUME_UNTIL_SCORED = ("SEARCH.EVAL.AMP", "SEARCH.EVAL.BATCH_SIZE", "SEARCH.EVAL.CHANNELS_LAST")
 
 # Keys of SEARCH in earlier versions, most of them without a node, what replaces them, and what is gone.
-NESTED = [name for name in KEYS if re.match(r"SEARCH\.\w+\.(?!METHOD|SIZE|CONFIDENCE)", name)]
+SINCE = "EVIDENCE|NUM|SEEDS|SCHEDULE|TRY_LONGER|METHOD|SIZE|CONFIDENCE"  # were never there
+NESTED = [name for name in KEYS if re.match(rf"SEARCH\.\w+\.(?!{SINCE})", name)]
 RENAMED = {
     **{f"SEARCH.{name.split('.')[2]}": name for name in NESTED},
     "SEARCH.ARCHVAL_SIZE": "SEARCH.ARCHVAL.SIZE",

@@ -6,12 +6,14 @@ So a reader sees the old file or the whole new one, whatever kills the process o
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 EARLY = MemoryHandler(1000)  # what is logged before log.txt is open, and lost if it never is
 
@@ -46,6 +48,15 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write at least one row; the columns are all their keys, in order of appearance."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_to_log(level: int, line: str, error: Exception | None = None) -> None:

@@ -38,7 +38,7 @@ class Simulation:
         return self.truth[architecture] + self.rng.normal(0, self.seeds)
 
     def run(self) -> tuple[Architecture, Difference]:
-        scores = compete(self.first, self.baseline, 3, self.train)
+        scores = compete(self.first, [self.baseline], 3, self.train)
         best = winner(scores)
         spread = Spread.of(list(scores.values()))
         found = Difference(scores[best], scores[self.baseline], spread, NO_IMAGES, len(scores) - 1)
@@ -88,7 +88,7 @@ def test_rounds() -> None:
         calls.append((architecture, seed))
         return {five[1]: 3.0, five[3]: 2.0, baseline: 3.0}.get(architecture, 1.0)
 
-    scores = compete([five[0], baseline, *five[1:]], baseline, 3, train)
+    scores = compete([five[0], baseline, *five[1:]], [baseline], 3, train)
     expected = {
         0: [baseline, *five],
         1: [baseline, five[1], five[3], five[0]],
@@ -98,6 +98,20 @@ def test_rounds() -> None:
     assert scores == {a: [train(a, 0)] * sum(a in of for of in expected.values()) for a in scores}
     assert winner(scores) == baseline  # as good as the best finalist
     assert winner({**scores, five[0]: [9.0]}) == baseline  # fewer seeds
+
+
+def test_who_has_all_seeds_already_is_not_dropped_for_the_first() -> None:
+    """As the winner of the stage search in the contest of the dilation search."""
+    known, baseline, *three = named(
+        [1, 5, 5, 5], [3, 4, 6, 3], [2, 4, 5, 5], [5, 1, 5, 5], [5, 5, 1, 5]
+    )
+    aps = {known: [50.2, 53.0, 53.0], three[0]: [51.0, 50.0, 50.0], three[1]: [50.9] * 3}
+
+    def train(architecture: Architecture, seed: int) -> float:
+        return aps.get(architecture, [50.0] * 3)[seed]
+
+    scores = compete(three, [baseline, known], 3, train)
+    assert scores[known] == aps[known] and winner(scores) == known
 
 
 def test_the_spread_is_pooled() -> None:

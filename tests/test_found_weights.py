@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,17 @@ JOINT = ["MODEL.CRNAS.SHARED", True, "SEARCH.JOINT", True]
 
 
 def searched(folder: Path, *options: Any, family: str = "resnet") -> Path:
-    """The OUTPUT_DIR of a search; scoring sees one image at a time, as train_net.py does."""
+    """The OUTPUT_DIR of a search; scoring sees one image at a time, as train_net.py does.
+
+    Resumed, where it is there.
+    """
     keys = [*TINY, *FAMILIES[family], "SEARCH.EVAL.BATCH_SIZE", 1, "SOLVER.MAX_ITER", 20]
     text = read_config("", keys).dump()
     (folder / "search.yaml").write_text(text)
     own = [*tiny_shapes(folder / "data"), "OUTPUT_DIR", str(folder / "out"), *options]
-    run_script("search_net.py", "--config-file", str(folder / "search.yaml"), *command_line(own))
+    resume = ["--resume"] if (folder / "out").exists() else []
+    command = ["search_net.py", *resume, "--config-file", str(folder / "search.yaml")]
+    run_script(*command, *command_line(own))
     return folder / "out"
 
 
@@ -73,7 +79,14 @@ def test_training_starts_from_it(tmp_path: Path) -> None:
 
 def test_of_the_joint_supernet(tmp_path: Path) -> None:
     """Which is trained once; with a phase that compares its paths on the test set."""
-    out = searched(tmp_path, *JOINT, "SEARCH.PHASES", ("stage", "dilation", "test"))
+    options = [*JOINT, "SEARCH.PHASES", ("stage", "dilation", "test"), "SEARCH.DILATION.EVIDENCE", True]
+    out = searched(tmp_path, *options)
+    files = [out / name for name in ("found.yaml", "results.json")]
+    written = [file.read_bytes() for file in files]
+    for folder in out.glob("*/matches"):
+        shutil.rmtree(folder)  # which is safe (docs/DESIGN.md)
+    searched(tmp_path, *options)
+    assert [file.read_bytes() for file in files] == written
     assert evaluated(out, tmp_path / "data") == pytest.approx(best(out, "dilation"), abs=1e-9)
     assert not list(out.glob("stage/*.pth")) and not list(out.glob("dilation/*.pth"))
     baseline, stage, found = json.loads((out / "results.json").read_text())["paths on the test set"]

@@ -16,6 +16,7 @@ from crnas_d2.errors import InputError
 from crnas_d2.pipeline.configs import supernet_config
 from crnas_d2.pipeline.phases import Phases, within
 from crnas_d2.pipeline.plan import Plan, plan_search
+from crnas_d2.pipeline.trainings import scale_schedule
 from crnas_d2.search.journal import Candidate
 from detectron2.engine import default_argument_parser
 
@@ -76,6 +77,39 @@ def test_bases_that_are_refused(
     with pytest.raises(InputError) as caught:
         planned(tmp_path, bases, *options)
     assert message in str(caught.value) and "SEARCH.FOUND_BASE" in str(caught.value)
+
+
+JOINT = ["SEARCH.JOINT", True, "MODEL.CRNAS.SHARED", True]
+ONE_DEPTH = ["MODEL.CRNAS.STAGE_SPACE", [[1], [1], [1], [2]]]
+
+
+@pytest.mark.parametrize(
+    ("phases", "key"),
+    [
+        (("dilation",), "MODEL.CRNAS: STAGE_CODE (1, 2, 1, 1)"),
+        (("stage", "test"), "five.yaml: STAGE_CODE (1, 2, 1, 1)"),
+    ],
+)
+def test_a_code_outside_the_joint_supernet(tmp_path: Path, phases: tuple[str], key: str) -> None:
+    options = [*JOINT, *ONE_DEPTH, "SEARCH.PHASES", phases]
+    with pytest.raises(InputError) as caught:
+        planned(tmp_path, {"five": N5}, *options)
+    assert f"{key}: not in the joint supernet, whose depths are ((1,), " in str(caught.value)
+
+
+def test_networks_alone_have_masks_where_masks_are_scored(tmp_path: Path) -> None:
+    options = ["MODEL.MASK_ON", True, "SEARCH.EVAL.TASK", "segm", "SEARCH.FINALISTS.NUM", 2]
+    with pytest.raises(InputError, match=r"five\.yaml: has MODEL\.MASK_ON False"):
+        planned(tmp_path, {"five": N5}, *options)
+
+
+def test_a_shortened_schedule_warms_up_for_less_time() -> None:
+    keys = ["SOLVER.MAX_ITER", 90, "SOLVER.STEPS", (60, 80), "SOLVER.WARMUP_ITERS", 10]
+    keys += ["SOLVER.EPOCHS", 12, "SOLVER.STEP_EPOCHS", (8, 11)]
+    solver = read_config("", [*TINY, *keys]).SOLVER
+    scale_schedule(solver, 0.5)
+    assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (45, (30, 40), 5)
+    assert (solver.EPOCHS, solver.STEP_EPOCHS) == (6, (4, 5.5))
 
 
 def test_a_search_that_judges_another_detector_says_so(

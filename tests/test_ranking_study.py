@@ -47,7 +47,7 @@ def test_a_study(folder: Path) -> None:  # noqa: F811
         assert {f"b{i}" for i in range(50)} <= set(row)
 
     before = trained.read_bytes(), table.read_bytes()
-    run_script(*command, *map(str, pairs))
+    run_script(*command, "--num-gpus", "2", *map(str, pairs))  # two processes, on the CPU
     assert (trained.read_bytes(), table.read_bytes()) == before
     shown = run_script(TOOL, "--summary", str(results)).splitlines()
     assert [line.split("|")[1:3] for line in shown[2:]] == [

@@ -15,7 +15,7 @@ from crnas_d2.budget import Budget
 from crnas_d2.errors import InputError
 from crnas_d2.pipeline import training
 from crnas_d2.pipeline.plan import Plan
-from crnas_d2.pipeline.trainings import ARCHTRAIN, WHOLE, Trainings, measured
+from crnas_d2.pipeline.trainings import ARCHTRAIN, WHOLE, Network, Trainings, measured
 from detectron2.config import CfgNode
 
 results = script("tools/results.py")
@@ -66,20 +66,23 @@ def test_a_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     base = tmp_path / "base.yaml"
     base.write_text(cfg.dump())
     plan = Plan(cfg, {Budget.parse(5): str(base)}, "", None)
-    one, other = (Architecture("resnet", (1, 2, 1, 1), (0, 0, 0, 0, d)) for d in (1, 2))
+    codes = [Architecture("resnet", (1, 2, 1, 1), (0, 0, 0, 0, digit)) for digit in (1, 2)]
+    one, other = (Network(code, str(base)) for code in codes)
     asked = [(one, ARCHTRAIN, 0), (one, ARCHTRAIN, 1), (other, ARCHTRAIN, 0), (one, WHOLE, 0)]
-    for architecture, data, number in [*asked, *asked]:
+    for each in [*asked, *asked]:
         trainings = Trainings(plan, "archtrain", "archval")  # as a resumed run has it
-        assert trainings(architecture, str(base), data, number) == 1.0
+        assert trainings(*each) == 1.0
     assert [run.OUTPUT_DIR for run in trained] == [str(trainings.folder(*each)) for each in asked]
     assert len({run.SEED for run in trained}) == 3  # finalists share the seeds' numbers
     assert [run.SOLVER.MAX_ITER for run in trained] == [3, 3, 3, 6]
     assert [run.DATASETS.TRAIN == ("archtrain",) for run in trained] == [True] * 3 + [False]
     assert [r["score"] for r in trainings.of(one, ARCHTRAIN)] == [1.0, 1.0]
-    assert trainings.spreads(ARCHTRAIN) == [[1.0, 1.0], [1.0]] and trainings.spreads(WHOLE) == [[1.0]]
+    assert trainings.best(one, ARCHTRAIN, 1)[0] == trainings.folder(*asked[0]) / "model_final.pth"
+    moved = Trainings(plan, "archtrain of another folder", "archval")
+    assert moved(*asked[0]) == 1.0 and len(trained) == 4
     base.write_text(cfg.dump().replace("MAX_ITER: 6", "MAX_ITER: 7"))
     with pytest.raises(InputError, match=r"SOLVER\.MAX_ITER: 7: the run in .* has 6"):
-        trainings(one, str(base), WHOLE, 0)
+        trainings(one, WHOLE, 0)
 
 
 BOXES = {"AP": 40.0, "AP50": 60.0, "AP75": 42.0, "APs": 20.0, "APm": 40.0, "APl": 50.0, "AP-cat": 9.0}

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from detectors import tiny_config
 from image_folders import make_image_folder, tiny_classifier
 
 from crnas_d2.data import loader
 from crnas_d2.engine.trainer import DetectionTrainer
 from crnas_d2.evaluation import topk as classification
-from crnas_d2.evaluation.coco import DetectionEvaluator
+from crnas_d2.evaluation.coco import MATCHES, DetectionEvaluator
 from crnas_d2.evaluation.topk import TopKEvaluator
 from detectron2.evaluation import PascalVOCDetectionEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
@@ -104,3 +105,17 @@ def test_several_test_sets(tmp_path: Path) -> None:
     results = DetectionTrainer.test(cfg, build_model(cfg))
     assert list(results) == list(cfg.DATASETS.TEST)
     assert all(list(r["classification"]) == ["top1", "top5"] for r in results.values())
+
+
+@pytest.mark.parametrize(("metric", "known"), [("AP", True), ("APl", False)])
+def test_matches_are_written_where_the_metric_counts_an_object(
+    metric: str, known: bool, tmp_path: Path
+) -> None:
+    """Nothing is large on pictures of 96 pixels; what is reported stays as it is."""
+    cfg = tiny_config(tmp_path / "data", tmp_path / "out", "SEARCH.EVAL.METRIC", metric)
+    stale = tmp_path / "out" / "inference" / MATCHES
+    stale.parent.mkdir()
+    stale.touch()
+    results = DetectionTrainer.test(cfg, build_model(cfg))
+    assert {"AP", "APl"} <= set(results["bbox"])
+    assert (stale.is_file() and stale.stat().st_size > 0) == known

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from detectors import ROOT, command_line
+from detectors import ROOT, TINY, command_line
 from PIL import Image
 
-from crnas_d2.data.datasets import check_voc
+from crnas_d2.config import read_config
+from crnas_d2.data.datasets import check_voc, register_coco
+from crnas_d2.data.shapes import make_shapes
 from crnas_d2.errors import InputError
-from detectron2.data import DatasetCatalog
+from crnas_d2.pipeline.plan import plan_search
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
+from detectron2.engine import default_argument_parser
 
 # A quarter of the width, on pictures of 96 pixels.
 SMALL = [
@@ -139,3 +145,34 @@ def test_a_file_that_cannot_be_used(voc: Path, file: str, text: str) -> None:
     message = refusal(voc)
     assert "the layout of Pascal VOC is needed" in message
     assert file == XML or "test.txt: at least two images" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (
+            ["SEARCH.PHASES", ("stage", "test"), "MODEL.CRNAS.SHARED", True, "SEARCH.JOINT", True],
+            "a set with a COCO JSON is needed to test",
+        ),
+        (
+            ["SEARCH.PHASES", ("stage", "retrain"), "SEARCH.EVAL.METRIC", "APs"],
+            "SEARCH.EVAL.METRIC: 'APs': the test set",
+        ),
+    ],
+    ids=["paths", "small objects"],
+)
+def test_what_a_search_cannot_ask_of_voc(voc: Path, options: list[Any], shown: str) -> None:
+    make_shapes(voc / "data", 12, 4, seed=1, size=(96, 96))
+    names = [f"{part} in {voc}" for part in ("train", "test")]
+    register_coco(names[0], str(voc / "data" / "train.json"), str(voc / "data" / "images"))
+    classes = ["disc", "square", "triangle"]
+    register_pascal_voc(names[1], str(voc / "VOC2007"), "test", 2007, classes)
+    MetadataCatalog.get(names[1]).evaluator_type = "pascal_voc"  # as detectron2's own sets have it
+    for file in (voc / "VOC2007" / "Annotations").iterdir():
+        file.write_text(file.read_text().replace("dog", "disc").replace("person", "square"))
+    sets = ["DATASETS.TRAIN", (names[0],), "DATASETS.TEST", (names[1],)]
+    keys = [*TINY, *sets, "MODEL.ROI_HEADS.NUM_CLASSES", 3, "OUTPUT_DIR", str(voc / "out"), *options]
+    (voc / "search.yaml").write_text(read_config("", keys).dump())
+    args = default_argument_parser().parse_args(["--config-file", str(voc / "search.yaml")])
+    with pytest.raises(InputError, match=re.escape(shown)):
+        plan_search(args)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,13 @@ from crnas_d2.analysis.ranking import Trained, best_of, ceiling, interval, kenda
 from crnas_d2.architecture import Architecture
 from crnas_d2.engine.setup import start_run
 from crnas_d2.errors import InputError
+from crnas_d2.files import write_csv
 from crnas_d2.launch import run
 from crnas_d2.modeling.build import architecture_of
 from crnas_d2.pipeline.configs import network_config
 from crnas_d2.pipeline.plan import Plan, plan_search
 from crnas_d2.pipeline.run import register_splits
-from crnas_d2.pipeline.trainings import WHOLE, Trainings
+from crnas_d2.pipeline.trainings import WHOLE, Network, Trainings
 from crnas_d2.search.journal import Journal
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
@@ -44,16 +44,21 @@ KNOWN = ("architecture", "seed", "AP")  # columns; others: scores of supernets, 
 
 
 def prepare(args: argparse.Namespace) -> Plan:
-    args.resume = True
-    args.also = {"supernet": "", **dict(pair.partition("=")[::2] for pair in args.also)}
+    args.resume = True  # and as a search that retrains is checked
+    args.opts = [*args.opts, "SEARCH.PHASES", "('stage', 'dilation', 'retrain')"]
     plan = plan_search(args)
-    args.also["supernet"] = plan.cfg.OUTPUT_DIR
-    for folder in args.also.values():
+    for folder in supernets_of(plan, args).values():
         if not Path(folder, "stage", "journal.jsonl").is_file():
             raise InputError(f"OUTPUT_DIR, --also: {folder!r}: a finished stage search is needed")
-    if not args.csv:
-        raise InputError("--csv: a file to write is needed")
+    if not (args.csv and Path(args.csv).absolute().parent.is_dir()):
+        raise InputError(f"--csv: {args.csv!r}: a file to write, in a folder that is there, is needed")
     return plan
+
+
+def supernets_of(plan: Plan, args: argparse.Namespace) -> dict[str, str]:
+    """Folders of stage searches by the names of their columns."""
+    others = dict(pair.partition("=")[::2] for pair in args.also)
+    return {"supernet": plan.cfg.OUTPUT_DIR, **others}
 
 
 def scores_of(folder: str) -> dict[str, float]:
@@ -78,30 +83,29 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
     archtrain, split = register_splits(plan)
     trainings, base = Trainings(plan, archtrain, split.archval), next(iter(plan.bases.values()))
     codes = chosen(plan, args.codes)
-    supernets = {name: scores_of(folder) for name, folder in args.also.items()}
+    supernets = {name: scores_of(folder) for name, folder in supernets_of(plan, args).items()}
     for number in range(args.seeds):
         for code in codes:
-            trainings(Architecture.parse(code), base, WHOLE, number)
+            trainings(Network(Architecture.parse(code), base), WHOLE, number)
+            networks = [Network(Architecture.parse(of), base) for of in codes]
+            rows = [row for of in networks for row in rows_of(of, trainings, supernets)]
             if comm.is_main_process():
-                rows = [row for of in codes for row in rows_of(of, trainings, supernets)]
-                with open(args.csv, "w", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, list(rows[0]))
-                    writer.writeheader()
-                    writer.writerows(rows)
+                write_csv(Path(args.csv), rows)
 
 
 def rows_of(
-    code: str, trainings: Trainings, supernets: dict[str, dict[str, float]]
-) -> Iterator[dict[str, Any]]:
+    network: Network, trainings: Trainings, supernets: dict[str, dict[str, float]]
+) -> list[dict[str, Any]]:
     """One for each training; bootstraps are the same for all rows."""
-    architecture = Architecture.parse(code)
-    matches = trainings.matches(architecture, WHOLE)
-    for number, (trained, of) in enumerate(zip(trainings.of(architecture, WHOLE), matches)):
+    records, code, rows = trainings.of(network, WHOLE), str(network.architecture), []
+    for number, of in enumerate(trainings.matches(network, WHOLE, len(records))):
         images = len(of.image_ids)
         draws = np.random.default_rng(0).multinomial(images, [1 / images] * images, BOOTSTRAPS)
-        row = dict(zip(KNOWN, (code, number, round(trained["score"], 3))))
-        row |= {supernet: round(scores[code], 4) for supernet, scores in supernets.items()}
-        yield row | {f"b{i}": round(ap, 3) for i, ap in enumerate(of.scores(draws).tolist())}
+        row: dict[str, Any] = dict(zip(KNOWN, (code, number, round(records[number]["score"], 3))))
+        for supernet, scores in supernets.items():
+            row[supernet] = round(scores[code], 4) if code in scores else ""
+        rows.append(row | {f"b{i}": round(ap, 3) for i, ap in enumerate(of.scores(draws).tolist())})
+    return rows
 
 
 def summary(path: Path) -> Iterator[dict[str, Any]]:
@@ -113,6 +117,8 @@ def summary(path: Path) -> Iterator[dict[str, Any]]:
         codes: dict[str, Trained] = {}
         for code in dict.fromkeys(row["architecture"] for row in rows):
             of = [row for row in rows if row["architecture"] == code]
+            if not of[0][supernet]:
+                continue  # it has no score there
             drawn = np.array([[float(row[name]) for name in bootstraps] for row in of])
             codes[code] = Trained(float(of[0][supernet]), [float(row["AP"]) for row in of], drawn)
         yield {"study": path.stem.partition("_")[2], "supernet": supernet, **numbers(codes)}
@@ -155,12 +161,10 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--csv", default="")
     parser.add_argument("--also", action="append", default=[], metavar="NAME=FOLDER")
-    if "--summary" in sys.argv:
-        files = sorted(Path(sys.argv[sys.argv.index("--summary") + 1]).glob("ranking_*.csv"))
-        print(
-            tabulate(
-                [row for file in files for row in summary(file)], headers="keys", tablefmt="github"
-            )
-        )
+    parser.add_argument("--summary", metavar="FOLDER", help="of ranking_*.csv; nothing is trained")
+    folder = parser.parse_args().summary
+    if folder:
+        studies = [row for path in sorted(Path(folder).glob("ranking_*.csv")) for row in summary(path)]
+        print(tabulate(studies, headers="keys", tablefmt="github") or f"{folder}: no ranking_*.csv")
     else:
         run(prepare, work, parser)

@@ -101,11 +101,11 @@ OPTIMIZER = (
 )
 
 
-def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
+def check_same_run(cfg: CfgNode, keys: Collection[str] = (), free: Collection[str] = ()) -> None:
     """Raise InputError if the run in OUTPUT_DIR has another value of a key.
 
-    ``keys``: to compare; by default those that --resume of a search may not change. A config.yaml that
-    a kill has torn counts as far as it can be read.
+    ``keys``: to compare; by default those that --resume of a search may not change, without those that
+    are ``free``. A config.yaml that a kill has torn counts as far as it can be read.
     """
     path, now = Path(cfg.OUTPUT_DIR) / "config.yaml", leaves(yaml.safe_load(cfg.dump()))
     before = dict(now)
@@ -115,8 +115,8 @@ def check_same_run(cfg: CfgNode, keys: Collection[str] = ()) -> None:
     if not keys:
         for key in sorted(config.RENAMED.keys() & before.keys()):
             raise InputError(f"{path}: Key {key} was renamed to {config.RENAMED[key]}")
-        scored = any(path.parent.glob("*/journal.jsonl")) or any(path.parent.glob("*/matches"))
-        may_change = {*config.RESUME_ALWAYS, *(() if scored else config.RESUME_UNTIL_SCORED)}
+        scored = any(path.parent.glob("[sd]*/journal.jsonl")) or any(path.parent.glob("[sd]*/matches"))
+        may_change = {*free, *config.RESUME_ALWAYS, *(() if scored else config.RESUME_UNTIL_SCORED)}
         keys = [key for key in now if key not in may_change]
     for settings in (before, now):
         by_image = settings["SOLVER.LR_PER_IMAGE"] * settings["SOLVER.IMS_PER_BATCH"]

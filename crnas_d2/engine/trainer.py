@@ -210,7 +210,7 @@ class SupernetTrainer(DetectionTrainer):
     def build_hooks(self) -> list[HookBase]:
         supernet = find_supernet(self.model)
         if supernet is None:
-            raise InputError("MODEL.CRNAS.SUPERNET: '': 'stage' or 'dilation' is needed")
+            raise InputError("MODEL.CRNAS.SUPERNET: '': 'stage', 'dilation' or 'joint' is needed")
         space, codes = supernet.space, []
         if isinstance(space, StageSpace) and self.cfg.SEARCH.STAGE.SAMPLING == "eligible":
             codes = [code for budget in self.cfg.SEARCH.BUDGETS for code in space.eligible(budget)]

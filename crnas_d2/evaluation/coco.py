@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from crnas_d2.errors import InputError
 from crnas_d2.evaluation.matches import Matches
 from crnas_d2.evaluation.matching import Detections, GroundTruth, match
 from crnas_d2.files import write_bytes
@@ -34,8 +36,15 @@ class DetectionEvaluator(COCOEvaluator):
     ) -> None:
         """On rank 0, of all ranks' predictions; detectron2's changes them in place."""
         if self._do_evaluation:
-            matches = self._matches(predictions)
-            write_bytes(Path(self._output_dir, MATCHES), matches.to_bytes())
+            path = Path(self._output_dir, MATCHES)
+            path.unlink(missing_ok=True)
+            try:
+                matches = self._matches(predictions)
+            except (InputError, KeyError) as error:  # no object that counts, or no masks
+                text = "%s: none: the test set or its predictions do not give %s %s (%s)"
+                logging.getLogger(__name__).info(text, path, self._task, self._metric, error)
+            else:
+                write_bytes(path, matches.to_bytes())
         super()._eval_predictions(predictions, *args, **kwargs)
 
     def _matches(self, predictions: Sequence[dict[str, Any]]) -> Matches:

@@ -104,6 +104,12 @@ class ArchvalScorer:
             mine.append((number, found.scores(weights).tolist()))
         return gather_in_order(mine)
 
+    def ensure(self, architectures: Group) -> None:
+        """Detect on all of archval what has not been detected, or whose matches have been removed."""
+        for portion in range(len(self.images)):
+            if missing := self.missing(architectures, portion):
+                self.detect(missing, portion)
+
     def matches(self, architecture: Architecture, portion: int = -1) -> Matches:
         """Of a candidate on the images seen up to the portion, by default on all of archval."""
         portions = range(len(self.images))[: portion + 1 or None]

@@ -95,6 +95,11 @@ class Difference:
         return low, high
 
     @property
+    def known_ends(self) -> list[float | None]:
+        """Of the interval, None where it is infinite, which JSON does not have."""
+        return [end if math.isfinite(end) else None for end in self.interval]
+
+    @property
     def says(self) -> str:
         """ "better", "worse" or "not told apart"."""
         low, high = self.interval
@@ -102,14 +107,15 @@ class Difference:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.value:+.2f} AP ({self.level:.0%}: {low:+.2f} .. {high:+.2f})"
+        of = "" if self.images.any() else "; of seeds alone"
+        return f"{self.value:+.2f} AP ({self.level:.0%}{of}: {low:+.2f} .. {high:+.2f})"
 
 
-def smallest_difference(spread: float, seeds: int, images: np.ndarray) -> float:
+def smallest_difference(spread: float, seeds: int, images: np.ndarray, among: int = 1) -> float:
     """What two networks need to differ by to be told apart, in AP, given the true spread of seeds.
 
-    ``seeds``: of each, at least 2, of which their spread is then found.
+    ``seeds``: of each, at least 2, of which their spread is then found; ``among``: as Difference's.
     """
     of_both = Spread(spread, 2 * (seeds - 1))
-    low, high = Difference([0.0] * seeds, [0.0] * seeds, of_both, images).interval
+    low, high = Difference([0.0] * seeds, [0.0] * seeds, of_both, images, among).interval
     return (high - low) / 2

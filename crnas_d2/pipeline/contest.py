@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from crnas_d2.evaluation.verdict import Difference, Spread, image_noise, smalles
 from crnas_d2.modeling.build import architecture_of
 from crnas_d2.pipeline.configs import network_config
 from crnas_d2.pipeline.plan import Plan
-from crnas_d2.pipeline.trainings import ARCHTRAIN, LONGER, Trainings
+from crnas_d2.pipeline.trainings import ARCHTRAIN, LONGER, Network, Trainings
 from crnas_d2.search.finalists import compete, winner
 
 STANDS = "the baseline stands"
@@ -30,78 +31,97 @@ class Contest:
 
     plan: Plan
     trainings: Trainings
-    _seen: dict[Budget, set[Architecture]] = field(default_factory=dict)
+    _scores: dict[Budget, dict[Architecture, list[float]]] = field(default_factory=dict)
 
     def noise(self) -> list[Facts]:
         """Train every baseline with all seeds: which differences can be told apart."""
         found, options = [], self.plan.cfg.SEARCH.FINALISTS
         for base in dict.fromkeys(self.plan.bases.values()):
-            network = architecture_of(network_config(self.plan.cfg, base))
-            scores = [self.trainings(network, base, ARCHTRAIN, n) for n in range(options.SEEDS)]
+            network = self._baseline(base)
+            scores = [self.trainings(network, ARCHTRAIN, number) for number in range(options.SEEDS)]
             facts = self._noise(network, scores)
             if options.TRY_LONGER:
-                facts = self._longer(facts, self.trainings(network, base, LONGER, 0))
+                facts = _longer(facts, self.trainings(network, LONGER, 0))
             found.append({"base": Path(base).name, **facts})
             logging.getLogger(__name__).info("noise of %s: %s", Path(base).name, facts["text"])
         return found
 
-    def _noise(self, network: Architecture, scores: Sequence[float]) -> Facts:
+    def _baseline(self, base: str) -> Network:
+        return Network(architecture_of(network_config(self.plan.cfg, base)), base)
+
+    def _noise(self, network: Network, scores: Sequence[float]) -> Facts:
         values = ", ".join(f"{score:.2f}" for score in scores)
-        facts: Facts = {"architecture": str(network), "scores": list(scores)}
-        if len(scores) < 2:
+        facts: Facts = {"architecture": str(network.architecture), "scores": list(scores)}
+        seeds, among = len(scores), self.plan.cfg.SEARCH.FINALISTS.NUM
+        if seeds < 2:
             text = f"{values} AP on archval; one seed says nothing about noise (SEARCH.FINALISTS.SEEDS)"
             return {**facts, "text": text}
-        spread, matches = stdev(scores), self.trainings.matches(network, ARCHTRAIN)
+        spread, matches = stdev(scores), self.trainings.matches(network, ARCHTRAIN, seeds)
         # Two networks of one seed each; the noise of images is less in means over several seeds.
-        images = image_noise(matches[:1], matches[1:2]) / len(scores) ** 0.5
-        shown = smallest_difference(spread, len(scores), images)
-        seeds = smallest_difference(spread, 2 * len(scores), images / 2**0.5)
-        larger = smallest_difference(spread, len(scores), images / 2**0.5)
+        images = image_noise(matches[:1], matches[1:2]) / seeds**0.5
+        shown, twice, larger = (
+            smallest_difference(spread, seeds * times, images / root, among)
+            for times, root in ((1, 1), (2, 2**0.5), (1, 2**0.5))
+        )
         text = (
             f"{values} AP on {len(matches[0].image_ids)} images of archval: seeds differ by "
-            f"{spread:.2f} (standard deviation), the draw of images by {images.std():.2f}; "
-            f"networks that differ by less than {shown:.2f} cannot be told apart (with twice the seeds "
-            f"{seeds:.2f}, with twice the images {larger:.2f})"
+            f"{spread:.2f} (standard deviation), the draw of images by {images.std():.2f}; the best of "
+            f"{among} finalists is told apart from the baseline if it is {shown:.2f} better (with "
+            f"twice the seeds {twice:.2f}, with twice the images {larger:.2f})"
         )
         known = {"seeds": spread, "images": float(images.std()), "smallest difference": shown}
         return {**facts, **known, "text": text}
 
-    def _longer(self, facts: Facts, score: float) -> Facts:
-        """With what half as many iterations again gain; more than seeds differ: a short schedule."""
-        gain = score - fmean(facts["scores"])
-        text = f"{facts['text']}; half as many iterations again: {gain:+.2f}"
-        if gain > facts.get("seeds", 0.0):
-            text += ", more than seeds differ: the schedule is short, and may order networks otherwise"
-        return {**facts, "longer": score, "text": text}
-
-    def choose(self, budget: Budget, finalists: Sequence[Architecture]) -> tuple[Architecture, Facts]:
-        """The best of the finalists and the baseline, and the verdict.
+    def choose(
+        self, budget: Budget, finalists: Sequence[Architecture], *kept: Architecture
+    ) -> tuple[Architecture, Facts]:
+        """The best of the finalists, those that were ``kept`` before, and the baseline; the verdict.
 
         It allows for the luck of the best among all finalists that the budget has had so far.
         """
-        base = self.plan.base_of(budget)
-        baseline = architecture_of(network_config(self.plan.cfg, base))
-        seen = self._seen.setdefault(budget, set())
-        seen |= {*finalists} - {baseline}
+        base, seeds = self.plan.base_of(budget), self.plan.cfg.SEARCH.FINALISTS.SEEDS
+        baseline = self._baseline(base).architecture
+        diverged: set[Architecture] = set()
 
         def train(architecture: Architecture, number: int) -> float:
-            return self.trainings(architecture, base, ARCHTRAIN, number)
+            network = Network(architecture, base)
+            try:
+                score = self.trainings(network, ARCHTRAIN, number)
+            except FloatingPointError as error:  # on all processes alike
+                if architecture == baseline:
+                    raise
+                score = 0.0
+                self.trainings.failed(network, ARCHTRAIN, number, str(error))
+            if any("failed" in record for record in self.trainings.of(network, ARCHTRAIN)):
+                diverged.add(architecture)
+            return score
 
-        scores = compete(finalists, baseline, self.plan.cfg.SEARCH.FINALISTS.SEEDS, train)
-        best = winner(scores)
-        facts: Facts = {"baseline": scores[baseline], "finalists": len(seen)}
+        scores = compete(finalists, list(dict.fromkeys([baseline, *kept])), seeds, train)
+        every = self._scores.setdefault(budget, {})
+        every |= {a: of for a, of in scores.items() if a not in diverged}
+        best, among = winner(scores), max(1, len({*every, *diverged} - {baseline}))
+        facts: Facts = {"baseline": scores[baseline], "finalists": among}
         if best == baseline:
-            text = f"the baseline stands: none of {len(seen)} finalists has a better mean"
+            text = f"the baseline stands: none of {among} finalists has a better mean"
             return best, {"says": STANDS, **facts, "text": text}
-        ours, theirs = (self.trainings.matches(a, ARCHTRAIN) for a in (best, baseline))
-        spread, images = Spread.of(self.trainings.spreads(ARCHTRAIN)), image_noise(ours, theirs)
-        found = Difference(scores[best], scores[baseline], spread, images, among=len(seen))
-        of = f"{len(scores[best])} seeds each, {len(ours[0].image_ids)} images of archval"
-        text = f"{found}; best of {len(seen)} finalists, {of}"
+        networks = Network(best, base), Network(baseline, base)
+        ours, theirs = (self.trainings.matches(of, ARCHTRAIN, seeds) for of in networks)
+        spread = Spread.of(list(every.values()))
+        found = Difference(scores[best], scores[baseline], spread, image_noise(ours, theirs), among)
+        text = f"{found}; best of {among} finalists, {seeds} seeds each"
         if found.says == "better":
             text = f"better than the baseline: {text}; {OPTIMISTIC}"
         else:
             text = f"not told apart from the baseline: {text}; {KEEP}"
-        low, high = found.interval
+        low, high = found.known_ends
         facts |= {"scores": scores[best], "difference": found.value, "low": low, "high": high}
         return best, {"says": found.says, **facts, "text": text}
+
+
+def _longer(facts: Facts, score: float) -> Facts:
+    """With what half as many iterations again gain; more than seeds differ: a short schedule."""
+    gain = score - fmean(facts["scores"])
+    text = f"{facts['text']}; half as many iterations again: {gain:+.2f}"
+    if gain > facts.get("seeds", math.inf):
+        text += ", more than seeds differ: the schedule is short, and may order networks otherwise"
+    return {**facts, "longer": score, "text": text}

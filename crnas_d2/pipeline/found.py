@@ -49,14 +49,17 @@ def write_path_weights(
 ) -> None:
     """Write found.pth with a candidate's weights, or log why the found network cannot have them."""
     cfg = network_config(plan.cfg, plan.base_of(budget), architecture)
+    path = Path(plan.cfg.OUTPUT_DIR, f"found{plan.suffix(budget)}.pth")
     state, network = scorer.subnet_state(architecture), check_network(cfg)
     assert network is not None
-    if differs := difference(network.state_dict(), state):
+    differs = difference(network.state_dict(), state)
+    if differs:
         text = "found.pth: none: the supernet's weights are not those of FOUND_BASE's network: %s"
         logging.getLogger(__name__).info(text, differs)
-    elif comm.is_main_process():
-        path = Path(plan.cfg.OUTPUT_DIR, f"found{plan.suffix(budget)}.pth")
-        _write_weights(path, cfg, state, f"{architecture}, a path out of the supernet")
+    if comm.is_main_process():
+        path.unlink(missing_ok=True)  # of an earlier run with other keys
+        if not differs:
+            _write_weights(path, cfg, state, f"{architecture}, a path out of the supernet")
 
 
 def copy_weights(path: Path, cfg: CfgNode, weights: Path, origin: str) -> None:

@@ -23,6 +23,7 @@ from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.pipeline.search_hook import SearchHook, run_searches, shared_journal
 from crnas_d2.pipeline.testing import test_paths
 from crnas_d2.pipeline.training import train
+from crnas_d2.pipeline.trainings import Network
 from crnas_d2.search.journal import Candidate
 from crnas_d2.space import DilationSpace, Space, block_costs
 from detectron2.config import CfgNode
@@ -35,12 +36,14 @@ NO_VERDICT: Facts = {
 
 
 class Phases:
-    """The phases of a plan.
+    """The phases of a plan; latency, where a budget limits it, is measured first.
 
     Args:
         archtrain: name of the registered data set.
         resume: from earlier checkpoints.
         contest: of finalists; None: the search's first is found.
+
+    Raises InputError: a budget of latency that no code meets, or not the baseline.
     """
 
     def __init__(
@@ -49,13 +52,13 @@ class Phases:
         self._plan, self._archtrain, self._split = plan, archtrain, split
         self._resume, self._contest = resume, contest
         self._costs = costs_of(plan)
+        if "stage" in plan.cfg.SEARCH.PHASES:
+            check_budgets(plan.cfg, plan.bases.items(), self._costs)
 
     def stage(self) -> dict[Budget, Found]:
         """The best stage code for each budget."""
-        cfg, bases = self._supernet_config("stage"), self._plan.bases
-        # Once more with latencies measured, before weeks of training.
-        check_budgets(cfg, bases.items(), self._costs)
-        firsts = self._search(cfg, stage_space_of(cfg), list(bases), "stage")
+        cfg = self._supernet_config("stage")
+        firsts = self._search(cfg, stage_space_of(cfg), list(self._plan.bases), "stage")
         return {budget: self._best(budget, first) for budget, first in firsts.items()}
 
     def named(self) -> dict[Budget, Found]:
@@ -76,12 +79,10 @@ class Phases:
         folder = f"dilation{self._plan.suffix(budget)}"
         cfg = self._supernet_config("dilation", architecture, folder)
         space = DilationSpace(architecture.family, architecture.stage_code)
-        first = self._search(cfg, space, [budget], folder)[budget]
-        if self._contest or not first:  # it has been trained alone
-            first = [architecture, *first]
-        return self._best(budget, first)
+        first = self._search(cfg, space, [budget], folder)[budget] or [architecture]
+        return self._best(budget, first, architecture)
 
-    def test(self, networks: dict[str, Architecture]) -> list[dict[str, Any]]:
+    def test(self, networks: dict[str, Network]) -> list[dict[str, Any]]:
         """Paths of the joint supernet on the test set, the baseline's first."""
         cfg, plan = self._supernet_config("stage"), self._plan
         cfg.freeze()
@@ -116,19 +117,24 @@ class Phases:
             results, firsts = run_searches(searched, scorer, space, budgets, self._costs), {}
             for budget, candidates in results.items():
                 firsts[budget] = within(budget, candidates, self._costs, number)
-                if firsts[budget] and self._contest is None:
-                    write_path_weights(self._plan, budget, scorer, firsts[budget][0])
+                if self._contest is None and is_last:
+                    code = candidates[0].architecture
+                    undilated = Architecture.undilated(code.family, code.stage_code)
+                    found = firsts[budget][0] if firsts[budget] else undilated
+                    write_path_weights(self._plan, budget, scorer, found)
             return firsts
 
         hook, phases = SearchHook(search), self._plan.cfg.SEARCH.PHASES
+        is_last = space.phase == "dilation" or "dilation" not in phases
         is_trained = cfg.SEARCH.JOINT and space.phase == "dilation" and "stage" in phases
         train(cfg, self._plan.pretrain, self._resume or is_trained, hook)
         return hook.results
 
-    def _best(self, budget: Budget, firsts: Sequence[Architecture]) -> Found:
+    def _best(self, budget: Budget, firsts: Sequence[Architecture], *kept: Architecture) -> Found:
+        """``kept``: finalists that have been trained alone."""
         if self._contest is None:
             return firsts[0], NO_VERDICT
-        return self._contest.choose(budget, firsts)
+        return self._contest.choose(budget, firsts, *kept)
 
 
 def costs_of(plan: Plan) -> Costs:

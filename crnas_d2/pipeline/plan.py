@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crnas_d2.analysis.costs import backbone_costs
+from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs
 from crnas_d2.config import read_config
 from crnas_d2.data.coco_json import Record
@@ -44,6 +45,7 @@ from crnas_d2.search.journal import Journal
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+VOC_METRICS = ("AP", "AP50", "AP75")  # of detectron2's evaluator of Pascal VOC
 LATENCIES, TRAININGS = "latency.jsonl", "trainings"
 # What a search leaves in its OUTPUT_DIR, and below it in the folders of its phases.
 FOLDERS = ("joint", "stage", "dilation*", f"{TRAININGS}/*/*", TRAININGS)
@@ -102,10 +104,17 @@ def plan_search(args: argparse.Namespace) -> Plan:
             found = tuple(cfg.DATASETS.TEST)
             raise InputError(f"DATASETS.TEST: {found}: one test set is needed to test (SEARCH.PHASES)")
         check_data(cfg, "TEST")
+        if not hasattr(MetadataCatalog.get(cfg.DATASETS.TEST[0]), "json_file"):
+            found = tuple(cfg.DATASETS.TEST)
+            raise InputError(
+                f"DATASETS.TEST: {found}: a set with a COCO JSON is needed to test (SEARCH.PHASES)"
+            )
+    if cfg.SEARCH.JOINT:
+        _check_joint(cfg, first, networks)
     is_retrained = "retrain" in cfg.SEARCH.PHASES
     if is_retrained or cfg.SEARCH.FINALISTS.NUM:
         for path, network in networks.items():
-            _check_alone(path, network, pretrain, *(["TEST"] if is_retrained else []))
+            _check_alone(cfg, path, network, pretrain, is_retrained)
 
     archval, recalibration = cfg.SEARCH.ARCHVAL, cfg.SEARCH.EVAL.RECALIBRATION_IMAGES
     parts = split(content, archval.SIZE, archval.SPLIT_FIELD, seed_of(cfg), recalibration)
@@ -208,17 +217,41 @@ def check_budgets(cfg: CfgNode, bases: Iterable[tuple[Budget, str]], costs: Cost
                 )
 
 
-def _check_alone(path: str, network: CfgNode, pretrain: str, *sides: str) -> None:
-    """A base config's network can be trained alone; with "TEST", and be tested."""
-    weights, names = network.MODEL.WEIGHTS, tuple(network.DATASETS.TEST)
+def _check_joint(cfg: CfgNode, supernet: CfgNode, networks: Mapping[str, CfgNode]) -> None:
+    """What is to be scored is a path of the joint supernet."""
+    space = stage_space_of(supernet)
+    asked = {} if "stage" in cfg.SEARCH.PHASES else {"MODEL.CRNAS": cfg}
+    if "test" in cfg.SEARCH.PHASES:
+        asked |= {f"SEARCH.FOUND_BASE: {path}": network for path, network in networks.items()}
+    for key, of in asked.items():
+        code = tuple(of.MODEL.CRNAS.STAGE_CODE)
+        if Architecture.undilated(of.MODEL.CRNAS.FAMILY, code) not in space:
+            why = f"not in the joint supernet, whose depths are {space.depths}"
+            raise InputError(f"{key}: STAGE_CODE {code}: {why}")
+
+
+def _check_alone(cfg: CfgNode, path: str, network: CfgNode, pretrain: str, is_tested: bool) -> None:
+    """A base config's network can be trained alone, and scored as the search's paths are."""
+    where, weights, names = f"SEARCH.FOUND_BASE: {path}", network.MODEL.WEIGHTS, network.DATASETS.TEST
+    options = cfg.SEARCH.EVAL
     if weights:
         why = "to train networks alone (SEARCH.PHASES, SEARCH.FINALISTS) allowed is none"
-        raise InputError(f"SEARCH.FOUND_BASE: {path}: has MODEL.WEIGHTS {weights}; {why}")
+        raise InputError(f"{where}: has MODEL.WEIGHTS {weights}; {why}")
+    if options.TASK == "segm" and not network.MODEL.MASK_ON:
+        raise InputError(f"{where}: has MODEL.MASK_ON False; SEARCH.EVAL.TASK 'segm' needs masks")
     if pretrain:
         _check_training(pretrain_config(network, pretrain), "TEST")
-    if sides and len(names) != 1:
-        raise InputError(f"DATASETS.TEST: {names}: one test set is needed to retrain (SEARCH.PHASES)")
-    _check_training(network, "TRAIN", *sides)
+    _check_training(network, "TRAIN", *(["TEST"] if is_tested else []))
+    if is_tested:
+        if len(names) != 1:
+            found = tuple(names)
+            raise InputError(
+                f"DATASETS.TEST: {found}: one test set is needed to retrain (SEARCH.PHASES)"
+            )
+        kind = MetadataCatalog.get(names[0]).get("evaluator_type")
+        if kind == "pascal_voc" and options.METRIC not in VOC_METRICS:
+            why = f"the test set {names[0]!r} of Pascal VOC has {', '.join(VOC_METRICS)}"
+            raise InputError(f"SEARCH.EVAL.METRIC: {options.METRIC!r}: {why}")
 
 
 def _check_folder(cfg: CfgNode, parts: Mapping[str, Record], resume: bool) -> None:

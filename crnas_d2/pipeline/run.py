@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from crnas_d2.analysis.report import write_report
-from crnas_d2.architecture import Architecture
 from crnas_d2.data.coco_json import load_json
 from crnas_d2.data.datasets import register_coco
 from crnas_d2.data.splits import write_splits
@@ -32,11 +31,11 @@ from crnas_d2.pipeline.phases import Phases
 from crnas_d2.pipeline.plan import Plan
 from crnas_d2.pipeline.scorer import Split
 from crnas_d2.pipeline.table import NETWORKS, PATHS, retrain, write_results
-from crnas_d2.pipeline.trainings import ARCHTRAIN, Trainings
+from crnas_d2.pipeline.trainings import ARCHTRAIN, Network, Trainings
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-Networks = dict[str, tuple[Architecture, str]]  # by name, with the paths of their base configs
+Networks = dict[str, Network]  # by name
 
 
 def run_search(plan: Plan, resume: bool) -> list[str]:
@@ -44,35 +43,33 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
     cfg, folder = plan.cfg, Path(plan.cfg.OUTPUT_DIR)
     archtrain, split = register_splits(plan)
     trainings = Trainings(plan, archtrain, split.archval)
-    contest = Contest(plan, trainings) if cfg.SEARCH.FINALISTS.NUM else None
-    noise = contest.noise() if contest else []  # before any supernet is trained
+    searches = {"stage", "dilation"} & {*cfg.SEARCH.PHASES}
+    contest = Contest(plan, trainings) if searches and cfg.SEARCH.FINALISTS.NUM else None
     phases = Phases(plan, archtrain, split, resume, contest)
-    winners = phases.stage() if "stage" in cfg.SEARCH.PHASES else phases.named()
+    noise = contest.noise() if contest else []  # before any supernet is trained
+    winners = phases.stage() if "stage" in searches else phases.named()
     written, verdicts, networks = [], {}, _baselines(plan)
     for budget, (architecture, verdict) in winners.items():
         suffix, base = plan.suffix(budget), plan.base_of(budget)
-        if "dilation" in cfg.SEARCH.PHASES:
-            networks[f"stage{suffix}"] = architecture, base
+        if "dilation" in searches:
+            networks[f"stage{suffix}"] = Network(architecture, base)
             architecture, verdict = phases.dilation(budget, architecture)
-        networks[f"found{suffix}"] = architecture, base
+        found = networks[f"found{suffix}"] = Network(architecture, base)
         path = folder / f"found{suffix}.yaml"
-        logging.getLogger(__name__).info("%s: %s", path, verdict["text"])
+        text, weights = verdict["text"], path.with_suffix(".pth")
+        logging.getLogger(__name__).info("%s: %s", path, text)
         if comm.is_main_process():
-            comment = (
-                f"{architecture}, found by search_net.py for a budget of {budget}\n{verdict['text']}"
-            )
-            write_found(path, cfg, base, architecture, comment)
             if contest:
-                best = trainings.best(architecture, ARCHTRAIN)
-                copy_weights(path.with_suffix(".pth"), network_config(cfg, base), *best)
+                best = trainings.best(found, ARCHTRAIN, cfg.SEARCH.FINALISTS.SEEDS)
+                copy_weights(weights, network_config(cfg, base), *best)
+            comment = f"{architecture}, found by search_net.py for a budget of {budget}\n{text}"
+            write_found(path, cfg, base, architecture, comment)
         comm.synchronize()
-        weights = path.with_suffix(".pth")
         verdicts[budget.name] = {"found": str(architecture), **verdict, "weights": origin_of(weights)}
         written += [str(each) for each in (path, weights) if each.is_file()]
     results: dict[str, Any] = {"noise": noise, "verdicts": verdicts}
     if "test" in cfg.SEARCH.PHASES:
-        found = {name: architecture for name, (architecture, _) in networks.items()}
-        results[PATHS] = phases.test(found)
+        results[PATHS] = phases.test(networks)
     if "retrain" in cfg.SEARCH.PHASES:
         results[NETWORKS] = retrain(plan, trainings, networks)
     if comm.is_main_process():
@@ -86,7 +83,7 @@ def _baselines(plan: Plan) -> Networks:
     networks: Networks = {}
     for base in dict.fromkeys(plan.bases.values()):
         architecture = architecture_of(network_config(plan.cfg, base))
-        networks[f"baseline{len(networks) or ''}"] = architecture, base
+        networks[f"baseline{len(networks) or ''}"] = Network(architecture, base)
     return networks
 
 

@@ -100,6 +100,7 @@ def first_with_evidence(
     chosen = sum(digit > 0 for digit in best.architecture.dilation_code)
     if not chosen:
         return candidates
+    scorer.ensure([best.architecture, undilated.architecture])
     ours, theirs = ([scorer.matches(c.architecture)] for c in (best, undilated))
     images = image_noise(ours, theirs)  # of the same weights: no seeds are between them
     # Two codes that differ in m blocks differ by sqrt(2 m) times the noise of one block.
@@ -116,11 +117,11 @@ def first_with_evidence(
 
 def search_method(cfg: CfgNode, phase: str) -> Search:
     """What SEARCH.STAGE.METHOD or SEARCH.DILATION.METHOD names."""
-    options = {"evaluations": cfg.SEARCH.EVALUATIONS, "seed": seed_of(cfg)}
-    top_k = cfg.SEARCH.DILATION.TOP_K
+    keep, top_k = max(1, cfg.SEARCH.FINALISTS.NUM), cfg.SEARCH.DILATION.TOP_K
+    options = {"evaluations": cfg.SEARCH.EVALUATIONS, "seed": seed_of(cfg), "keep": keep}
     methods: dict[str, Search] = {
-        "exhaustive": stage_search,
-        "greedy": lambda space, budget, compare, costs: greedy_search(space, compare, top_k),
+        "exhaustive": functools.partial(stage_search, keep=keep),
+        "greedy": lambda space, budget, compare, costs: greedy_search(space, compare, top_k, keep),
         "evolution": functools.partial(evolution, **options),
         "random": functools.partial(random_search, **options),
     }

@@ -6,10 +6,8 @@ OUTPUT_DIR/table.csv      of networks trained alone, a row a seed, and one for e
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -18,61 +16,53 @@ from tabulate import tabulate
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.evaluation.verdict import Difference, Spread, image_noise
-from crnas_d2.files import write_text
+from crnas_d2.files import write_csv, write_text
 from crnas_d2.pipeline.plan import Plan
 from crnas_d2.pipeline.testing import CAUTION, compared
-from crnas_d2.pipeline.trainings import WHOLE, Trainings
+from crnas_d2.pipeline.trainings import WHOLE, Network, Trainings
 
 Row = dict[str, Any]
 PATHS, NETWORKS = "paths on the test set", "networks on the test set"  # in results.json
 MEANS = (None, "mean")  # rows that are printed: not those of a seed
 
 
-def retrain(
-    plan: Plan, trainings: Trainings, networks: Mapping[str, tuple[Architecture, str]]
-) -> list[Row]:
-    """Train networks, by name with their base configs, on archtrain and archval, and test them.
+def retrain(plan: Plan, trainings: Trainings, networks: Mapping[str, Network]) -> list[Row]:
+    """Train networks, by name, on archtrain and archval, and test them.
 
-    The first one is the baseline. Seeds go round: after an interruption every network has about as
-    many. Rows of the table, one a seed and a mean after them.
+    The first one of each base config is its baseline. Seeds go round: after an interruption every
+    network has about as many. Rows of the table, one a seed and a mean after them.
     """
-    seeds = range(plan.cfg.SEARCH.RETRAIN.SEEDS)
-    for number in seeds:
-        for architecture, base in networks.values():
-            trainings(architecture, base, WHOLE, number)
-    spread = Spread.of(trainings.spreads(WHOLE))
-    rows = []
-    for name, (architecture, base) in networks.items():
-        baseline = next((a for a, of in networks.values() if of == base), architecture)
-        rows += _rows(trainings, name, architecture, baseline, spread)
+    seeds = plan.cfg.SEARCH.RETRAIN.SEEDS
+    for number in range(seeds):
+        for network in networks.values():
+            trainings(network, WHOLE, number)
+    records = {network: trainings.of(network, WHOLE)[:seeds] for network in networks.values()}
+    scores = {network: [record["score"] for record in of] for network, of in records.items()}
+    matches = {network: trainings.matches(network, WHOLE, seeds) for network in records}
+    rows, spread = [], Spread.of(list(scores.values()))
+    for name, network in networks.items():
+        found = _rows(name, network.architecture, records[network])
+        baseline = next(of for of in records if of.base == network.base)
+        if network != baseline:
+            images = image_noise(matches[network], matches[baseline])
+            found[-1] |= compared(Difference(scores[network], scores[baseline], spread, images))
+        rows += found
     return rows
 
 
-def _rows(
-    trainings: Trainings, name: str, architecture: Architecture, baseline: Architecture, spread: Spread
-) -> list[Row]:
-    records = trainings.of(architecture, WHOLE)
+def _rows(name: str, architecture: Architecture, records: Sequence[Row]) -> list[Row]:
+    """One for each training, and the mean of what all of them have."""
+    known = {"network": name, "architecture": str(architecture)}
     costs = {
         "backbone GMACs": round(records[0]["macs"] / 1e9, 4),
         "backbone params (M)": round(records[0]["params"] / 1e6, 4),
     }
-    known = {"network": name, "architecture": str(architecture)}
     rows = [{**known, "seed": i, **r["metrics"], **costs} for i, r in enumerate(records)]
-    metrics = {key: [r["metrics"].get(key) for r in records] for key in records[0]["metrics"]}
-    mean = {
-        **known,
-        "seed": "mean",
-        **{k: fmean(v) for k, v in metrics.items() if None not in v},
-    }
-    scores = [record["score"] for record in records]
-    if len(scores) > 1:
-        mean["spread of seeds"] = stdev(scores)
-    if architecture != baseline:
-        theirs = [record["score"] for record in trainings.of(baseline, WHOLE)]
-        ours, its = (trainings.matches(network, WHOLE) for network in (architecture, baseline))
-        images = image_noise(ours, its)
-        mean |= compared(Difference(scores, theirs, spread, images))
-    return [*rows, {**mean, **costs}]
+    shared = [key for key in records[0]["metrics"] if all(key in r["metrics"] for r in records)]
+    mean: Row = {key: fmean(r["metrics"][key] for r in records) for key in shared}
+    if len(records) > 1:
+        mean["spread of seeds"] = stdev(record["score"] for record in records)
+    return [*rows, {**known, "seed": "mean", **mean, **costs}]
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> list[Path]:
@@ -86,12 +76,8 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> list[Path]:
     if PATHS in tables:
         print(CAUTION)
     files = [folder / "results.json"]
-    write_text(files[0], json.dumps(results, indent=1))
+    write_text(files[0], json.dumps(results, indent=1, allow_nan=False))
     if rows := tables.get(NETWORKS):
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
         files.append(folder / "table.csv")
-        write_text(files[1], text.getvalue())
+        write_csv(files[1], rows)
     return files

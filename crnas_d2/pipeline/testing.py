@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from crnas_d2.architecture import Architecture
 from crnas_d2.data.coco_json import read_coco_json
 from crnas_d2.evaluation.verdict import Difference, Spread, image_noise
 from crnas_d2.pipeline.scorer import Split, build_scorer
+from crnas_d2.pipeline.trainings import Network
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
@@ -29,9 +29,9 @@ def test_paths(
     recalibration: str,
     test_set: str,
     detector: nn.Module,
-    networks: Mapping[str, Architecture],
+    networks: Mapping[str, Network],
 ) -> list[dict[str, Any]]:
-    """A row for each network, by name; the first one is the baseline.
+    """A row for each network, by name; the first one of each base config is its baseline.
 
     ``cfg``: of the search, whose OUTPUT_DIR gets the matches. Names of registered data sets.
     """
@@ -40,16 +40,14 @@ def test_paths(
     cfg.OUTPUT_DIR, cfg.SEARCH.RACE.CONFIDENCE = str(Path(cfg.OUTPUT_DIR) / "test"), 0.0
     content = read_coco_json(MetadataCatalog.get(test_set).json_file, "DATASETS.TEST")
     scorer = build_scorer(cfg, Split(recalibration, test_set, content), detector)
-    architectures = list(dict.fromkeys(networks.values()))
-    missing = scorer.missing(architectures, 0)
-    if missing:
-        scorer.detect(missing, 0)
+    architectures = list(dict.fromkeys(network.architecture for network in networks.values()))
+    scorer.ensure(architectures)
     scores = {a: found[0] for a, found in zip(architectures, scorer.scores(architectures, 0))}
     rows: list[dict[str, Any]] = []
-    baseline = architectures[0]
-    for name, architecture in networks.items():
+    for name, (architecture, base) in networks.items():
         row: dict[str, Any] = {"network": name, "architecture": str(architecture)}
         row[cfg.SEARCH.EVAL.METRIC] = scores[architecture]
+        baseline = next(network.architecture for network in networks.values() if network.base == base)
         if architecture != baseline:
             images = image_noise([scorer.matches(architecture)], [scorer.matches(baseline)])
             pair = [scores[architecture]], [scores[baseline]]
@@ -60,6 +58,6 @@ def test_paths(
 
 def compared(found: Difference) -> dict[str, Any]:
     """Columns of a table: a network's difference to the baseline, its interval, and what it says."""
-    low, high = found.interval
+    low, high = found.known_ends
     known = {"to the baseline": found.value, "95 % low": low, "95 % high": high}
     return {**known, "verdict": found.says}

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
@@ -34,83 +34,99 @@ from detectron2.utils import comm
 ARCHTRAIN, LONGER, WHOLE = "archtrain", "longer", "train"
 
 
-class Trainings:
-    """Trains networks alone. All processes call it alike and train one network together.
+class Network(NamedTuple):
+    """A network to be trained alone: with the schedule of its base config, a path."""
 
-    A training is known by (architecture, data, number), where number n is the n-th seed; its schedule
-    is that of its base config, which a resumed run may not change.
+    architecture: Architecture
+    base: str
+
+
+class Trainings:
+    """Trains networks alone. All processes call every method alike, and train one network together.
+
+    A training is known by (network, data, number), where number n is the n-th seed; its schedule is
+    that of its base config, which a resumed run may not change.
     """
 
     def __init__(self, plan: Plan, archtrain: str, archval: str) -> None:
         self._plan, self._sets = plan, (archtrain, archval)
         self._folder = Path(plan.cfg.OUTPUT_DIR) / TRAININGS
-        self.journal = shared_journal(self._folder / "journal.jsonl")
+        self._journal = shared_journal(self._folder / "journal.jsonl")
 
-    def __call__(self, architecture: Architecture, base: str, data: str, number: int) -> float:
+    def __call__(self, network: Network, data: str, number: int) -> float:
         """The network's score on archval or, of WHOLE data, on the test set; trained if it was not.
 
-        ``base``: path of the config whose schedule it has. An interrupted training resumes.
+        An interrupted training resumes. Raises FloatingPointError: it diverged.
         """
-        cfg, start = self._config(architecture, base, data, number), time.perf_counter()
-        check_same_run(cfg)
-        phase = f"{data} {number}"
-        if (known := self.journal.score(phase, architecture)) is not None:
+        cfg, start = self._config(network, data, number), time.perf_counter()
+        check_same_run(cfg, free=() if data == WHOLE else ("DATASETS.TRAIN", "DATASETS.TEST"))
+        phase, options = self._phase(network, data, number), self._plan.cfg.SEARCH.EVAL
+        if (known := self._journal.score(phase, network.architecture)) is not None:
             return known
         trainer = train(cfg, self._plan.pretrain, resume=True)
-        options = self._plan.cfg.SEARCH.EVAL
         metrics = measured(comm.all_gather(trainer.last_results)[0], options.TASK, options.METRIC)
-        more = {**backbone_costs(cfg)(architecture), "seconds": round(time.perf_counter() - start, 1)}
         score = metrics.get(options.METRIC, 0.0)  # without a detection there is none
-        path, error = Path(cfg.OUTPUT_DIR, "inference", MATCHES), math.nan
-        if path.is_file():
-            matches = Matches.from_bytes(path.read_bytes())
-            error = standard_error(matches.scores(without_groups(len(matches.image_ids))).tolist())
-            more["error"] = error
-        self.journal.add(phase, architecture, score, **more, metrics=metrics)
+        more: dict[str, Any] = {**backbone_costs(cfg)(network.architecture)}
+        for matches in self._read([Path(cfg.OUTPUT_DIR)]):
+            without = matches.scores(without_groups(len(matches.image_ids)))
+            more["error"] = standard_error(without.tolist())
+        more |= {"seconds": round(time.perf_counter() - start, 1), "processes": comm.get_world_size()}
+        metrics = {options.METRIC: score, **metrics}
+        self._journal.add(phase, network.architecture, score, **more, metrics=metrics)
         if comm.is_main_process():
             for path in Path(cfg.OUTPUT_DIR).glob("model_[0-9]*.pth"):
                 path.unlink()  # nothing resumes from them any more
         text = "%s, seed %d, trained on %s: %.2f (standard error over images %.2f)"
-        logging.getLogger(__name__).info(text, architecture, number, data, score, error)
+        values = network.architecture, number, data, score, more.get("error", math.nan)
+        logging.getLogger(__name__).info(text, *values)
         return score
 
-    def of(self, architecture: Architecture, data: str) -> list[dict[str, Any]]:
+    def failed(self, network: Network, data: str, number: int, why: str) -> None:
+        """Write down a training that diverges whenever it is tried, as a score of 0."""
+        phase = self._phase(network, data, number)
+        self._journal.add(phase, network.architecture, 0.0, failed=why, metrics={})
+        logging.getLogger(__name__).warning("%s, seed %d: %s", network.architecture, number, why)
+
+    def of(self, network: Network, data: str) -> list[dict[str, Any]]:
         """The journal's records of a network's trainings that have ended, in order of their seeds."""
-        found = [r for r in self.journal.records if r["architecture"] == str(architecture)]
-        return sorted((r for r in found if r["phase"].split()[0] == data), key=_number)
+        parts = self._phase(network, data, 0).split()
+        mine = (r for r in self._journal.records if r["architecture"] == str(network.architecture))
+        of_data = ((r["phase"].split(), r) for r in mine)
+        found = [r for (name, _, *base), r in of_data if [name, *base] == [data, *parts[2:]]]
+        return sorted(found, key=_number)
 
-    def spreads(self, data: str) -> list[list[float]]:
-        """The scores of every network that was trained on the data, one a seed."""
-        scores: dict[str, list[float]] = {}
-        for record in self.journal.records:
-            if record["phase"].split()[0] == data:
-                scores.setdefault(record["architecture"], []).append(record["score"])
-        return list(scores.values())
+    def matches(self, network: Network, data: str, seeds: int) -> list[Matches]:
+        """Of the first seeds; empty where the test set has no COCO JSON."""
+        return self._read([self.folder(network, data, number) for number in range(seeds)])
 
-    def matches(self, architecture: Architecture, data: str) -> list[Matches]:
-        """Of each record of ``of``; empty where the test set has no COCO JSON."""
-        folders = [self.folder(architecture, data, _number(r)) for r in self.of(architecture, data)]
-        files = [folder / "inference" / MATCHES for folder in folders]
-        return [Matches.from_bytes(file.read_bytes()) for file in files if file.is_file()]
+    def best(self, network: Network, data: str, seeds: int) -> tuple[Path, str]:
+        """The weights of the one of the first seeds with the best score, and their origin in words."""
+        best = max(self.of(network, data)[:seeds], key=lambda record: record["score"])
+        number, score = _number(best), best["score"]
+        origin = f"{network.architecture} trained alone on {data}, seed {number}: {score:.2f}"
+        return self.folder(network, data, number) / "model_final.pth", origin
 
-    def best(self, architecture: Architecture, data: str) -> tuple[Path, str]:
-        """The weights of the seed with the best score, and their origin in words."""
-        best = max(self.of(architecture, data), key=lambda record: record["score"])
-        path = self.folder(architecture, data, _number(best)) / "model_final.pth"
-        return (
-            path,
-            f"{architecture} trained alone on {data}, seed {_number(best)}: {best['score']:.2f}",
-        )
+    def folder(self, network: Network, data: str, number: int) -> Path:
+        name = self._phase(network, data, number).replace(" ", "_")
+        return self._folder / name / str(network.architecture).replace("/", "_")
 
-    def folder(self, architecture: Architecture, data: str, number: int) -> Path:
-        return self._folder / f"{data}_{number}" / str(architecture).replace("/", "_")
+    def _phase(self, network: Network, data: str, number: int) -> str:
+        """In the journal; with the base config's name if there are several."""
+        of = f" {Path(network.base).stem}" if len({*self._plan.bases.values()}) > 1 else ""
+        return f"{data} {number}{of}"
 
-    def _config(self, architecture: Architecture, base: str, data: str, number: int) -> CfgNode:
-        cfg = network_config(self._plan.cfg, base, architecture)
+    def _read(self, folders: Sequence[Path]) -> list[Matches]:
+        """Rank 0 reads: a shared disk may show a file to the others later."""
+        files = [folder / "inference" / MATCHES for folder in folders if comm.is_main_process()]
+        read = [Matches.from_bytes(file.read_bytes()) for file in files if file.is_file()]
+        return list(comm.all_gather(read)[0])
+
+    def _config(self, network: Network, data: str, number: int) -> CfgNode:
+        cfg = network_config(self._plan.cfg, network.base, network.architecture)
         # Searches of other seeds share no seed with this one, nor do finalists with the table.
         cfg.SEED = derive_seed(seed_of(self._plan.cfg), "training", data, number) % 2**31
         cfg.SEARCH.EVAL = self._plan.cfg.SEARCH.EVAL.clone()  # the evaluator's task and metric
-        cfg.OUTPUT_DIR = str(self.folder(architecture, data, number))
+        cfg.OUTPUT_DIR = str(self.folder(network, data, number))
         if data != WHOLE:
             cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((name,) for name in self._sets)
             factor = self._plan.cfg.SEARCH.FINALISTS.SCHEDULE
@@ -122,6 +138,7 @@ class Trainings:
 def scale_schedule(solver: CfgNode, factor: float) -> None:
     """Multiply a schedule, in place."""
     solver.MAX_ITER = max(1, round(solver.MAX_ITER * factor))
+    solver.WARMUP_ITERS = round(solver.WARMUP_ITERS * factor)
     solver.STEPS = tuple(max(1, round(step * factor)) for step in solver.STEPS)
     solver.EPOCHS = solver.EPOCHS * factor
     solver.STEP_EPOCHS = tuple(step * factor for step in solver.STEP_EPOCHS)
@@ -144,9 +161,3 @@ def measured(results: Mapping[str, Mapping[str, float]], task: str, metric: str)
                 found.setdefault(key if name == first else f"{name} {key}", value)
     # nan: without a detection, or APs where nothing is small.
     return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
-def mean_of(records: Sequence[Mapping[str, Any]], name: str) -> float:
-    """Of a metric over the records that have it; nan if none has."""
-    values = [r["metrics"][name] for r in records if name in r["metrics"]]
-    return sum(values) / len(values) if values else float("nan")

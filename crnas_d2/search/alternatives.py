@@ -22,24 +22,40 @@ Codes = Sequence[Sequence[int]]
 
 
 def random_search(
-    space: Space, budget: Budget, compare: Compare, costs: Costs, evaluations: int, seed: int
+    space: Space,
+    budget: Budget,
+    compare: Compare,
+    costs: Costs,
+    evaluations: int,
+    seed: int,
+    keep: int = 1,
 ) -> list[Candidate]:
-    """The first ``eligible_draws``, ``evaluations`` of them (at least 1) if there are, best first."""
+    """The first ``eligible_draws``, ``evaluations`` of them (at least 1) if there are, best first.
+
+    ``keep``: as in stage_search.
+    """
     drawn = itertools.islice(eligible_draws(space, budget, costs, seed), evaluations)
-    return compare(sorted(drawn, key=space.code_of), 1)  # neighbours share most
+    return compare(sorted(drawn, key=space.code_of), keep)  # neighbours share most
 
 
 def evolution(
-    space: Space, budget: Budget, compare: Compare, costs: Costs, evaluations: int, seed: int
+    space: Space,
+    budget: Budget,
+    compare: Compare,
+    costs: Costs,
+    evaluations: int,
+    seed: int,
+    keep: int = 1,
 ) -> list[Candidate]:
     """As ``random_search``, with which it starts; then it mutates and crosses the best so far."""
     rng = random.Random(derive_seed(seed, "evolution"))
     newcomers = eligible_draws(space, budget, costs, seed)
     generation = list(itertools.islice(newcomers, min(GENERATION, evaluations)))
     found: list[Candidate] = []
+    keep = max(keep, PARENTS)
     seen = set(generation)
     while generation:
-        found = ranked(found + compare(sorted(generation, key=space.code_of), PARENTS))
+        found = ranked(found + compare(sorted(generation, key=space.code_of), keep))
         best = [space.code_of(candidate.architecture) for candidate in found[:PARENTS]]
         generation = []
         for number in range(min(GENERATION, evaluations - len(seen))):

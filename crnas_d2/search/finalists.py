@@ -14,20 +14,20 @@ Train = Callable[[Architecture, int], float]
 
 
 def compete(
-    finalists: Sequence[Architecture], baseline: Architecture, seeds: int, train: Train
+    finalists: Sequence[Architecture], kept: Sequence[Architecture], seeds: int, train: Train
 ) -> dict[Architecture, list[float]]:
     """The scores of each network, one a seed; who was dropped early has fewer.
 
     In each of ``seeds`` rounds (at least 1) those left are trained with one more seed, and the better
-    half of them stays; the baseline stays to the end.
+    half of them stays; those that are ``kept``, such as the baseline, stay to the end.
 
     Args:
         finalists: best first by the search; ties of means keep that order.
     """
-    running = [architecture for architecture in dict.fromkeys(finalists) if architecture != baseline]
-    scores: dict[Architecture, list[float]] = {baseline: [], **{a: [] for a in running}}
+    running = [architecture for architecture in dict.fromkeys(finalists) if architecture not in kept]
+    scores: dict[Architecture, list[float]] = {a: [] for a in (*kept, *running)}
     for seed in range(seeds):
-        for architecture in (baseline, *running):
+        for architecture in (*kept, *running):
             scores[architecture].append(train(architecture, seed))
         running.sort(key=lambda a: -fmean(scores[a]))
         running = running[: (len(running) + 1) // 2]
@@ -35,6 +35,6 @@ def compete(
 
 
 def winner(scores: dict[Architecture, list[float]]) -> Architecture:
-    """Of those with the most seeds the one with the best mean; of equal ones the baseline."""
+    """Of those with the most seeds the one with the best mean; of equal ones the first."""
     most = max(map(len, scores.values()))
     return max((a for a in scores if len(scores[a]) == most), key=lambda a: fmean(scores[a]))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby, islice
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Protocol
 
 from crnas_d2.architecture import Architecture
@@ -95,7 +95,6 @@ class Race:
         score = {a: scores[0] for a, scores in zip(running, found)}
         if math.isnan(found[0][0]):  # no object on the images so far
             return running
-        error = {a: _spread(scores[1:]) for a, scores in zip(running, found)}
         leading = max(keep, math.ceil(LEADING * len(running)))
         behind = dict(zip(running, fractions_behind(found, leading)))
         # Candidates that are alike may all be behind in most bootstraps.
@@ -106,8 +105,7 @@ class Race:
         shared = {"images": images, "leader": str(leader), "leader_score": score[leader]}
         for a in running:
             if a not in staying and self.verdicts.score(phase, a) is None:
-                more = {"error": error[a], **shared, "racing": len(running), "behind": behind[a]}
-                self.verdicts.add(phase, a, score[a], **more)
+                self.verdicts.add(phase, a, score[a], **shared, racing=len(running), behind=behind[a])
         return staying
 
 
@@ -131,12 +129,6 @@ def standard_error(without: Sequence[float]) -> float:
         return 0.0
     mean = fmean(known)
     return math.sqrt((len(known) - 1) / len(known) * sum((score - mean) ** 2 for score in known))
-
-
-def _spread(bootstraps: Sequence[float]) -> float:
-    """The standard error of a score, as its bootstraps over images show it."""
-    known = [score for score in bootstraps if not math.isnan(score)]
-    return stdev(known) if len(known) > 1 else 0.0
 
 
 def fractions_behind(scores: Sequence[Sequence[float]], leading: int) -> list[float]:

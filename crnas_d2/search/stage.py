@@ -8,6 +8,11 @@ from crnas_d2.search.race import Compare
 from crnas_d2.space import StageSpace
 
 
-def stage_search(space: StageSpace, budget: Budget, compare: Compare, costs: Costs) -> list[Candidate]:
-    """The codes of the space whose cost is the budget, best first; InputError if there is none."""
-    return compare(space.eligible(budget, costs), 1)
+def stage_search(
+    space: StageSpace, budget: Budget, compare: Compare, costs: Costs, keep: int = 1
+) -> list[Candidate]:
+    """The codes of the space whose cost is the budget, best first; InputError if there is none.
+
+    ``keep``: how many have to see all of archval.
+    """
+    return compare(space.eligible(budget, costs), keep)
