@@ -84,6 +84,9 @@ class Drawn:
         ).in_order()
         return self._known[architecture]
 
+    def ensure(self, architectures: Sequence[Architecture]) -> None:
+        pass
+
     def missing(self, architectures: Sequence[Architecture], portion: int) -> list[Architecture]:
         return []
 
