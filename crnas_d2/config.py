@@ -129,8 +129,8 @@ KEYS = {
     # TOP_K: partial dilation codes that "greedy" keeps after each block (paper, Sec. 3.3.2).
     "SEARCH.DILATION.METHOD": Key("greedy", one_of("greedy", "evolution", "random")),
     "SEARCH.DILATION.TOP_K": Key(3, at_least(1)),
-    # Rates above 1 are found only where the same weights score better with them than with rate 1
-    # everywhere, by the lower end of a paired bootstrap's 95 % interval over archval's images.
+    # Rates above 1 are found only if the same weights score better with them than with rate 1
+    # everywhere, with 95 % certainty over archval's images and less the luck of the greedy search.
     "SEARCH.DILATION.EVIDENCE": Key(False),
     "SEARCH.EVALUATIONS": Key(200, at_least(1)),  # candidates of each evolutionary or random search
     # The score: COCO's task and metric on archval, 0 to 100.

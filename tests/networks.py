@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections import Counter
 
 import torch
@@ -13,8 +12,6 @@ from torch import nn
 from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
 from crnas_d2.modeling.backbone.mobilenetv2 import MOBILENETV2
 from crnas_d2.modeling.backbone.resnet import RESNET_BASIC, resnet, resnext
-from crnas_d2.modeling.backbone.supernet import Supernet
-from detectron2.layers import CNNBlockBase
 
 # Paper, Tables 5 and 6.
 CR_RESNET18 = Architecture.parse("resnet_basic/1-1-2-4/0-0-10-1021")
@@ -71,24 +68,6 @@ def randomise(module: nn.Module, seed: int) -> None:
             m.running_mean.copy_(normal(m.running_mean))
             m.running_var.copy_(torch.rand(m.running_var.shape, generator=generator) + 0.5)
             m.num_batches_tracked.fill_(7)
-
-
-def subnet_keys(supernet: Supernet, path: Architecture) -> dict[str, str]:
-    """Names of a path's weights and buffers in the supernet, and in the fixed network of that path."""
-    keys = {}
-    numbers: Counter[str] = Counter()  # blocks of each stage so far
-    for segment in supernet.segments(path):
-        names = [name for name, _ in segment.modules()]
-        for name, block in segment.module.named_modules(prefix=segment.prefix):
-            if isinstance(block, CNNBlockBase):
-                stage = name.partition(".")[0]
-                there = stage if name == stage else f"{stage}.{numbers[stage]}"
-                numbers[stage] += 1
-                for key in block.state_dict():
-                    if f"{name}.{key}".rpartition(".")[0] in names:
-                        alone = re.sub(r"^(conv2|depthwise)\.\d\.", r"\1.", key)
-                        keys[f"{name}.{key}"] = f"{there}.{alone}"
-    return keys
 
 
 def by_hooks(network: nn.Module, *inputs: object) -> Counter[str]:

@@ -30,7 +30,7 @@ from converting import (
     tool,
 )
 from detectors import ROOT, command_line
-from networks import CR_RESNET50, FAMILIES, PAPERS, random_architecture, subnet_keys
+from networks import CR_RESNET50, FAMILIES, PAPERS, random_architecture
 from torch import nn
 from torchvision_networks import assert_same_features
 
@@ -306,7 +306,7 @@ def test_a_supernets_paths_are_the_fixed_networks(
         digits = [[d * path.has_choice(b) for b in range(path.blocks)] for d in (1, 2)]
         paths += [Architecture(family, code, tuple(chosen)) for chosen in digits]
     for chosen in paths:
-        named = {there: state[here] for here, there in subnet_keys(supernet, chosen).items()}
+        named = {there: state[here] for here, there in supernet.subnet_keys(chosen).items()}
         assert named.keys() == fixed.keys()
         assert all(torch.equal(named[name], value) for name, value in fixed.items())
 

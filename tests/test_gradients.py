@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectors import FULL_QUOTAS, HEADS, tiny_config
-from networks import subnet_keys
 from torch import nn
 from two_processes import detectors_in_float64
 
@@ -126,7 +125,7 @@ def test_what_is_averaged(
     monkeypatch.setattr(gradients.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(gradients, "average", sent.append)
     gradients.average_gradients(trainer._trainer._parameters, torch.zeros(()))
-    off_path = supernet.state_dict().keys() - subnet_keys(supernet, supernet.path).keys()
+    off_path = supernet.state_dict().keys() - supernet.subnet_keys(supernet.path).keys()
     named = dict(trainer.model.named_parameters())
     on_path = named.keys() - {f"backbone.bottom_up.{key}" for key in off_path}
     expected = {id(named[name].grad) for name in on_path if named[name].requires_grad}

@@ -14,7 +14,6 @@ import pytest
 import torch
 from conftest import SHARED_DATA
 from detectors import ROOT
-from networks import subnet_keys
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
@@ -233,7 +232,7 @@ def test_supernets_at_full_size(name: str, supernet: str) -> None:
     found = []
     for path in paths:
         backbone.set_path(path)
-        on_path = [parameters[key].numel() for key in subnet_keys(backbone, path) if key in parameters]
+        on_path = [parameters[key].numel() for key in backbone.subnet_keys(path) if key in parameters]
         assert sum(on_path) == costs(path)["params"]
         found.append(sum(on_path))
     largest, smallest = max(found), min(found)

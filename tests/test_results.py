@@ -12,6 +12,7 @@ from detectors import tiny_config
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
+from crnas_d2.engine.setup import check_same_run
 from crnas_d2.errors import InputError
 from crnas_d2.pipeline import training
 from crnas_d2.pipeline.plan import Plan
@@ -41,6 +42,19 @@ def test_rows_and_summary(tmp_path: Path) -> None:
     assert rows[0]["architecture"] == "resnet/1-2-1-1/0-00-0-0" and rows[0]["iterations"] == 6
     assert "52.00 ± 2.00" in results.summary(rows)
     assert "±" not in results.summary(rows[:1])
+
+
+def test_scoring_may_change_until_a_candidate_is_scored(tmp_path: Path) -> None:
+    """Not only until the baseline was trained alone."""
+    cfg = tiny_config(tmp_path / "data", tmp_path / "out")
+    (tmp_path / "out" / "config.yaml").write_text(cfg.dump())
+    cfg.SEARCH.EVAL.BATCH_SIZE += 1
+    for folder in ("trainings", "stage"):
+        check_same_run(cfg)
+        (tmp_path / "out" / folder).mkdir()
+        (tmp_path / "out" / folder / "journal.jsonl").touch()
+    with pytest.raises(InputError, match=r"SEARCH\.EVAL\.BATCH_SIZE"):
+        check_same_run(cfg)
 
 
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
@@ -80,6 +94,15 @@ def test_a_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert trainings.best(one, ARCHTRAIN, 1)[0] == trainings.folder(*asked[0]) / "model_final.pth"
     moved = Trainings(plan, "archtrain of another folder", "archval")
     assert moved(*asked[0]) == 1.0 and len(trained) == 4
+    # With a second base config, a training is of one of them.
+    (tmp_path / "second.yaml").write_text(cfg.dump())
+    bases = {Budget.parse(5): str(base), Budget.parse(6): str(tmp_path / "second.yaml")}
+    two = Trainings(Plan(cfg, bases, "", None), "archtrain", "archval")
+    networks = [Network(codes[0], path) for path in bases.values()]
+    for network, name in zip(networks, ("base", "second")):
+        assert two.folder(network, WHOLE, 1).parts[-2] == f"train_1_{name}"
+        assert two(network, WHOLE, 1) == 1.0 and len(two.of(network, WHOLE)) == 1
+    assert len(trained) == 6
     base.write_text(cfg.dump().replace("MAX_ITER: 6", "MAX_ITER: 7"))
     with pytest.raises(InputError, match=r"SOLVER\.MAX_ITER: 7: the run in .* has 6"):
         trainings(one, WHOLE, 0)

@@ -15,6 +15,7 @@ from fake_scorer import (
     alternative,
     arbitrary,
     costs,
+    exhaustive,
     greedy,
     in_memory,
     lines,
@@ -23,6 +24,9 @@ from fake_scorer import (
 )
 
 from crnas_d2.architecture import FAMILY_STAGES, Architecture
+from crnas_d2.budget import Budget
+from crnas_d2.config import read_config
+from crnas_d2.pipeline.search_hook import search_method
 from crnas_d2.search.alternatives import evolution, random_search
 from crnas_d2.search.journal import Candidate, Journal, ranked
 from crnas_d2.search.race import Group, grouped
@@ -69,6 +73,28 @@ def test_stage_search_visits_exactly_the_eligible_codes(family: str, budget: int
     assert all(c.score == arbitrary(c.architecture) for c in found)
     assert found[0].score == max(map(arbitrary, scorer.calls))
     assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("phase", "method"),
+    [("stage", m) for m in ("exhaustive", "evolution", "random")] + [("dilation", "greedy")],
+)
+def test_as_many_finalists_see_all_of_archval(phase: str, method: str) -> None:
+    """A race keeps at least those that are to be trained alone."""
+    options = [f"SEARCH.{phase.upper()}.METHOD", method, "SEARCH.FINALISTS.NUM", 7]
+    space = (
+        StageSpace("resnet", RESNET_DEPTHS)
+        if phase == "stage"
+        else DilationSpace("resnet", (1, 2, 1, 1))
+    )
+    compare, asked = exhaustive(phase, FakeScorer()), []
+
+    def keeping(group: Any, keep: int) -> Any:
+        asked.append(keep)
+        return compare(group, keep)
+
+    search_method(read_config("", options), phase)(space, Budget.parse(16), keeping, costs)
+    assert asked and set(asked) == {7}
 
 
 def test_stage_search_with_equal_scores_takes_the_cheapest() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import FAMILIES, SMALL_CODES, SMALL_WIDTHS, randomise, subnet_keys
+from networks import FAMILIES, SMALL_CODES, SMALL_WIDTHS, randomise
 from torch import nn
 
 from crnas_d2.architecture import Architecture
@@ -61,7 +61,7 @@ def test_a_subnet_gives_its_paths_outputs_exactly(kind: str, family: str) -> Non
         path = supernet.space.sample(seed=5, iteration=i)
         subnet = build_network(FAMILIES[family], path, **shape(family)).eval()
         state = supernet.state_dict()
-        subnet.load_state_dict({there: state[k] for k, there in subnet_keys(supernet, path).items()})
+        subnet.load_state_dict({there: state[k] for k, there in supernet.subnet_keys(path).items()})
         with torch.no_grad(), supernet.using_path(path):
             ours, alone = supernet(image()), subnet(image())
         assert list(ours) == list(alone) == list(STAGES)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from detectors import HEADS, assert_same_weights, tiny_config
-from networks import subnet_keys
 
 from crnas_d2.data.datasets import register_coco
 from crnas_d2.engine import trainer as trainer_module
@@ -62,7 +61,7 @@ def test_only_the_path_moves(kind: str, tmp_path: Path) -> None:
             path = supernet.path
             assert path == supernet.space.sample(trainer.cfg.SEED, trainer.iter)
             trainer.run_step()
-            off_path = supernet.state_dict().keys() - subnet_keys(supernet, path).keys()
+            off_path = supernet.state_dict().keys() - supernet.subnet_keys(path).keys()
             on_path = before.keys() - {f"backbone.bottom_up.{key}" for key in off_path}
             after = trainer.model.state_dict()
             moved = {key for key in before if not torch.equal(before[key], after[key])}

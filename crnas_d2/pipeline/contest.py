@@ -102,7 +102,7 @@ class Contest:
         best, among = winner(scores), max(1, len({*every, *diverged} - {baseline}))
         facts: Facts = {"baseline": scores[baseline], "finalists": among}
         if best == baseline:
-            text = f"the baseline stands: none of {among} finalists has a better mean"
+            text = f"{STANDS}: none of {among} finalists has a better mean"
             return best, {"says": STANDS, **facts, "text": text}
         networks = Network(best, base), Network(baseline, base)
         ours, theirs = (self.trainings.matches(of, ARCHTRAIN, seeds) for of in networks)

@@ -110,7 +110,8 @@ class Phases:
         searched.OUTPUT_DIR = str(Path(self._plan.cfg.OUTPUT_DIR) / folder)
         for each in (cfg, searched):
             each.freeze()
-        number = max(1, self._plan.cfg.SEARCH.FINALISTS.NUM)
+        number, phases = max(1, self._plan.cfg.SEARCH.FINALISTS.NUM), self._plan.cfg.SEARCH.PHASES
+        is_last = space.phase == "dilation" or "dilation" not in phases
 
         def search(detector: nn.Module) -> dict[Budget, list[Architecture]]:
             scorer = build_scorer(searched, self._split, detector)
@@ -124,8 +125,7 @@ class Phases:
                     write_path_weights(self._plan, budget, scorer, found)
             return firsts
 
-        hook, phases = SearchHook(search), self._plan.cfg.SEARCH.PHASES
-        is_last = space.phase == "dilation" or "dilation" not in phases
+        hook = SearchHook(search)
         is_trained = cfg.SEARCH.JOINT and space.phase == "dilation" and "stage" in phases
         train(cfg, self._plan.pretrain, self._resume or is_trained, hook)
         return hook.results

@@ -67,7 +67,7 @@ def _rows(name: str, architecture: Architecture, records: Sequence[Row]) -> list
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> list[Path]:
     """Print the tables and the verdicts; results.json and, after retraining, table.csv."""
-    tables = {name: rows for name, rows in results.items() if name.endswith("test set")}
+    tables = {name: results[name] for name in (PATHS, NETWORKS) if name in results}
     for name, rows in tables.items():
         means = [{k: v for k, v in r.items() if k != "seed"} for r in rows if r.get("seed") in MEANS]
         print(f"{name}:", tabulate(means, headers="keys", floatfmt=".2f", tablefmt="github"), sep="\n")

@@ -89,10 +89,8 @@ class Trainings:
 
     def of(self, network: Network, data: str) -> list[dict[str, Any]]:
         """The journal's records of a network's trainings that have ended, in order of their seeds."""
-        parts = self._phase(network, data, 0).split()
         mine = (r for r in self._journal.records if r["architecture"] == str(network.architecture))
-        of_data = ((r["phase"].split(), r) for r in mine)
-        found = [r for (name, _, *base), r in of_data if [name, *base] == [data, *parts[2:]]]
+        found = (r for r in mine if r["phase"] == self._phase(network, data, _number(r)))
         return sorted(found, key=_number)
 
     def matches(self, network: Network, data: str, seeds: int) -> list[Matches]:
