@@ -82,11 +82,17 @@ KEYS = {
     "MODEL.CLASSIFIER.IN_FEATURE": Key("res5"),  # the stage that it pools
     "INPUT.CLASSIFIER_CROP": Key(224, at_least(1)),  # pixels: the side of what a classifier sees
     "INPUT.CLASSIFIER_TEST_RESIZE": Key(256),  # pixels: the shorter side of a test image before it
+    # Published ImageNet weights, path or URL, from which the backbone starts where MODEL.WEIGHTS is
+    # empty; its blocks take them by position (tools/convert_weights.py says of which files). A search
+    # starts all its supernets and networks from them.
+    "MODEL.CRNAS.WEIGHTS": Key(""),
     # ---- the schedule and your own data
     # Passes over the training images; above 0 it sets SOLVER.MAX_ITER, and STEP_EPOCHS sets
     # SOLVER.STEPS (paper, Sec. 4.1: 13, with 8 and 11). 0: detectron2's keys count.
     "SOLVER.EPOCHS": Key(0, at_least(0)),
     "SOLVER.STEP_EPOCHS": Key(()),
+    # Iterations that a schedule in epochs has at least, for small sets; its steps move along.
+    "SOLVER.MIN_ITER": Key(0, at_least(0)),
     # Learning rate for each image of the batch; above 0 it sets SOLVER.BASE_LR (paper: 0.00125).
     "SOLVER.LR_PER_IMAGE": Key(0.0, at_least(0)),
     # Parts into which a process splits its images of a step; their gradients are accumulated.
@@ -108,7 +114,8 @@ KEYS = {
     # seconds that the whole detector takes for an image on MODEL.DEVICE.
     "SEARCH.BUDGETS": Key((16,)),
     # Configs, relative to the search's. FOUND_BASE: what found.yaml is based on, with full widths and
-    # its own schedule; one for all budgets, or one for each. PRETRAIN: classification, with which each
+    # its own schedule; one for all budgets, or one for each; none: the search's own config, with the
+    # KEY VALUE pairs of the command line. PRETRAIN: classification, with which each
     # network is trained first (paper, A.1); empty: none.
     "SEARCH.FOUND_BASE": Key(()),
     "SEARCH.PRETRAIN": Key(""),

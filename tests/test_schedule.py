@@ -41,6 +41,21 @@ SCHEDULES = [
     pytest.param(10, 4, 2, (0.5, 1.5), 5, (2, 4), id="parts of an epoch"),
     pytest.param(3, 8, 9, (), 4, (), id="less than a batch"),
 ]
+# The same with SOLVER.MIN_ITER: all of the schedule is stretched, or nothing of it.
+FLOORS = [
+    pytest.param(100, 8, 12, (8, 11), 3000, 3000, (2000, 2750), id="a small set"),
+    pytest.param(7, 8, 12, (8, 11), 3000, 3000, (2000, 2750), id="less than a batch, stretched"),
+    pytest.param(117266, 16, 13, (8, 11), 3000, 95279, (58633, 80621), id="a large set"),
+]
+
+
+@pytest.mark.parametrize(("images", "batch", "epochs", "steps", "least", "iterations", "at"), FLOORS)
+def test_a_small_set_has_a_floor(
+    images: int, batch: int, epochs: int, steps: Any, least: int, iterations: int, at: tuple[int, ...]
+) -> None:
+    cfg = config(EPOCHS=epochs, STEP_EPOCHS=steps, IMS_PER_BATCH=batch, MIN_ITER=least)
+    solver = resolve_schedule(cfg, images).SOLVER
+    assert (solver.MAX_ITER, solver.STEPS) == (iterations, at)
 
 
 @pytest.mark.parametrize(("images", "batch", "epochs", "steps", "iterations", "at"), SCHEDULES)

@@ -115,7 +115,7 @@ def test_safetensors_without_the_library(tmp_path: Path, monkeypatch: pytest.Mon
 def test_objects_are_named_in_whole_words(content: Any, named: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "source.pth")
     with pytest.raises(InputError) as caught:
-        read_source(str(tmp_path / "source.pth"))
+        read_source(str(tmp_path / "source.pth"), "--weights")
     assert refused(config(RESNET18), str(tmp_path / "source.pth"), tmp_path) == str(caught.value)
     (why,) = re.findall(r"not a detectron2 checkpoint or state dict \((.*)\)$", str(caught.value))
     assert named in why and len(why) <= 120
@@ -206,7 +206,7 @@ UNKNOWN = (
         (lambda s: {"model": as_detectron2(s)}, "not a detectron2 checkpoint or state dict"),
         (
             lambda s: {name: torch.from_numpy(value) for name, value in as_detectron2(s).items()},
-            "--input-convention: ",
+            "does not say what input it was made for; allowed is tools/convert_weights.py with ",
         ),
     ],
 )

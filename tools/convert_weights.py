@@ -31,7 +31,7 @@ from crnas_d2.files import write_atomically
 from crnas_d2.modeling.build import family_of, input_convention
 from crnas_d2.modeling.checkpoint.convert import convert
 from crnas_d2.modeling.checkpoint.published import CONVENTIONS, read_source
-from crnas_d2.modeling.checkpoint.weights import BARE, check_convention
+from crnas_d2.modeling.checkpoint.weights import BARE
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
@@ -58,12 +58,10 @@ def convert_file(cfg: CfgNode, weights: str, output: Path, convention: str | Non
         raise InputError(
             f"MODEL.BACKBONE.NAME: {cfg.MODEL.BACKBONE.NAME!r}: allowed are crnas_d2's own"
         )
-    source = read_source(weights, convention)
-    check_convention(source.convention, weights, input_convention(cfg))
+    source = read_source(weights, "--weights", convention)
     with torch.device("meta"):
         backbone = build_backbone(cfg)
-    below = getattr(backbone, "bottom_up", backbone)
-    state, origins = convert(source, below, family_of(cfg))
+    state, origins = convert(source, backbone, family_of(cfg), input_convention(cfg))
 
     for block, origin in origins.items():
         logger.info("%s <- %s of the source", block, origin)

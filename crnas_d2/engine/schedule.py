@@ -49,7 +49,8 @@ def resolve_schedule(cfg: CfgNode, images: int) -> CfgNode:
     cfg.defrost()
     solver, epochs, batch = cfg.SOLVER, cfg.SOLVER.EPOCHS, cfg.SOLVER.IMS_PER_BATCH
     if epochs:
-        *steps, end = (math.ceil(e * images / batch) for e in (*solver.STEP_EPOCHS, epochs))
+        each = max(images / batch, solver.MIN_ITER / epochs)
+        *steps, end = (math.ceil(round(e * each, 6)) for e in (*solver.STEP_EPOCHS, epochs))
         solver.STEPS, solver.MAX_ITER = tuple(steps), end
         line = f"{epochs} epochs of {images} images at batch {batch}: {end} iterations, steps {steps}"
         logging.getLogger(__name__).info(line)

@@ -23,13 +23,17 @@ from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.errors import InputError
 from crnas_d2.files import EARLY, write_text, write_to_log
-from crnas_d2.modeling.build import input_convention, stage_space_of
+from crnas_d2.modeling.build import family_of, input_convention, stage_space_of
+from crnas_d2.modeling.checkpoint.convert import convert
+from crnas_d2.modeling.checkpoint.published import Weights, read_source
 from crnas_d2.modeling.checkpoint.weights import check_backbone_weights, read_checkpoint
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+
+PUBLISHED = "MODEL.CRNAS.WEIGHTS"
 
 
 def check_network(cfg: CfgNode) -> nn.Module | None:
@@ -44,8 +48,8 @@ def check_network(cfg: CfgNode) -> nn.Module | None:
         raise InputError(f"MODEL.BACKBONE.NAME: {name!r}: {why}")
     if "crnas" not in name:
         return None
-    if freeze and not cfg.MODEL.WEIGHTS:
-        raise InputError(f"MODEL.BACKBONE.FREEZE_AT: {freeze}: without MODEL.WEIGHTS allowed is 0")
+    if freeze and not (cfg.MODEL.WEIGHTS or cfg.MODEL.CRNAS.WEIGHTS):
+        raise InputError(f"MODEL.BACKBONE.FREEZE_AT: {freeze}: without weights allowed is 0")
     stage_space_of(cfg)
     try:
         with torch.device("meta"):
@@ -61,7 +65,8 @@ def check_network(cfg: CfgNode) -> nn.Module | None:
 def check_weights(cfg: CfgNode, resume: bool) -> tuple[str, bool]:
     """The file that a run starts from, MODEL.WEIGHTS or, if it resumes, OUTPUT_DIR's last checkpoint.
 
-    Returns its path, and whether the run resumes: ``resume``, and there is a checkpoint.
+    Returns its path, and whether the run resumes: ``resume``, and there is a checkpoint. Without a
+    path, MODEL.CRNAS.WEIGHTS is checked.
 
     Raises InputError: no such file, none undamaged, or a backbone of another network, space or input.
     """
@@ -69,15 +74,27 @@ def check_weights(cfg: CfgNode, resume: bool) -> tuple[str, bool]:
     resumes = resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
     if resumes:
         path, key = last_whole(cfg.OUTPUT_DIR), "--resume"
-    local = bool(path) and "://" not in path
-    if local and not os.path.isfile(path):
-        raise InputError(f"{key}: {path}: no such file")
-    network = check_network(cfg) if path else None
-    if network is not None:
+    published = "" if path else cfg.MODEL.CRNAS.WEIGHTS
+    for named, file in ((key, path), (PUBLISHED, published)):
+        if file and "://" not in file and not os.path.isfile(file):
+            raise InputError(f"{named}: {file}: no such file")
+    network = check_network(cfg) if path or published else None
+    if published:
+        if network is None:
+            name = cfg.MODEL.BACKBONE.NAME
+            raise InputError(f"{PUBLISHED}: {published}: is for our backbones only, not for {name!r}")
+        published_weights(cfg, network.backbone)
+    elif network is not None:
         check_backbone_weights(network.backbone, path, key, input_convention(cfg))
-    elif local and path.endswith(".pth"):
+    elif path.endswith(".pth") and "://" not in path:
         read_checkpoint(path, key)
     return path, resumes
+
+
+def published_weights(cfg: CfgNode, backbone: nn.Module) -> tuple[Weights, dict[str, str]]:
+    """``convert`` of MODEL.CRNAS.WEIGHTS; an InputError if they do not fit."""
+    source = read_source(cfg.MODEL.CRNAS.WEIGHTS, PUBLISHED)
+    return convert(source, backbone, family_of(cfg), input_convention(cfg))
 
 
 def check_output(folder: str, resume: bool, traces: Iterable[str]) -> None:

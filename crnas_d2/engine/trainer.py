@@ -7,6 +7,7 @@ the active path only, without DistributedDataParallel; a loss that is not finite
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import weakref
@@ -22,11 +23,12 @@ from crnas_d2.engine.checkpoint import SafeCheckpointer
 from crnas_d2.engine.gradients import average_gradients, broadcast_model, path_only
 from crnas_d2.engine.hooks import PathSampler, progress_bar
 from crnas_d2.engine.schedule import resolve_schedule
-from crnas_d2.engine.setup import check_weights
+from crnas_d2.engine.setup import check_weights, published_weights
 from crnas_d2.errors import InputError
 from crnas_d2.evaluation.coco import DetectionEvaluator
 from crnas_d2.evaluation.topk import TopKEvaluator
 from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.modeling.checkpoint.weights import below_neck
 from crnas_d2.seeding import derive_seed
 from crnas_d2.space import StageSpace
 from detectron2.config import CfgNode
@@ -109,7 +111,8 @@ class DetectionTrainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         loader = self.build_train_loader(cfg)
         cfg = resolve_schedule(cfg, loader.num_images)
-        seed, amp, passes = seed_of(cfg), cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE
+        seed, passes = seed_of(cfg), cfg.SOLVER.ACCUMULATE
+        amp = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE.startswith("cuda")
         torch.manual_seed(derive_seed(seed, "init"))
         model = self.build_model(cfg)
         broadcast_model(model)
@@ -136,6 +139,13 @@ class DetectionTrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's, of what check_weights finds: a damaged checkpoint is passed over."""
         path, resumes = check_weights(self.cfg, resume)
+        if not path and self.cfg.MODEL.CRNAS.WEIGHTS:
+            state, origins = published_weights(self.cfg, self.model.backbone)
+            below_neck(self.model.backbone).load_state_dict(state)
+            blocks = ", ".join(f"{block} <- {origin}" for block, origin in origins.items())
+            text = "blocks from those of %s, by position: %s"
+            logging.getLogger(__name__).info(text, self.cfg.MODEL.CRNAS.WEIGHTS, blocks)
+            return
         self.checkpointer.load(path, checkpointables=None if resumes else [])
         if resumes:
             self.start_iter = self.data_loader.start_iteration = self.iter + 1

@@ -83,11 +83,13 @@ def base_paths(cfg: CfgNode, search_config: str) -> dict[Budget, str]:
 
 
 def network_config(cfg: CfgNode, path: str, architecture: Architecture | None = None) -> CfgNode:
-    """A base config, for the data, seed and device of the search; not frozen.
+    """A base config, for the data, published weights, seed and device of the search; not frozen.
 
-    ``architecture``: instead of the config's own.
+    Without SEARCH.FOUND_BASE that is the search's own, with its KEY VALUE pairs. ``architecture``:
+    instead of the config's own.
     """
-    run = read_config(path)
+    run = read_config(path) if cfg.SEARCH.FOUND_BASE else cfg.clone()
+    run.defrost()
     if architecture:
         run.MODEL.CRNAS.STAGE_CODE = list(architecture.stage_code)
         run.MODEL.CRNAS.DILATION_CODE = list(architecture.dilation_code)
@@ -98,6 +100,7 @@ def network_config(cfg: CfgNode, path: str, architecture: Architecture | None = 
         for head in HEADS:
             run.MODEL[head].NUM_CLASSES = cfg.MODEL[head].NUM_CLASSES
     run.SEED, run.NUM_THREADS, run.MODEL.DEVICE = cfg.SEED, cfg.NUM_THREADS, cfg.MODEL.DEVICE
+    run.MODEL.CRNAS.WEIGHTS = cfg.MODEL.CRNAS.WEIGHTS
     return run
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
+from crnas_d2.config import leaves, read_config
 from crnas_d2.engine.setup import check_network
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.files import write_atomically, write_text
@@ -27,18 +28,32 @@ from detectron2.utils import comm
 
 
 def write_found(path: Path, cfg: CfgNode, base: str, architecture: Architecture, comment: str) -> None:
-    """Write found.yaml: an architecture over its base config, and your own data; ``comment`` on top."""
-    crnas = {
+    """Write found.yaml: an architecture over its base config, and your own data; ``comment`` on top.
+
+    Over the search's own config also what its KEY VALUE pairs change in the network and its training.
+    """
+    crnas: dict[str, Any] = {
         "FAMILY": architecture.family,
         "STAGE_CODE": list(architecture.stage_code),
         "DILATION_CODE": list(architecture.dilation_code),
     }
+    if weights := cfg.MODEL.CRNAS.WEIGHTS:
+        crnas["WEIGHTS"] = weights if "://" in weights else str(Path(weights).resolve())
     content: dict[str, Any] = {"_BASE_": str(Path(base).resolve()), "MODEL": {"CRNAS": crnas}}
     own = {key: str(Path(cfg.DATASETS[key]).resolve()) for key in OWN_DATA if cfg.DATASETS[key]}
     if own:
         content["DATASETS"] = own if cfg.DATASETS.TEST_JSON else {**own, "TEST": []}
         for head in HEADS:
             content["MODEL"][head] = {"NUM_CLASSES": cfg.MODEL[head].NUM_CLASSES}
+    if not cfg.SEARCH.FOUND_BASE:
+        own, theirs = leaves(cfg), leaves(read_config(base))
+        for key, value in own.items():
+            *nodes, last = key.split(".")
+            if value != theirs[key] and nodes and nodes[0] not in ("SEARCH", "DATASETS"):
+                node = content
+                for name in nodes:
+                    node = node.setdefault(name, {})
+                node.setdefault(last, value)
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
     lines = "".join(f"# {line}\n" for line in comment.splitlines())
     write_text(path, lines + text)
@@ -75,5 +90,7 @@ def origin_of(path: Path) -> str:
 
 
 def _write_weights(path: Path, cfg: CfgNode, state: dict[str, Any], origin: str) -> None:
+    if cfg.MODEL.CRNAS.WEIGHTS:
+        origin += f"; training started from {cfg.MODEL.CRNAS.WEIGHTS}"
     content = {"model": state, "input_convention": input_convention(cfg), "origin": origin}
     write_atomically(path, lambda file: torch.save(content, file))

@@ -176,6 +176,8 @@ def _check_bases(cfg: CfgNode, networks: Mapping[str, CfgNode]) -> Costs:
     family = cfg.MODEL.CRNAS.FAMILY
     for path, network in networks.items():
         check_network(network)
+        if cfg.MODEL.CRNAS.WEIGHTS:
+            check_weights(network, resume=False)
         node, name = network.MODEL.CRNAS, network.MODEL.BACKBONE.NAME
         if "crnas" not in name or node.SUPERNET or node.FAMILY != family:
             raise InputError(

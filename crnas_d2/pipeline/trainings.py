@@ -138,7 +138,7 @@ def scale_schedule(solver: CfgNode, factor: float) -> None:
     solver.MAX_ITER = max(1, round(solver.MAX_ITER * factor))
     solver.WARMUP_ITERS = round(solver.WARMUP_ITERS * factor)
     solver.STEPS = tuple(max(1, round(step * factor)) for step in solver.STEPS)
-    solver.EPOCHS = solver.EPOCHS * factor
+    solver.EPOCHS, solver.MIN_ITER = solver.EPOCHS * factor, round(solver.MIN_ITER * factor)
     solver.STEP_EPOCHS = tuple(step * factor for step in solver.STEP_EPOCHS)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,17 +18,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.backbone.family import Family
 from crnas_d2.modeling.checkpoint.published import Source, Weights
-from crnas_d2.modeling.checkpoint.weights import difference
+from crnas_d2.modeling.checkpoint.weights import below_neck, check_convention, difference
 from detectron2.layers import CNNBlockBase
 
 LAST_LAYERS = ("conv3", "conv2", "project", "conv")  # a block ends with the first of these that it has
 
 
-def convert(source: Source, backbone: nn.Module, family: Family) -> tuple[Weights, dict[str, str]]:
-    """The state dict of a backbone without a neck, and for each of its blocks the source's by name.
+def convert(
+    source: Source, backbone: nn.Module, family: Family, convention: dict[str, Any]
+) -> tuple[Weights, dict[str, str]]:
+    """The state dict of a backbone below its neck, and for each of its blocks the source's by name.
 
-    Raises InputError: the source lacks a block, differs in a shape, or has its BatchNorm fused.
+    Raises InputError: the source lacks a block, differs in a shape, has its BatchNorm fused, or was
+        made for another input than ``convention``.
     """
+    check_convention(source.convention, source.path, convention)
+    backbone = below_neck(backbone)
     if source.is_fused and any(isinstance(m, _BatchNorm) for m in backbone.modules()):
         has = f"{source.path} has BatchNorm fused into scale and bias"
         raise InputError(f"MODEL.CRNAS.NORM: {has}; allowed is FrozenBN")
@@ -40,7 +46,7 @@ def convert(source: Source, backbone: nn.Module, family: Family) -> tuple[Weight
         layers = {key: re.sub(rf"^({family.choice})\.\d\.", r"\1.", key) for key in block}
         if differs := difference({layers[key]: block[key] for key in block}, held):
             raise InputError(
-                f"--weights: {source.path}: {name} from the source's {origin}: {differs}; allowed are "
+                f"{source.where}: {name} from the source's {origin}: {differs}; allowed are "
                 "equal blocks, groups and widths (a supernet's with MODEL.CRNAS.WIDTH_MULTIPLIER 1.0)"
             )
         none = torch.zeros(())  # of a counter that the source lacks
@@ -61,14 +67,14 @@ def _origins(source: Source, blocks: dict[str, CNNBlockBase], family: Family) ->
     ours = [list(names) for _, names in itertools.groupby(channels, key=channels.__getitem__)]
     if not len(theirs) == len(ours) == len(family.widths):
         has = f"has blocks of {len(theirs)} widths"
-        raise InputError(f"--weights: {source.path}: {has}; {family.name} takes {len(family.widths)}")
+        raise InputError(f"{source.where}: {has}; {family.name} takes {len(family.widths)}")
     origins = {"stem": "stem"}
     for (first, *later), chain in zip(theirs, ours):
         for _, branch in itertools.groupby(chain, key=lambda name: name.rpartition(".")[0]):
             own_first, *own_later = branch
             if own_later and not later:
                 needed = f"has no block after {first}, and {own_later[0]} needs one"
-                raise InputError(f"--weights: {source.path}: {needed}")
+                raise InputError(f"{source.where}: {needed}")
             origins[own_first] = first
             origins.update(zip(own_later, itertools.cycle(later)))
     return origins

@@ -65,19 +65,27 @@ TORCHVISIONS = {"layer1.0.conv1.weight", "features.0.0.weight"}  # of ResNets, a
 class Source:
     """The network in a file."""
 
+    key: str  # the option or config key that names the file
     path: str  # as the user gave it
     blocks: dict[str, Weights]  # by our names, ``conv1.norm.bias``: stem, then the blocks in order
     others: list[str]  # names of all other weights, such as a classifier's
     convention: dict[str, Any]  # the input that the weights were made for
     is_fused: bool  # BatchNorm is merged into scale and bias; there are no statistics
 
+    @property
+    def where(self) -> str:
+        return f"{self.key}: {self.path}"
 
-def read_source(path: str, convention: str | None = None) -> Source:
-    """The network in a file, or an InputError; ``convention`` names one in place of the file's own."""
-    content = read_file(path, "--weights")
+
+def read_source(path: str, key: str, convention: str | None = None) -> Source:
+    """The network in a file, or an InputError, which begins with ``key``.
+
+    ``convention``: a key of ``CONVENTIONS``, in place of the file's own.
+    """
+    content, where = read_file(path, key), f"{key}: {path}"
     state, known, is_fused = _unwrapped(content), content.get("input_convention"), False
     if "conv1_w" in state:
-        state, known, is_fused = _from_caffe2(state, path)
+        state, known, is_fused = _from_caffe2(state, where)
     elif TORCHVISIONS & state.keys() or content.get("__author__") == "torchvision":  # by detectron2
         known = CONVENTIONS["torchvision"]
     blocks: dict[str, Weights] = {}
@@ -93,16 +101,19 @@ def read_source(path: str, convention: str | None = None) -> Source:
             others.append(name)
     if "stem" not in blocks or len(blocks) == 1:
         raise InputError(
-            f"--weights: {path}: holds no ResNet, ResNeXt or MobileNetV2 under the names of "
+            f"{where}: holds no ResNet, ResNeXt or MobileNetV2 under the names of "
             f"torchvision, Caffe2 or detectron2, but {', '.join([*state, *content][:3]) or 'nothing'}"
         )
     if convention:
         known = CONVENTIONS[convention]
     if not known:
         allowed = ", ".join(CONVENTIONS)
-        raise InputError(f"--input-convention: {path} does not say its own; allowed are {allowed}")
+        raise InputError(
+            f"{where}: does not say what input it was made for; allowed is tools/convert_weights.py "
+            f"with --input-convention ({allowed})"
+        )
     order = sorted(blocks, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
-    return Source(path, {name: blocks[name] for name in order}, others, known, is_fused)
+    return Source(key, path, {name: blocks[name] for name in order}, others, known, is_fused)
 
 
 def _unwrapped(content: dict[str, Any]) -> Weights:
@@ -115,10 +126,10 @@ def _unwrapped(content: dict[str, Any]) -> Weights:
     return {name[len(prefix) :] if name.startswith(prefix) else name: v for name, v in state.items()}
 
 
-def _from_caffe2(state: Weights, path: str) -> tuple[Weights, dict[str, Any], bool]:
+def _from_caffe2(state: Weights, where: str) -> tuple[Weights, dict[str, Any], bool]:
     """The weights by our names, their convention, and whether BatchNorm is fused."""
     if any("_gn_" in name for name in state):
-        raise InputError(f"--weights: {path}: has GroupNorm; allowed are weights with BatchNorm")
+        raise InputError(f"{where}: has GroupNorm; allowed are weights with BatchNorm")
     state = {name: value for name, value in state.items() if not name.endswith("_momentum")}
     state = dict(zip(convert_basic_c2_names(list(state)), state.values()))
     # A fused norm gets statistics that change nothing: 1e-5 is the epsilon of every norm here.

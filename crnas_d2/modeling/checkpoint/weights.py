@@ -85,7 +85,7 @@ def check_backbone_weights(
     """Raise an InputError unless a file has a backbone's weights (no neck), shapes and convention."""
     checkpoint = read_checkpoint(path, key)
     state = checkpoint.get("model", checkpoint)
-    below = getattr(backbone, "bottom_up", backbone)
+    below = below_neck(backbone)
     has_neck = below is not backbone and any(name.startswith(BELOW_NECK) for name in state)
     prefix = BELOW_NECK if has_neck else BARE
     own = {prefix + name: value for name, value in below.state_dict().items()}
@@ -108,6 +108,11 @@ def check_convention(held: dict[str, Any], path: str, convention: dict[str, Any]
         if not is_same:
             needed = f"the weights in {path} were made with {theirs!r}; allowed is the same"
             raise InputError(f"{CONVENTION_KEYS[part]}: {ours!r}: {needed}")
+
+
+def below_neck(backbone: nn.Module) -> nn.Module:
+    """A detector's backbone without its FPN or NASFPN."""
+    return getattr(backbone, "bottom_up", backbone)
 
 
 def load_below_neck(neck: Any) -> Any:
