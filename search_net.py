@@ -3,29 +3,74 @@
 
     python search_net.py --config-file configs/BCCD/search.yaml OUTPUT_DIR output/bccd
 
-Options are detectron2's, and stand before the pairs: --num-gpus, --resume. detectron2's own lines go to
-OUTPUT_DIR/log.txt alone.
+Options are detectron2's, and stand before the pairs: --num-gpus, --resume. --plan shows what the search
+would read, train and score, and ends; with --timed a few steps are timed first, to say how long it will
+take. detectron2's own lines go to OUTPUT_DIR/log.txt alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import time
+
+import torch
 
 from crnas_d2.engine.setup import start_run
+from crnas_d2.errors import InputError
+from crnas_d2.files import EARLY
 from crnas_d2.launch import run
+from crnas_d2.pipeline.estimate import estimate, shown
+from crnas_d2.pipeline.outline import outline
 from crnas_d2.pipeline.plan import Plan, plan_search
 from crnas_d2.pipeline.run import run_search
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 
+def prepare(args: argparse.Namespace) -> Plan:
+    """The checked plan, on rank 0."""
+    if args.timed and comm.get_world_size() > 1:
+        raise InputError("--timed: takes one process; without --num-gpus it times one")
+    return plan_search(args)
+
+
 def work(plan: Plan, args: argparse.Namespace) -> None:
     """What each process does."""
+    logger = logging.getLogger("crnas_d2")
+    if args.plan:
+        if comm.is_main_process():
+            show(plan, args.timed)
+        return
     start_run(plan.cfg, args, quiet=True)
+    if comm.is_main_process():
+        logger.info("the plan:\n%s", outline(plan))
+    expected = estimate(plan) if args.timed else None
+    logger.info("%s", expected or "how long it will take: --timed")
+    start = time.perf_counter()
     written = run_search(plan, resume=args.resume)
+    if expected:
+        seconds = time.perf_counter() - start
+        factor = seconds / sum(each for _, each in expected.works)
+        logger.info("it took %s, %.2f times what was estimated", shown(seconds), factor)
     if comm.is_main_process():
         print("written:", ", ".join(written))
 
 
+def show(plan: Plan, timed: bool) -> None:
+    """Print the plan and what its checks warn of; nothing is written."""
+    for record in EARLY.buffer:
+        if record.levelno >= logging.WARNING:
+            print(record.getMessage())
+    print(outline(plan))
+    if timed:
+        if plan.cfg.NUM_THREADS > 0:
+            torch.set_num_threads(plan.cfg.NUM_THREADS)
+        print(estimate(plan))
+
+
 if __name__ == "__main__":
-    run(plan_search, work, default_argument_parser())
+    parser = default_argument_parser()
+    parser.add_argument("--plan", action="store_true", help="show what the search would do, and end")
+    parser.add_argument("--timed", action="store_true", help="time a few steps: how long will it take?")
+    run(prepare, work, parser)

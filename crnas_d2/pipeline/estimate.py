@@ -1,0 +1,232 @@
+"""How long a search will take on this machine, and what it needs: from a few timed steps and scores.
+
+They run on a few images of the training set in a temporary folder, with random weights. Time and GPU
+memory of a step are measured with one image and with two, and go on from there in a straight line.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from crnas_d2.analysis.costs import backbone_costs
+from crnas_d2.architecture import Architecture
+from crnas_d2.data.coco_json import Record
+from crnas_d2.data.datasets import register_coco
+from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
+from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.modeling.build import architecture_of, stage_space_of
+from crnas_d2.pipeline.configs import network_config, supernet_config
+from crnas_d2.pipeline.outline import Work, course
+from crnas_d2.pipeline.plan import Plan
+from crnas_d2.pipeline.scorer import Split, build_scorer
+from crnas_d2.space import DilationSpace
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.events import EventStorage
+
+IMAGES = 8  # that the steps are timed on
+STEPS = 3  # timed of each; one before them allocates
+GROUP = 4  # candidates that are scored together
+
+
+class Estimate(NamedTuple):
+    """Of what is left of a search."""
+
+    works: list[tuple[Work, float]]  # with its seconds
+    gpu_bytes: float | None  # of the largest training, in a process; None: not on a GPU
+    disk_bytes: float  # of all files that will be there
+
+    def __str__(self) -> str:
+        total = sum(seconds for _, seconds in self.works)
+        parts = ", ".join(f"{work.name} {shown(seconds)}" for work, seconds in self.works)
+        memory = "" if self.gpu_bytes is None else f"; GPU memory {self.gpu_bytes / 1e9:.1f} GB"
+        return f"about {shown(total)}: {parts}{memory}; disk {self.disk_bytes / 1e9:.1f} GB"
+
+
+def shown(seconds: float) -> str:
+    """In the two largest of days, hours, minutes and seconds."""
+    for size, name, smaller in ((86400, "d", 3600), (3600, "h", 60), (60, "min", 1)):
+        if seconds >= size:
+            rest = {3600: "h", 60: "min", 1: "s"}[smaller]
+            return f"{seconds // size:.0f} {name} {seconds % size // smaller:.0f} {rest}"
+    return f"{seconds:.0f} s"
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Of a plan of rank 0, whose parts have not been written yet."""
+    works, cfg, parts = course(plan), plan.cfg, plan.parts
+    assert parts is not None
+    alone = network_config(cfg, next(iter(plan.bases.values())))
+    code = architecture_of(alone if "stage" in cfg.SEARCH.PHASES else cfg)
+    of_step, of_score, memory, disk = {}, {}, [], 0.0
+    with _few_images(plan) as (name, content):
+        for work in works:
+            key = work.name.split()[0]
+            if work.iterations:
+                is_supernet = "supernet" in work.name
+                run = _small(supernet_config(cfg, key, code) if is_supernet else alone, name)
+                of_step[work] = _Step.measured(run)
+                memory.append(of_step[work].gpu_bytes)
+                kept = 4 if run.MODEL.CRNAS.SUPERNET else work.trainings  # checkpoints
+                disk += kept * 8 * of_step[work].parameters  # float32, and its momentum
+            else:
+                kind = "joint" if cfg.SEARCH.JOINT else key
+                run = _small(supernet_config(cfg, kind, code), name)
+                group = _stage_codes(plan) if key == "stage" else _dilation_codes(code)
+                of_score[work] = _score_seconds(run, group, Split(name, name, content))
+    each = min(of_score.values(), default=0.0)  # of an image that a network is tested on
+    images = len(parts["archval"]["images"])
+    found = []
+    for work in works:
+        if work in of_step:
+            left = work.trainings * work.iterations - work.done * (
+                1 if "supernet" in work.name else work.iterations
+            )
+            tested = 0 if "supernet" in work.name else images * each * (work.trainings - work.done)
+            found.append((work, max(0.0, left * of_step[work].seconds + tested)))
+        else:
+            left = max(0, work.candidates - work.done)
+            found.append((work, left * work.images * of_score[work]))
+    on_gpu = [each for each in memory if each is not None]
+    return Estimate(found, max(on_gpu) if on_gpu else None, disk)
+
+
+class _Step(NamedTuple):
+    """One step of training with the batch of the config, in one process."""
+
+    seconds: float
+    gpu_bytes: float | None
+    parameters: int
+
+    @classmethod
+    def measured(cls, cfg: CfgNode) -> _Step:
+        """Of a supernet, time is the mean of its smallest and its largest path."""
+        trainer = _trainer(cfg, 1)
+        paths = _ends(trainer)
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        seconds, peaks = [], []
+        for images in (1, 2):
+            trainer = _trainer(cfg, images)
+            times = []
+            for path in paths:
+                if path is not None:
+                    find_supernet(trainer.model).set_path(path)  # type: ignore[union-attr]
+                times.append(_seconds_of(functools.partial(_step, trainer)))
+            seconds.append(sum(times) / len(times))
+            if cfg.MODEL.DEVICE.startswith("cuda"):
+                peaks.append(torch.cuda.max_memory_allocated())
+        batch = cfg.SOLVER.IMS_PER_BATCH
+        one, two = seconds
+        memory = None
+        if peaks:
+            memory = peaks[0] + (batch / cfg.SOLVER.ACCUMULATE - 1) * max(0, peaks[1] - peaks[0])
+        return cls(one + (batch - 1) * max(two - one, 0.3 * one), memory, parameters)
+
+
+def _trainer(cfg: CfgNode, images: int) -> DetectionTrainer:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE = images, 1
+    cfg.freeze()
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    return (SupernetTrainer if cfg.MODEL.CRNAS.SUPERNET else DetectionTrainer)(cfg)
+
+
+def _step(trainer: DetectionTrainer) -> None:
+    with EventStorage(0) as trainer.storage:
+        trainer.run_step()
+
+
+def _ends(trainer: DetectionTrainer) -> Sequence[Architecture | None]:
+    """The smallest and the largest path of a supernet."""
+    supernet = find_supernet(trainer.model)
+    if supernet is None:
+        return [None]
+    alternatives = supernet.space.alternatives
+    return [supernet.space.with_code([pick(values) for values in alternatives]) for pick in (min, max)]
+
+
+def _seconds_of(work: Callable[[], object]) -> float:
+    work()
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / STEPS
+
+
+def _score_seconds(cfg: CfgNode, group: Sequence[Architecture], split: Split) -> float:
+    """Of a candidate on an image, scored together with others; the first of them warms up."""
+    cfg.SEARCH.EVAL.RECALIBRATION_IMAGES = min(IMAGES, cfg.SEARCH.EVAL.RECALIBRATION_IMAGES)
+    cfg.freeze()
+    model = SupernetTrainer.build_model(cfg)
+    scorer = build_scorer(cfg, split, model)
+    first, *others = group
+    scorer.detect([first], 0)
+    start = time.perf_counter()
+    scorer.detect(others, 0)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    images = scorer.images[-1] + cfg.SEARCH.EVAL.RECALIBRATION_IMAGES
+    return (time.perf_counter() - start) / (len(others) * images)
+
+
+def _stage_codes(plan: Plan) -> list[Architecture]:
+    """Neighbours in the order in which they are scored, from the middle of it."""
+    budget, base = next(iter(plan.bases.items()))
+    costs = backbone_costs(network_config(plan.cfg, base))
+    codes = stage_space_of(plan.cfg).eligible(budget.without("latency"), costs)
+    middle = max(0, len(codes) // 2 - GROUP)
+    return codes[middle : middle + GROUP + 1] if len(codes) > 1 else 2 * codes
+
+
+def _dilation_codes(code: Architecture) -> list[Architecture]:
+    """A step of the greedy search, half way through."""
+    space = DilationSpace(code.family, code.stage_code)
+    kept = space.root
+    while len(kept.dilation_code) < code.blocks // 2:
+        kept = space.extensions(kept)[0]
+    return [kept, *space.extensions(kept)]
+
+
+def _small(cfg: CfgNode, name: str) -> CfgNode:
+    """A copy on the few images, in their temporary folder; not frozen."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
+    cfg.OUTPUT_DIR = str(Path(MetadataCatalog.get(name).json_file).parent)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    return cfg
+
+
+@contextmanager
+def _few_images(plan: Plan) -> Iterator[tuple[str, Record]]:
+    """Registered for a while: the first images of archtrain that have objects."""
+    assert plan.parts is not None
+    part = plan.parts["archtrain"]
+    used = {a["image_id"] for a in part["annotations"] if not a["iscrowd"]}
+    images = [image for image in part["images"] if image["id"] in used][:IMAGES]
+    ids = {image["id"] for image in images}
+    boxes = [a for a in part["annotations"] if a["image_id"] in ids]
+    content = {**part, "images": images, "annotations": boxes}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "few.json")
+        path.write_text(json.dumps(content), encoding="utf-8")
+        name = f"few images in {folder}"
+        register_coco(name, str(path), MetadataCatalog.get(plan.cfg.DATASETS.TRAIN[0]).image_root)
+        try:
+            yield name, content
+        finally:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)

@@ -1,0 +1,158 @@
+"""--plan and --timed: what a search will do, told before it, is what it does."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectors import FAMILIES, ROOT, command_line, run_script, tiny_shapes, tiny_yaml
+
+from crnas_d2.config import read_config
+from crnas_d2.pipeline.configs import base_paths
+from crnas_d2.pipeline.estimate import Estimate, estimate, shown
+from crnas_d2.pipeline.outline import Work, candidates, course, entrants, outline, scale
+from crnas_d2.pipeline.plan import Plan, plan_search
+from crnas_d2.pipeline.run import run_search
+from detectron2.data import transforms
+from detectron2.engine import default_argument_parser
+
+ALL = [
+    *("SEARCH.PHASES", ("stage", "dilation", "retrain")),
+    *("SEARCH.FINALISTS.NUM", 2, "SEARCH.FINALISTS.SEEDS", 2, "SEARCH.RETRAIN.SEEDS", 2),
+    *("SOLVER.MAX_ITER", 4, "MODEL.CRNAS.SHARED", True, "SEARCH.JOINT", True),
+]
+
+
+def planned(folder: Path, *options: Any) -> Plan:
+    config = tiny_yaml(folder / "tiny.yaml")
+    line = [*tiny_shapes(folder / "shapes"), "OUTPUT_DIR", str(folder / "out"), *options]
+    arguments = ["--config-file", str(config), "--resume", *command_line(line)]
+    return plan_search(default_argument_parser().parse_args(arguments))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["greedy", "random"])
+def test_a_search_does_what_was_planned(
+    family: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates are counted exactly, trainings are the most there can be; all is done afterwards."""
+    # After four steps every score may be 0, which ends a search.
+    monkeypatch.setattr("crnas_d2.pipeline.search_hook.check_told_apart", lambda *_: None)
+    options = [*ALL, *FAMILIES[family], "SEARCH.DILATION.METHOD", method, "SEARCH.EVALUATIONS", 5]
+    plan = planned(tmp_path, *options)
+    before = {work.name: work for work in course(plan)}
+    assert all(work.done == 0 for work in before.values())
+    run_search(plan, resume=True)
+
+    out = tmp_path / "out"
+    after = {work.name: work for work in course(planned(tmp_path, *options))}
+    for phase in ("stage", "dilation"):
+        records = (out / phase / "journal.jsonl").read_text().splitlines()
+        work = after[f"{phase} search"]
+        # Rates of evidence or of finalists ask for rate 1 everywhere, which may be one of them.
+        assert work.candidates == before[work.name].candidates == work.done == len(records)
+        images = json.loads((out / "splits" / "archval.json").read_text())["images"]
+        assert work.images == len(images) + 4
+    assert after["joint supernet"].done == after["joint supernet"].iterations == 4
+    trainings = [json.loads(line) for line in (out / "trainings" / "journal.jsonl").open()]
+    for name, data in (("noise and finalists, alone", "archtrain"), ("retraining, alone", "train")):
+        done = sum(record["phase"].startswith(data) for record in trainings)
+        assert 0 < done == after[name].done <= after[name].trainings == before[name].trainings
+        assert after[name].iterations == 4
+
+
+@pytest.mark.parametrize(
+    ("config", "stage", "dilation"),
+    [
+        ("Search/resnet_basic", 9, 66),
+        ("Search/resnet", 153 + 374, 138 + 291),
+        ("Search/mobilenetv2", 43, 3 + 9 * 16),
+        ("BCCD/search", 153, 139),
+        ("OwnData/r18", 9, 67),
+    ],
+)
+def test_candidates_of_the_papers_spaces(config: str, stage: int, dilation: int) -> None:
+    """Stage codes by Sec. 3.3.1 and A.2; greedily 3, then 9 a block; for evidence rate 1 everywhere."""
+    path = str(ROOT / "configs" / f"{config}.yaml")
+    cfg = read_config(path)
+    plan = Plan(cfg, base_paths(cfg, path), "", None)
+    assert (candidates(plan, "stage"), candidates(plan, "dilation")) == (stage, dilation)
+
+
+def test_entrants() -> None:
+    """The better half goes into each next round."""
+    assert [entrants(4, seeds) for seeds in (1, 2, 3, 4)] == [4, 6, 7, 8]
+    assert entrants(1, 3) == 3 and entrants(5, 2) == 5 + 3
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (100, 3000), (50, 40)])
+@pytest.mark.parametrize(("shortest", "longest"), [(800, 1333), (320, 320), (0, 100)])
+def test_images_are_scaled_as_detectron2_does(
+    size: tuple[int, int], shortest: int, longest: int
+) -> None:
+    options = ["INPUT.MIN_SIZE_TEST", shortest, "INPUT.MAX_SIZE_TEST", longest]
+    factor = scale(read_config("", options), *size)
+    image = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    found = transforms.ResizeShortestEdge(shortest, longest).get_transform(image)
+    expected = (found.new_w, found.new_h) if shortest else size
+    assert expected == pytest.approx([side * factor for side in size], abs=1)
+
+
+def test_what_a_person_may_want_to_look_at(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "TEST.DETECTIONS_PER_IMAGE", 1)
+    assert plan.parts is not None
+    archtrain, archval = plan.parts["archtrain"], plan.parts["archval"]
+    emptied = archtrain["images"][0]["id"]
+    archtrain["annotations"] = [a for a in archtrain["annotations"] if a["image_id"] != emptied]
+    archval["annotations"][0]["iscrowd"] = 1
+    archval["annotations"][1]["bbox"][2:] = [3, 90]
+    text = outline(plan)
+    assert "  odd: 1 images of archtrain have no box, and are not trained on" in text
+    assert "  odd: 1 boxes of archval are crowds" in text
+    assert "  odd: 1 boxes are thinner than 4 pixels at the network" in text
+    assert "3 classes have fewer than 10 objects in archval: " in text
+    assert re.search(r"odd: an image has \d+ boxes; TEST.DETECTIONS_PER_IMAGE is 1", text)
+    count = len(archtrain["annotations"]) + len(archval["annotations"])
+    assert f"training set: 12 images, {count} boxes of 3 classes" in text
+    assert next(w for w in course(plan) if w.iterations) == Work("stage supernet", 1, 6, 0, 0, 0)
+
+
+def test_the_options(tmp_path: Path) -> None:
+    """--plan writes nothing; --timed in a search ends with how far off it was."""
+    config = tiny_yaml(tmp_path / "tiny.yaml")
+    line = ["--config-file", str(config), *tiny_shapes(tmp_path / "shapes"), "OUTPUT_DIR", "out"]
+    line += ["SEARCH.PHASES", ("stage",), "SOLVER.BASE_LR", 0.02, "SOLVER.MAX_ITER", 30]
+    before = sorted(tmp_path.rglob("*"))
+    script = str(ROOT / "search_net.py")
+    said = run_script(script, "--plan", "--timed", *line, folder=tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "| stage supernet |" in said
+    last = said.splitlines()[-1]
+    assert re.fullmatch(r"about .*: stage supernet .*, stage search .*; disk .* GB", last)
+    said = run_script(script, "--timed", *line, folder=tmp_path)
+    assert said.index("| stage supernet |") < said.index("about ") < said.index("it took ")
+    assert re.search(r"it took .* s, [\d.]+ times what was estimated", said)
+
+
+def test_estimates_follow_from_what_is_left(tmp_path: Path) -> None:
+    plan = planned(tmp_path, *ALL)
+    found = estimate(plan)
+    assert [work for work, _ in found.works] == course(plan) and found.gpu_bytes is None
+    assert all(seconds > 0 for _, seconds in found.works) and found.disk_bytes > 0
+    assert not (tmp_path / "out").exists()
+    seconds = {work.name: seconds for work, seconds in found.works}
+    # 11 and 6 trainings of as many iterations, in the plan that the test above carries out.
+    assert seconds["noise and finalists, alone"] > seconds["retraining, alone"]
+
+
+def test_durations_are_easy_to_read() -> None:
+    cases = {5: "5 s", 65: "1 min 5 s", 3700: "1 h 1 min", 200000: "2 d 7 h"}
+    assert {seconds: shown(seconds) for seconds in cases} == cases
+    works = [(Work("joint supernet", 1, 10, 0, 0, 0), 90.0)]
+    assert str(Estimate(works, 3.21e9, 2e9)) == (
+        "about 1 min 30 s: joint supernet 1 min 30 s; GPU memory 3.2 GB; disk 2.0 GB"
+    )
