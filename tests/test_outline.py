@@ -13,8 +13,9 @@ from detectors import FAMILIES, ROOT, command_line, run_script, tiny_shapes, tin
 
 from crnas_d2.config import read_config
 from crnas_d2.pipeline.configs import base_paths
+from crnas_d2.pipeline.course import Work, candidates, course, entrants
 from crnas_d2.pipeline.estimate import Estimate, estimate, shown
-from crnas_d2.pipeline.outline import Work, candidates, course, entrants, outline, scale
+from crnas_d2.pipeline.outline import outline, scale
 from crnas_d2.pipeline.plan import Plan, plan_search
 from crnas_d2.pipeline.run import run_search
 from detectron2.data import transforms
@@ -58,11 +59,13 @@ def test_a_search_does_what_was_planned(
         images = json.loads((out / "splits" / "archval.json").read_text())["images"]
         assert work.images == len(images) + 4
     assert after["joint supernet"].done == after["joint supernet"].iterations == 4
+    assert after["noise"].done == after["noise"].units == 2 * 4
     trainings = [json.loads(line) for line in (out / "trainings" / "journal.jsonl").open()]
-    for name, data in (("noise and finalists, alone", "archtrain"), ("retraining, alone", "train")):
-        done = sum(record["phase"].startswith(data) for record in trainings)
-        assert 0 < done == after[name].done <= after[name].trainings == before[name].trainings
-        assert after[name].iterations == 4
+    finalists = ("noise", "stage finalists", "dilation finalists")
+    for names, data in ((finalists, "archtrain"), (("retraining",), "train")):
+        ended = sum(record["phase"].startswith(f"{data} ") for record in trainings)
+        assert ended * 4 == sum(after[name].done for name in names)
+        assert all(after[n].done <= after[n].units == before[n].units for n in names)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,9 @@ def test_what_a_person_may_want_to_look_at(tmp_path: Path) -> None:
     assert re.search(r"odd: an image has \d+ boxes; TEST.DETECTIONS_PER_IMAGE is 1", text)
     count = len(archtrain["annotations"]) + len(archval["annotations"])
     assert f"training set: 12 images, {count} boxes of 3 classes" in text
-    assert next(w for w in course(plan) if w.iterations) == Work("stage supernet", 1, 6, 0, 0, 0)
+    supernet, search = course(plan)[:2]
+    assert (supernet.name, supernet.units, supernet.done) == ("stage supernet", 6, 0)
+    assert (search.name, search.units, search.images) == ("stage search", 4, 4 + 4)
 
 
 def test_the_options(tmp_path: Path) -> None:
@@ -145,14 +150,14 @@ def test_estimates_follow_from_what_is_left(tmp_path: Path) -> None:
     assert all(seconds > 0 for _, seconds in found.works) and found.disk_bytes > 0
     assert not (tmp_path / "out").exists()
     seconds = {work.name: seconds for work, seconds in found.works}
-    # 11 and 6 trainings of as many iterations, in the plan that the test above carries out.
-    assert seconds["noise and finalists, alone"] > seconds["retraining, alone"]
+    # 3 and 2 trainings of as many iterations.
+    assert seconds["stage finalists"] > seconds["noise"]
 
 
 def test_durations_are_easy_to_read() -> None:
     cases = {5: "5 s", 65: "1 min 5 s", 3700: "1 h 1 min", 200000: "2 d 7 h"}
     assert {seconds: shown(seconds) for seconds in cases} == cases
-    works = [(Work("joint supernet", 1, 10, 0, 0, 0), 90.0)]
+    works = [(Work("joint supernet", 1, 10, 0, 0, 0, 1.0), 90.0)]
     assert str(Estimate(works, 3.21e9, 2e9)) == (
         "about 1 min 30 s: joint supernet 1 min 30 s; GPU memory 3.2 GB; disk 2.0 GB"
     )

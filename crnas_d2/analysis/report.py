@@ -15,7 +15,7 @@ from typing import Any
 from tabulate import tabulate
 
 from crnas_d2.files import write_text
-from crnas_d2.search.journal import Journal
+from crnas_d2.search.journal import Journal, open_digits
 
 Row = Mapping[str, Any]
 STYLE = (
@@ -55,8 +55,8 @@ def _search(folder: Path) -> Iterable[str]:
     """Candidates with whole codes, then partial ones, by how far they have grown; then the dropped."""
     records = Journal(folder / "journal.jsonl", writes=False).records
     yield f"<h2>{escape(folder.name)}: {len(records)} candidates saw all of archval</h2>"
-    ranked = sorted(records, key=lambda r: (_open_digits(r), -r["score"], r["macs"], r["architecture"]))
-    for number, alike in groupby(ranked, key=_open_digits):
+    ranked = sorted(records, key=lambda r: (open_digits(r), -r["score"], r["macs"], r["architecture"]))
+    for number, alike in groupby(ranked, key=open_digits):
         kind = f"codes with {number} digits left open" if number else "whole codes"
         yield _table(list(alike), f"{kind}, best first. {ERROR}")
     dropped = Journal(folder / "race.jsonl", writes=False).records
@@ -64,10 +64,6 @@ def _search(folder: Path) -> Iterable[str]:
         rows = [record for record in dropped if record["phase"] == phase]
         means = "images: seen by then; behind: fraction of bootstraps outside the leading quarter"
         yield _table(rows, f"{phase}: {len(rows)} dropped. {means}")
-
-
-def _open_digits(record: Row) -> int:
-    return record["architecture"].rpartition("/")[2].count("_")
 
 
 def _table(rows: Sequence[Row], caption: str) -> str:

@@ -21,7 +21,8 @@ from crnas_d2.data.imagenet import is_image_folder
 from crnas_d2.data.loader import TrainLoader, build_test_loader, build_train_loader
 from crnas_d2.engine.checkpoint import SafeCheckpointer
 from crnas_d2.engine.gradients import average_gradients, broadcast_model, path_only
-from crnas_d2.engine.hooks import PathSampler, progress_bar
+from crnas_d2.engine.hooks import PathSampler
+from crnas_d2.engine.progress import progress_bar
 from crnas_d2.engine.schedule import resolve_schedule
 from crnas_d2.engine.setup import check_weights, published_weights
 from crnas_d2.errors import InputError

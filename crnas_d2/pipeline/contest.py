@@ -12,6 +12,7 @@ from typing import Any
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
+from crnas_d2.engine import progress
 from crnas_d2.evaluation.verdict import Difference, Spread, image_noise, smallest_difference
 from crnas_d2.modeling.build import architecture_of
 from crnas_d2.pipeline.configs import network_config
@@ -38,10 +39,12 @@ class Contest:
         found, options = [], self.plan.cfg.SEARCH.FINALISTS
         for base in dict.fromkeys(self.plan.bases.values()):
             network = self._baseline(base)
-            scores = [self.trainings(network, ARCHTRAIN, number) for number in range(options.SEEDS)]
+            with progress.at("noise"):
+                scores = [self.trainings(network, ARCHTRAIN, n) for n in range(options.SEEDS)]
             facts = self._noise(network, scores)
             if options.TRY_LONGER:
-                facts = _longer(facts, self.trainings(network, LONGER, 0))
+                with progress.at("longer schedule"):
+                    facts = _longer(facts, self.trainings(network, LONGER, 0))
             found.append({"base": Path(base).name, **facts})
             logging.getLogger(__name__).info("noise of %s: %s", Path(base).name, facts["text"])
         return found

@@ -25,7 +25,7 @@ from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.pipeline.configs import network_config, supernet_config
-from crnas_d2.pipeline.outline import Work, course
+from crnas_d2.pipeline.course import Work, course
 from crnas_d2.pipeline.plan import Plan
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.space import DilationSpace
@@ -84,18 +84,13 @@ def estimate(plan: Plan) -> Estimate:
                 group = _stage_codes(plan) if key == "stage" else _dilation_codes(code)
                 of_score[work] = _score_seconds(run, group, Split(name, name, content))
     each = min(of_score.values(), default=0.0)  # of an image that a network is tested on
-    images = len(parts["archval"]["images"])
     found = []
     for work in works:
-        if work in of_step:
-            left = work.trainings * work.iterations - work.done * (
-                1 if "supernet" in work.name else work.iterations
-            )
-            tested = 0 if "supernet" in work.name else images * each * (work.trainings - work.done)
-            found.append((work, max(0.0, left * of_step[work].seconds + tested)))
-        else:
-            left = max(0, work.candidates - work.done)
-            found.append((work, left * work.images * of_score[work]))
+        left = max(0, work.units - work.done)
+        seconds = of_step[work].seconds if work in of_step else work.images * of_score[work]
+        if work in of_step and "supernet" not in work.name:
+            seconds += len(parts["archval"]["images"]) * each / work.iterations
+        found.append((work, left * seconds))
     on_gpu = [each for each in memory if each is not None]
     return Estimate(found, max(on_gpu) if on_gpu else None, disk)
 

@@ -6,42 +6,24 @@ It reads what the plan has read, and what an earlier run left in OUTPUT_DIR; not
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tabulate import tabulate
 
 from crnas_d2.analysis.costs import backbone_costs
-from crnas_d2.architecture import Architecture
 from crnas_d2.data.coco_json import Record
-from crnas_d2.engine.schedule import resolve_schedule
 from crnas_d2.modeling.build import architecture_of, stage_space_of
-from crnas_d2.pipeline.configs import network_config, supernet_config
-from crnas_d2.pipeline.plan import TRAININGS, Plan
-from crnas_d2.pipeline.trainings import ARCHTRAIN, LONGER, WHOLE, scale_schedule
-from crnas_d2.search.greedy import greedy_search
-from crnas_d2.search.journal import Candidate, Journal
-from crnas_d2.space import DilationSpace
+from crnas_d2.pipeline.configs import network_config
+from crnas_d2.pipeline.course import Work, course
+from crnas_d2.pipeline.plan import Plan
 from detectron2.config import CfgNode
 
 AREAS = (32**2, 96**2)  # pixels: COCO's small, medium and large objects
 FEW = 10  # objects of a class in archval, below which its AP is mostly chance
 THIN = 4  # pixels at the network's input, below which a side of a box is hardly seen
-
-
-class Work(NamedTuple):
-    """One part of a search, in its order; all counts are the most that it can come to."""
-
-    name: str
-    trainings: int
-    iterations: int  # of each
-    candidates: int
-    images: int  # that each candidate sees, those of recalibration included
-    done: int  # trainings (of a supernet, its iterations) or candidates
 
 
 def outline(plan: Plan) -> str:
@@ -123,7 +105,7 @@ def _range(values: np.ndarray) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-# ---- space and course ----------------------------------------------------------------------------
+# ---- space and course ------------------------------------------------------------------------------
 
 
 def _space(plan: Plan) -> Iterator[str]:
@@ -139,101 +121,6 @@ def _space(plan: Plan) -> Iterator[str]:
         yield f"stage codes: {shown}, {math.prod(map(len, depths))} in all"
 
 
-def course(plan: Plan) -> list[Work]:
-    """The parts of a search that ask for time, in their order."""
-    cfg, parts, folder = plan.cfg, plan.parts, Path(plan.cfg.OUTPUT_DIR)
-    assert parts is not None
-    options, phases = cfg.SEARCH, cfg.SEARCH.PHASES
-    archtrain, archval = trained_on(cfg, parts["archtrain"]), len(parts["archval"]["images"])
-    scored = archval + len(parts["recalibration"]["images"])
-    networks = [network_config(cfg, base) for base in dict.fromkeys(plan.bases.values())]
-    budgets, finalists, seeds = len(plan.bases), options.FINALISTS.NUM, options.FINALISTS.SEEDS
-    searches = [phase for phase in ("stage", "dilation") if phase in phases]
-    trainings = Journal(folder / TRAININGS / "journal.jsonl", writes=False).records
-
-    def alone(name: str, data: str, number: int, images: int, factor: float = 1.0) -> Work:
-        scaled = networks[0].clone()
-        scale_schedule(scaled.SOLVER, factor)
-        done = sum(record["phase"].startswith(data) for record in trainings)
-        return Work(name, number, resolve_schedule(scaled, images).SOLVER.MAX_ITER, 0, 0, done)
-
-    found = []
-    if finalists and searches:
-        count = len(networks) * seeds + budgets * len(searches) * entrants(finalists, seeds)
-        factor = options.FINALISTS.SCHEDULE
-        found.append(alone("noise and finalists, alone", ARCHTRAIN, count, archtrain, factor))
-        if options.FINALISTS.TRY_LONGER:
-            found.append(alone("a longer schedule", LONGER, len(networks), archtrain, 1.5 * factor))
-    for phase in searches:
-        supernet = supernet_config(cfg, "joint" if options.JOINT else phase)
-        count = budgets if phase == "dilation" and not options.JOINT else 1
-        if not options.JOINT or phase == searches[0]:
-            iterations = resolve_schedule(supernet, archtrain).SOLVER.MAX_ITER
-            done = trained(Path(supernet.OUTPUT_DIR), iterations)
-            name = f"{supernet.MODEL.CRNAS.SUPERNET} supernet"
-            found.append(Work(name, count, iterations, 0, 0, done))
-        folders = folder.glob(f"{phase}*/journal.jsonl")
-        done = sum(len(Journal(path, writes=False).records) for path in folders)
-        found.append(Work(f"{phase} search", 0, 0, candidates(plan, phase), scored, done))
-    if "retrain" in phases:
-        images = archtrain + trained_on(cfg, parts["archval"])
-        count = options.RETRAIN.SEEDS * (len(networks) + budgets * len(searches))
-        found.append(alone("retraining, alone", WHOLE, count, images))
-    return found
-
-
-def candidates(plan: Plan, phase: str) -> int:
-    """How many a search scores at most, for all budgets; a budget of latency may let fewer in."""
-    cfg, count = plan.cfg, 0
-    for budget, base in plan.bases.items():
-        method = cfg.SEARCH[phase.upper()].METHOD
-        network = network_config(cfg, base)
-        if method == "exhaustive":
-            known = budget.without("latency")
-            count += len(stage_space_of(cfg).eligible(known, backbone_costs(network)))
-        elif method == "greedy":
-            code = architecture_of(network)
-            count += greedy_candidates(DilationSpace(code.family, code.stage_code), cfg)
-        else:
-            count += cfg.SEARCH.EVALUATIONS
-    return count
-
-
-def greedy_candidates(space: DilationSpace, cfg: CfgNode) -> int:
-    """Counted by a search in which the first ones of each step are the best."""
-    seen: set[Architecture] = set()
-
-    def compare(group: Sequence[Architecture], keep: int) -> list[Candidate]:
-        seen.update(group)
-        return [Candidate(architecture, 0.0, {}) for architecture in group[:keep]]
-
-    greedy_search(space, compare, cfg.SEARCH.DILATION.TOP_K)
-    return len(seen) + cfg.SEARCH.DILATION.EVIDENCE  # and rate 1 everywhere
-
-
-def entrants(finalists: int, seeds: int) -> int:
-    """Trainings of a search's finalists, without the baseline's."""
-    count = 0
-    for _ in range(seeds):
-        count, finalists = count + finalists, (finalists + 1) // 2
-    return count
-
-
-def trained_on(cfg: CfgNode, part: Record) -> int:
-    """Images of a part that detectron2 does not leave out."""
-    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        return len(part["images"])
-    return len({a["image_id"] for a in part["annotations"] if not a["iscrowd"]})
-
-
-def trained(folder: Path, iterations: int) -> int:
-    """Iterations of the last checkpoint in a folder."""
-    tag = folder / "last_checkpoint"
-    name = tag.read_text("utf-8", errors="replace") if tag.is_file() else ""
-    number = re.search(r"model_(\d+)\.pth", name)
-    return int(number[1]) + 1 if number else iterations if "model_final" in name else 0
-
-
 def _table(works: Sequence[Work]) -> str:
     rows = [
         {
@@ -242,7 +129,7 @@ def _table(works: Sequence[Work]) -> str:
             "iterations of each": work.iterations or None,
             "candidates": work.candidates or None,
             "images for each": work.images or None,
-            "done": work.done,
+            "done": f"{work.done} of {work.units}",
         }
         for work in works
     ]

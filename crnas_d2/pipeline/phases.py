@@ -14,6 +14,7 @@ from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.analysis.latency import LatencyCosts, Stopwatch
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs
+from crnas_d2.engine import progress
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.pipeline.configs import network_config, supernet_config
 from crnas_d2.pipeline.contest import Contest, Facts
@@ -59,7 +60,7 @@ class Phases:
         """The best stage code for each budget."""
         cfg = self._supernet_config("stage")
         firsts = self._search(cfg, stage_space_of(cfg), list(self._plan.bases), "stage")
-        return {budget: self._best(budget, first) for budget, first in firsts.items()}
+        return {budget: self._best("stage", budget, first) for budget, first in firsts.items()}
 
     def named(self) -> dict[Budget, Found]:
         """In place of a stage search: MODEL.CRNAS's codes, for the first budget that they meet."""
@@ -80,7 +81,7 @@ class Phases:
         cfg = self._supernet_config("dilation", architecture, folder)
         space = DilationSpace(architecture.family, architecture.stage_code)
         first = self._search(cfg, space, [budget], folder)[budget] or [architecture]
-        return self._best(budget, first, architecture)
+        return self._best("dilation", budget, first, architecture)
 
     def test(self, networks: dict[str, Network]) -> list[dict[str, Any]]:
         """Paths of the joint supernet on the test set, the baseline's first."""
@@ -115,7 +116,9 @@ class Phases:
 
         def search(detector: nn.Module) -> dict[Budget, list[Architecture]]:
             scorer = build_scorer(searched, self._split, detector)
-            results, firsts = run_searches(searched, scorer, space, budgets, self._costs), {}
+            with progress.at(f"{space.phase} search"):
+                results = run_searches(searched, scorer, space, budgets, self._costs)
+            firsts = {}
             for budget, candidates in results.items():
                 firsts[budget] = within(budget, candidates, self._costs, number)
                 if self._contest is None and is_last:
@@ -127,14 +130,18 @@ class Phases:
 
         hook = SearchHook(search)
         is_trained = cfg.SEARCH.JOINT and space.phase == "dilation" and "stage" in phases
-        train(cfg, self._plan.pretrain, self._resume or is_trained, hook)
+        with progress.at(f"{cfg.MODEL.CRNAS.SUPERNET} supernet"):
+            train(cfg, self._plan.pretrain, self._resume or is_trained, hook)
         return hook.results
 
-    def _best(self, budget: Budget, firsts: Sequence[Architecture], *kept: Architecture) -> Found:
+    def _best(
+        self, phase: str, budget: Budget, firsts: Sequence[Architecture], *kept: Architecture
+    ) -> Found:
         """``kept``: finalists that have been trained alone."""
         if self._contest is None:
             return firsts[0], NO_VERDICT
-        return self._contest.choose(budget, firsts, *kept)
+        with progress.at(f"{phase} finalists"):
+            return self._contest.choose(budget, firsts, *kept)
 
 
 def costs_of(plan: Plan) -> Costs:

@@ -23,9 +23,11 @@ from crnas_d2.analysis.report import write_report
 from crnas_d2.data.coco_json import load_json
 from crnas_d2.data.datasets import register_coco
 from crnas_d2.data.splits import write_splits
+from crnas_d2.engine import progress
 from crnas_d2.modeling.build import architecture_of
 from crnas_d2.pipeline.configs import network_config
 from crnas_d2.pipeline.contest import Contest
+from crnas_d2.pipeline.course import as_parts, course
 from crnas_d2.pipeline.found import copy_weights, origin_of, write_found
 from crnas_d2.pipeline.phases import Phases
 from crnas_d2.pipeline.plan import Plan
@@ -41,6 +43,8 @@ Networks = dict[str, Network]  # by name
 def run_search(plan: Plan, resume: bool) -> list[str]:
     """Run the phases of SEARCH.PHASES; the paths of what was written, on rank 0."""
     cfg, folder = plan.cfg, Path(plan.cfg.OUTPUT_DIR)
+    if comm.is_main_process():
+        progress.begin(as_parts(course(plan)))
     archtrain, split = register_splits(plan)
     trainings = Trainings(plan, archtrain, split.archval)
     searches = {"stage", "dilation"} & {*cfg.SEARCH.PHASES}
@@ -71,7 +75,8 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
     if "test" in cfg.SEARCH.PHASES:
         results[PATHS] = phases.test(networks)
     if "retrain" in cfg.SEARCH.PHASES:
-        results[NETWORKS] = retrain(plan, trainings, networks)
+        with progress.at("retraining"):
+            results[NETWORKS] = retrain(plan, trainings, networks)
     if comm.is_main_process():
         written += map(str, write_results(folder, results))
         written.append(str(write_report(folder)))

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from tqdm import tqdm
+from torch.utils.tensorboard import SummaryWriter
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs
 from crnas_d2.engine.gradients import broadcast_model
-from crnas_d2.engine.hooks import progress_bar
+from crnas_d2.engine.progress import Bar, progress_bar
 from crnas_d2.engine.trainer import seed_of
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.evaluation.verdict import Difference, Spread, image_noise
 from crnas_d2.search.alternatives import evolution, random_search
 from crnas_d2.search.greedy import greedy_search
-from crnas_d2.search.journal import Candidate, Journal
+from crnas_d2.search.journal import Candidate, Journal, open_digits
 from crnas_d2.search.race import Compare, Race
 from crnas_d2.search.stage import stage_search
 from crnas_d2.space import DilationSpace, Space
@@ -64,8 +64,10 @@ def run_searches(
     search, confidence = search_method(cfg, space.phase), cfg.SEARCH.RACE.CONFIDENCE
     files = [Path(cfg.OUTPUT_DIR, name) for name in ("journal.jsonl", "race.jsonl")]
     journal, verdicts = map(shared_journal, files)
+    if comm.is_main_process():
+        journal.listener = TensorBoard(cfg.OUTPUT_DIR, journal)
     for budget in budgets:
-        bar = functools.partial(search_bar, f"{space.phase} search {budget}")
+        bar = functools.partial(search_bar, f"{space.phase} search {budget}", journal)
         compare = Race(space.phase, budget.name, scorer, costs, journal, verdicts, confidence, bar)
         results[budget] = search(space, budget, compare, costs)
         check_told_apart([*journal.records, *verdicts.records], space.phase)
@@ -128,6 +130,24 @@ def search_method(cfg: CfgNode, phase: str) -> Search:
     return methods[cfg.SEARCH[phase.upper()].METHOD]
 
 
+class TensorBoard:
+    """Shows each new candidate of a journal: its score, and the best so far."""
+
+    def __init__(self, folder: str, journal: Journal) -> None:
+        self._folder, self._journal = folder, journal
+        self._writer: SummaryWriter | None = None  # no file where nothing is new
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        self._writer = self._writer or SummaryWriter(self._folder)
+        # Partial codes of different lengths cannot be compared.
+        left = open_digits(record)
+        name = record["phase"] + (f", {left} digits open" if left else "")
+        alike = [other for other in self._journal.records if open_digits(other) == left]
+        self._writer.add_scalar(f"{name}/score", record["score"], len(alike))
+        self._writer.add_scalar(f"{name}/best so far", max(r["score"] for r in alike), len(alike))
+        self._writer.flush()
+
+
 def shared_journal(path: Path) -> Journal:
     """A journal that every rank has read, and that rank 0 writes to."""
     journal = Journal(path, writes=comm.is_main_process())
@@ -152,8 +172,10 @@ def check_told_apart(records: Sequence[dict[str, Any]], phase: str) -> None:
         )
 
 
-def search_bar(desc: str, candidates: Sequence[Architecture]) -> tqdm:
+def search_bar(desc: str, journal: Journal, candidates: Sequence[Architecture]) -> Bar:
     """The bar of candidates that are compared; of dilation codes, with how far they have grown."""
     if candidates and "dilation" in desc:
         desc += f", {len(candidates[0].dilation_code)} of {candidates[0].blocks} digits"
-    return progress_bar(candidates, desc=desc, unit="code")
+    bar = progress_bar(candidates, desc=desc, unit="code")
+    bar.note = lambda: f"; best {max((r['score'] for r in journal.records), default=math.nan):.2f}"
+    return bar

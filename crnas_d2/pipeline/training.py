@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from crnas_d2.engine import progress
 from crnas_d2.engine.setup import check_same_run, write_config
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.pipeline.configs import pretrain_config
@@ -39,7 +40,8 @@ def pretrained(cfg: CfgNode, path: str, resume: bool) -> CfgNode:
     if not resume or not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():  # else it is done
         if resume:
             check_same_run(run)
-        train(run, "", resume)
+        with progress.at("pretraining"):
+            train(run, "", resume)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(Path(run.OUTPUT_DIR) / "model_final.pth")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,19 @@ def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda c: (-c.score, c.costs["macs"], str(c.architecture)))
 
 
+def open_digits(record: Mapping[str, Any]) -> int:
+    """How many digits of a record's dilation code are not chosen yet."""
+    return str(record["architecture"]).rpartition("/")[2].count("_")
+
+
 class Journal:
     """Scores by (phase, architecture in text form); ``records``, the JSON lines of a file.
 
-    Only a process with ``writes`` writes. Raises InputError: a line is not a scored candidate.
+    Only a process with ``writes`` writes, and tells its ``listener``, if any, of each new record.
+    Raises InputError: a line is not a scored candidate.
     """
+
+    listener: Callable[[dict[str, Any]], None] | None = None
 
     def __init__(self, path: str | Path, writes: bool = True) -> None:
         self._path, self._writes = Path(path), False  # lines that are read are not written again
@@ -70,6 +78,8 @@ class Journal:
             self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
         self._scores[key] = float(score)
         self.records.append(record)
+        if self._writes and self.listener:
+            self.listener(record)
 
     def _append(self, line: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
