@@ -164,6 +164,9 @@ KEYS = {
     "SEARCH.FINALISTS.SCHEDULE": Key(1.0, Check(lambda factor: 0 < factor <= 1, "0 < value <= 1")),
     # One more training of the baseline, with half as many iterations again: is the schedule too short?
     "SEARCH.FINALISTS.TRY_LONGER": Key(False),
+    # Networks trained alone start from their paths in the joint supernet, not from scratch; the noise
+    # of seeds is then known after its training.
+    "SEARCH.INHERIT": Key(False),
     "SEARCH.RETRAIN.SEEDS": Key(1, at_least(1)),  # of each network in the table
     # ---- the run
     # Threads of one operation on the CPU, on which results depend; 0: torch's default.

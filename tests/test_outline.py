@@ -35,8 +35,14 @@ def planned(folder: Path, *options: Any) -> Plan:
     return plan_search(default_argument_parser().parse_args(arguments))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", ["greedy", "random"])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("resnet_basic", "greedy"),
+        *(pytest.param(f, "random", marks=pytest.mark.slow) for f in FAMILIES),
+        pytest.param("mobilenetv2", "greedy", marks=pytest.mark.slow),
+    ],
+)
 def test_a_search_does_what_was_planned(
     family: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

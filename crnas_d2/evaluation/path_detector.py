@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.evaluation.batches import FixedBatches, Record, gather_in_order
-from crnas_d2.modeling.backbone.supernet import Supernet, find_supernet
+from crnas_d2.modeling.backbone.supernet import Supernet, find_supernet, subnet_state
 from detectron2.structures import Instances
 
 Group = Sequence[Architecture]
@@ -100,11 +100,7 @@ class PathDetector:
         for name, values in statistics.items():
             for buffer, value in zip(("running_mean", "running_var"), values):
                 state[f"backbone.{name}.{buffer}"] = value
-        modules = self.detector.named_modules()
-        prefix = next(f"{name}." for name, module in modules if module is self.supernet)
-        found = {key: value for key, value in state.items() if not key.startswith(prefix)}
-        for here, there in self.supernet.subnet_keys(architecture).items():
-            found[prefix + there] = state[prefix + here]
+        found = subnet_state(self.detector, state, architecture)
         return {key: value.detach().cpu().clone() for key, value in found.items()}
 
     @torch.no_grad()

@@ -33,10 +33,13 @@ class Contest:
     plan: Plan
     trainings: Trainings
     _scores: dict[Budget, dict[Architecture, list[float]]] = field(default_factory=dict)
+    _known: list[Facts] = field(default_factory=list)  # noise
 
     def noise(self) -> list[Facts]:
-        """Train every baseline with all seeds: which differences can be told apart."""
-        found, options = [], self.plan.cfg.SEARCH.FINALISTS
+        """Train every baseline with all seeds, once: which differences can be told apart."""
+        found, options = self._known, self.plan.cfg.SEARCH.FINALISTS
+        if found:
+            return found
         for base in dict.fromkeys(self.plan.bases.values()):
             network = self._baseline(base)
             with progress.at("noise"):
@@ -82,6 +85,7 @@ class Contest:
 
         It allows for the luck of the best among all finalists that the budget has had so far.
         """
+        self.noise()
         base, seeds = self.plan.base_of(budget), self.plan.cfg.SEARCH.FINALISTS.SEEDS
         baseline = self._baseline(base).architecture
         diverged: set[Architecture] = set()

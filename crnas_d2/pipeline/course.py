@@ -74,13 +74,15 @@ def course(plan: Plan) -> list[Work]:
 
     found, factor = [], options.FINALISTS.SCHEDULE
     ended = [r for r in records if r["phase"].startswith(ARCHTRAIN)]
-    is_contest = bool(finalists and searches)
-    if is_contest:
+    noise = []
+    if finalists and searches:
         done = (r for r in ended if r["architecture"] in baselines)
-        found.append(alone("noise", len(networks) * seeds, factor, done))
-    if is_contest and options.FINALISTS.TRY_LONGER:
-        done = (r for r in records if r["phase"].startswith(LONGER))
-        found.append(alone("longer schedule", len(networks), 1.5 * factor, done))
+        noise.append(alone("noise", len(networks) * seeds, factor, done))
+        if options.FINALISTS.TRY_LONGER:
+            done = (r for r in records if r["phase"].startswith(LONGER))
+            noise.append(alone("longer schedule", len(networks), 1.5 * factor, done))
+    if not options.INHERIT:
+        found += noise
     for phase in searches:
         supernet = supernet_config(cfg, "joint" if options.JOINT else phase)
         if not options.JOINT or phase == searches[0]:
@@ -91,12 +93,11 @@ def course(plan: Plan) -> list[Work]:
         known = sum(len(journal.records) for journal in journals)
         count, cost = candidates(plan, phase), SHARED * macs * scored
         found.append(Work(f"{phase} search", 0, 0, count, scored, known, cost))
-        if is_contest:
-            done = (
-                r
-                for r in ended
-                if r["architecture"] not in baselines and _is_dilated(r) == (phase == "dilation")
-            )
+        if options.INHERIT and phase == searches[0]:
+            found += noise
+        if noise:
+            new = [r for r in ended if r["architecture"] not in baselines]
+            done = (r for r in new if _is_dilated(r) == (phase == "dilation"))
             count = budgets * entrants(finalists, seeds)
             found.append(alone(f"{phase} finalists", count, factor, done))
     if "retrain" in phases:

@@ -10,7 +10,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from crnas_d2.architecture import Architecture
@@ -18,11 +17,11 @@ from crnas_d2.budget import Budget
 from crnas_d2.config import leaves, read_config
 from crnas_d2.engine.setup import check_network
 from crnas_d2.evaluation.scorer import ArchvalScorer
-from crnas_d2.files import write_atomically, write_text
-from crnas_d2.modeling.build import input_convention
-from crnas_d2.modeling.checkpoint.weights import difference, read_checkpoint
+from crnas_d2.files import write_text
+from crnas_d2.modeling.checkpoint.weights import difference
 from crnas_d2.pipeline.configs import HEADS, OWN_DATA, network_config
 from crnas_d2.pipeline.plan import Plan
+from crnas_d2.pipeline.weights import write_weights
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
@@ -74,23 +73,4 @@ def write_path_weights(
     if comm.is_main_process():
         path.unlink(missing_ok=True)  # of an earlier run with other keys
         if not differs:
-            _write_weights(path, cfg, state, f"{architecture}, a path out of the supernet")
-
-
-def copy_weights(path: Path, cfg: CfgNode, weights: Path, origin: str) -> None:
-    """Write found.pth with the weights of a finished training; ``origin``: in words."""
-    _write_weights(path, cfg, read_checkpoint(str(weights), "--resume")["model"], origin)
-
-
-def origin_of(path: Path) -> str:
-    """Where the weights of a found.pth come from, in words."""
-    if not path.is_file():
-        return "none: the supernet's are not those of FOUND_BASE's network"
-    return str(torch.load(path, map_location="cpu", weights_only=True)["origin"])
-
-
-def _write_weights(path: Path, cfg: CfgNode, state: dict[str, Any], origin: str) -> None:
-    if cfg.MODEL.CRNAS.WEIGHTS:
-        origin += f"; training started from {cfg.MODEL.CRNAS.WEIGHTS}"
-    content = {"model": state, "input_convention": input_convention(cfg), "origin": origin}
-    write_atomically(path, lambda file: torch.save(content, file))
+            write_weights(path, cfg, state, f"{architecture}, a path out of the supernet")

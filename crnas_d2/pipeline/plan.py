@@ -40,6 +40,7 @@ from crnas_d2.pipeline.configs import (
     supernet_config,
 )
 from crnas_d2.pipeline.scorer import check_scoring
+from crnas_d2.pipeline.weights import check_inherits
 from crnas_d2.search.alternatives import eligible_draws
 from crnas_d2.search.journal import Journal
 from detectron2.config import CfgNode
@@ -138,6 +139,8 @@ def _check_keys(cfg: CfgNode) -> None:
         raise InputError("SEARCH.EVAL.TASK: 'segm': MODEL.MASK_ON is False; allowed is bbox")
     if node.JOINT and not cfg.MODEL.CRNAS.SHARED:
         raise InputError("SEARCH.JOINT: True: MODEL.CRNAS.SHARED is False; the joint supernet needs it")
+    if node.INHERIT and not node.JOINT:
+        raise InputError("SEARCH.INHERIT: True: SEARCH.JOINT is False; it takes one supernet for all")
     if "test" in node.PHASES and not node.JOINT:
         raise InputError("SEARCH.PHASES: 'test': compares paths of one supernet, with SEARCH.JOINT")
     if node.DILATION.EVIDENCE and (method := node.DILATION.METHOD) != "greedy":
@@ -223,13 +226,16 @@ def _check_joint(cfg: CfgNode, supernet: CfgNode, networks: Mapping[str, CfgNode
     """What is to be scored is a path of the joint supernet."""
     space = stage_space_of(supernet)
     asked = {} if "stage" in cfg.SEARCH.PHASES else {"MODEL.CRNAS": cfg}
-    if "test" in cfg.SEARCH.PHASES:
+    if "test" in cfg.SEARCH.PHASES or cfg.SEARCH.INHERIT:
         asked |= {f"SEARCH.FOUND_BASE: {path}": network for path, network in networks.items()}
     for key, of in asked.items():
         code = tuple(of.MODEL.CRNAS.STAGE_CODE)
         if Architecture.undilated(of.MODEL.CRNAS.FAMILY, code) not in space:
             why = f"not in the joint supernet, whose depths are {space.depths}"
             raise InputError(f"{key}: STAGE_CODE {code}: {why}")
+    if cfg.SEARCH.INHERIT:
+        for path, network in networks.items():
+            check_inherits(supernet, network, path)
 
 
 def _check_alone(cfg: CfgNode, path: str, network: CfgNode, pretrain: str, is_tested: bool) -> None:

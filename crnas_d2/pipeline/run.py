@@ -28,12 +28,13 @@ from crnas_d2.modeling.build import architecture_of
 from crnas_d2.pipeline.configs import network_config
 from crnas_d2.pipeline.contest import Contest
 from crnas_d2.pipeline.course import as_parts, course
-from crnas_d2.pipeline.found import copy_weights, origin_of, write_found
+from crnas_d2.pipeline.found import write_found
 from crnas_d2.pipeline.phases import Phases
 from crnas_d2.pipeline.plan import Plan
 from crnas_d2.pipeline.scorer import Split
 from crnas_d2.pipeline.table import NETWORKS, PATHS, retrain, write_results
 from crnas_d2.pipeline.trainings import ARCHTRAIN, Network, Trainings
+from crnas_d2.pipeline.weights import copy_weights, origin_of
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
@@ -50,7 +51,8 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
     searches = {"stage", "dilation"} & {*cfg.SEARCH.PHASES}
     contest = Contest(plan, trainings) if searches and cfg.SEARCH.FINALISTS.NUM else None
     phases = Phases(plan, archtrain, split, resume, contest)
-    noise = contest.noise() if contest else []  # before any supernet is trained
+    if contest and not cfg.SEARCH.INHERIT:
+        contest.noise()  # before any supernet is trained
     winners = phases.stage() if "stage" in searches else phases.named()
     written, verdicts, networks = [], {}, _baselines(plan)
     for budget, (architecture, verdict) in winners.items():
@@ -71,7 +73,7 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
         comm.synchronize()
         verdicts[budget.name] = {"found": str(architecture), **verdict, "weights": origin_of(weights)}
         written += [str(each) for each in (path, weights) if each.is_file()]
-    results: dict[str, Any] = {"noise": noise, "verdicts": verdicts}
+    results: dict[str, Any] = {"noise": contest.noise() if contest else [], "verdicts": verdicts}
     if "test" in cfg.SEARCH.PHASES:
         results[PATHS] = phases.test(networks)
     if "retrain" in cfg.SEARCH.PHASES:

@@ -19,10 +19,11 @@ from crnas_d2.engine.setup import check_same_run
 from crnas_d2.engine.trainer import seed_of
 from crnas_d2.evaluation.coco import MATCHES
 from crnas_d2.evaluation.matches import Matches, without_groups
-from crnas_d2.pipeline.configs import network_config
+from crnas_d2.pipeline.configs import network_config, supernet_config
 from crnas_d2.pipeline.plan import TRAININGS, Plan
 from crnas_d2.pipeline.search_hook import shared_journal
 from crnas_d2.pipeline.training import train
+from crnas_d2.pipeline.weights import write_inherited
 from crnas_d2.search.race import standard_error
 from crnas_d2.seeding import derive_seed
 from detectron2.config import CfgNode
@@ -58,11 +59,17 @@ class Trainings:
 
         An interrupted training resumes. Raises FloatingPointError: it diverged.
         """
-        cfg, start = self._config(network, data, number), time.perf_counter()
+        cfg, began = self._config(network, data, number), time.perf_counter()
         check_same_run(cfg, free=() if data == WHOLE else ("DATASETS.TRAIN", "DATASETS.TEST"))
         phase, options = self._phase(network, data, number), self._plan.cfg.SEARCH.EVAL
         if (known := self._journal.score(phase, network.architecture)) is not None:
             return known
+        inherited = Path(cfg.MODEL.WEIGHTS)  # of SEARCH.INHERIT; else there is none
+        if cfg.MODEL.WEIGHTS:
+            if comm.is_main_process() and not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
+                supernet = supernet_config(self._plan.cfg, "joint")
+                write_inherited(inherited, supernet, cfg, network.architecture)
+            comm.synchronize()
         trainer = train(cfg, self._plan.pretrain, resume=True)
         metrics = measured(comm.all_gather(trainer.last_results)[0], options.TASK, options.METRIC)
         score = metrics.get(options.METRIC, 0.0)  # without a detection there is none
@@ -70,12 +77,14 @@ class Trainings:
         for matches in self._read([Path(cfg.OUTPUT_DIR)]):
             without = matches.scores(without_groups(len(matches.image_ids)))
             more["error"] = standard_error(without.tolist())
-        more |= {"seconds": round(time.perf_counter() - start, 1), "processes": comm.get_world_size()}
+        more |= {"seconds": round(time.perf_counter() - began, 1), "processes": comm.get_world_size()}
         metrics = {options.METRIC: score, **metrics}
         self._journal.add(phase, network.architecture, score, **more, metrics=metrics)
         if comm.is_main_process():
             for path in Path(cfg.OUTPUT_DIR).glob("model_[0-9]*.pth"):
                 path.unlink()  # nothing resumes from them any more
+            if cfg.MODEL.WEIGHTS:
+                inherited.unlink(missing_ok=True)
         text = "%s, seed %d, trained on %s: %.2f (standard error over images %.2f)"
         values = network.architecture, number, data, score, more.get("error", math.nan)
         logging.getLogger(__name__).info(text, *values)
@@ -101,7 +110,8 @@ class Trainings:
         """The weights of the one of the first seeds with the best score, and their origin in words."""
         best = max(self.of(network, data)[:seeds], key=lambda record: record["score"])
         number, score = _number(best), best["score"]
-        origin = f"{network.architecture} trained alone on {data}, seed {number}: {score:.2f}"
+        start = ", from its path in the supernet" if self._plan.cfg.SEARCH.INHERIT else ""
+        origin = f"{network.architecture} trained alone on {data}{start}, seed {number}: {score:.2f}"
         return self.folder(network, data, number) / "model_final.pth", origin
 
     def folder(self, network: Network, data: str, number: int) -> Path:
@@ -125,6 +135,8 @@ class Trainings:
         cfg.SEED = derive_seed(seed_of(self._plan.cfg), "training", data, number) % 2**31
         cfg.SEARCH.EVAL = self._plan.cfg.SEARCH.EVAL.clone()  # the evaluator's task and metric
         cfg.OUTPUT_DIR = str(self.folder(network, data, number))
+        if self._plan.cfg.SEARCH.INHERIT:
+            cfg.MODEL.WEIGHTS = str(self.folder(network, data, number) / "inherited.pth")
         if data != WHOLE:
             cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((name,) for name in self._sets)
             factor = self._plan.cfg.SEARCH.FINALISTS.SCHEDULE

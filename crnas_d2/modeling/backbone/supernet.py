@@ -252,3 +252,17 @@ class JointSupernet(Supernet):
 def find_supernet(model: nn.Module) -> Supernet | None:
     """The supernet inside a detector, or None if its backbone is a fixed network."""
     return next((m for m in model.modules() if isinstance(m, Supernet)), None)
+
+
+def subnet_state(
+    model: nn.Module, state: Mapping[str, Any], architecture: Architecture
+) -> dict[str, Any]:
+    """A detector's state dict with an architecture's fixed network for its supernet.
+
+    ``model``: the detector, of which only names are taken.
+    """
+    prefix, supernet = next((n, m) for n, m in model.named_modules() if isinstance(m, Supernet))
+    found = {key: value for key, value in state.items() if not key.startswith(f"{prefix}.")}
+    for here, there in supernet.subnet_keys(architecture).items():
+        found[f"{prefix}.{there}"] = state[f"{prefix}.{here}"]
+    return found
