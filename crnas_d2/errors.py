@@ -1,5 +1,7 @@
-"""The one exception for bad input: a single line that names the key or file, the value, and what is
-allowed. The command-line scripts print it and leave with status 2, before anything is written.
+"""Errors that are a single line for the user, which the command-line scripts print.
+
+Of bad input it names the key or file, the value, and what is allowed, before anything is written; the
+scripts leave with status 2.
 """
 
 from __future__ import annotations
@@ -7,3 +9,7 @@ from __future__ import annotations
 
 class InputError(ValueError):
     """Something that the user gave cannot be used."""
+
+
+class MemoryIsFull(RuntimeError):
+    """The GPU's memory is too small; the line names the keys to lower. Status 1."""

@@ -28,7 +28,7 @@ import torch.multiprocessing as mp
 
 from crnas_d2 import compat
 from crnas_d2.config import read_config
-from crnas_d2.errors import InputError
+from crnas_d2.errors import InputError, MemoryIsFull
 from crnas_d2.files import EARLY, write_to_log
 from detectron2.utils import comm
 
@@ -139,8 +139,8 @@ def run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> None:
 
     ``prepare`` checks the arguments, raises InputError for bad input, and writes nothing; ``work`` gets
     what it returned, pickled on ranks above 0, and the arguments. Both are importable by their names.
-    Exits with one line on standard error, and status 2 for bad input, or status 1 where the disk fails
-    or training diverges; with a traceback and status 1 after any other error.
+    Exits with one line on standard error, and status 2 for bad input, or status 1 where the disk fails,
+    memory is full or training diverges; with a traceback and status 1 after any other error.
     """
     parser.epilog = (parser.epilog or "") + EPILOG
     # None, so that --num-gpus 1 is seen, too. "auto": a free port, or an error with several machines.
@@ -203,4 +203,4 @@ def _line(error: Exception) -> str:
         return str(error).splitlines()[-1].split(f"{InputError.__qualname__}: ")[-1]
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"{error}; fix it and continue with --resume"
-    return str(error) if isinstance(error, FloatingPointError) else ""
+    return str(error) if isinstance(error, (FloatingPointError, MemoryIsFull)) else ""

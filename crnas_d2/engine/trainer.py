@@ -25,7 +25,7 @@ from crnas_d2.engine.hooks import PathSampler
 from crnas_d2.engine.progress import progress_bar
 from crnas_d2.engine.schedule import resolve_schedule
 from crnas_d2.engine.setup import check_weights, published_weights
-from crnas_d2.errors import InputError
+from crnas_d2.errors import InputError, MemoryIsFull
 from crnas_d2.evaluation.coco import DetectionEvaluator
 from crnas_d2.evaluation.topk import TopKEvaluator
 from crnas_d2.modeling.backbone.supernet import find_supernet
@@ -154,14 +154,23 @@ class DetectionTrainer(DefaultTrainer):
                 self.checkpointer.save("model_final", iteration=self.iter)  # no step is left to do it
 
     def train(self) -> Any:
-        """Raises FloatingPointError: naming iteration, a supernet's path, and the last checkpoint."""
+        """Raises FloatingPointError: naming iteration, a supernet's path, and the last checkpoint.
+
+        Raises MemoryIsFull: naming them, and what to change.
+        """
         try:
             return super().train()
-        except FloatingPointError as error:
+        except (FloatingPointError, torch.cuda.OutOfMemoryError) as error:
             if self.iter >= self.max_iter:
                 raise  # not from a step
-            supernet = find_supernet(self.model)
+            supernet, solver = find_supernet(self.model), self.cfg.SOLVER
             where = f"iteration {self.iter}" + (f", {supernet.path}" if supernet else "")
+            if not isinstance(error, FloatingPointError):
+                keys = f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} or INPUT's sizes"
+                raise MemoryIsFull(
+                    f"{where}: the GPU's memory is too small: lower {keys}, raise SOLVER.ACCUMULATE "
+                    f"{solver.ACCUMULATE}, or set MODEL.CRNAS.RECOMPUTE True, which --resume may change"
+                ) from error
             saved = self.checkpointer.has_checkpoint()
             last = self.checkpointer.get_checkpoint_file() if saved else "none"
             raise FloatingPointError(f"{where}: {error}; last checkpoint: {last}") from error

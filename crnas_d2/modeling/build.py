@@ -14,6 +14,7 @@ from crnas_d2.errors import InputError
 from crnas_d2.modeling.backbone.family import Family, build_network
 from crnas_d2.modeling.backbone.mobilenetv2 import MOBILENETV2
 from crnas_d2.modeling.backbone.norm import resolve_norm
+from crnas_d2.modeling.backbone.recompute import recompute_blocks
 from crnas_d2.modeling.backbone.resnet import RESNET_BASIC, resnet, resnext
 from crnas_d2.modeling.backbone.supernet import DilationSupernet, JointSupernet, StageSupernet
 from crnas_d2.modeling.checkpoint.weights import load_below_neck
@@ -95,6 +96,13 @@ def _scaled_widths(node: CfgNode, family: Family) -> list[int]:
 
 def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str]) -> Backbone:
     """The fixed network or supernet of MODEL.CRNAS, without a neck; an InputError if it has none."""
+    backbone = _build_bottom_up(cfg, input_shape, out_features)
+    if cfg.MODEL.CRNAS.RECOMPUTE:
+        recompute_blocks(backbone)
+    return backbone
+
+
+def _build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str]) -> Backbone:
     node, family = cfg.MODEL.CRNAS, family_of(cfg)
     shape: dict[str, Any] = {
         "in_channels": input_shape.channels,

@@ -23,7 +23,7 @@ HEADS = ("ROI_HEADS", "RETINANET")  # that have NUM_CLASSES
 OF_THE_SEARCH = (
     *("MODEL.CRNAS.STAGE_CODE", "MODEL.CRNAS.DILATION_CODE", "MODEL.CRNAS.SUPERNET"),
     *("MODEL.CRNAS.STAGE_SPACE", "MODEL.CRNAS.SHARED", "MODEL.CRNAS.WIDTH_MULTIPLIER"),
-    *("MODEL.CRNAS.NORM", "MODEL.WEIGHTS", "MODEL.DEVICE"),
+    *("MODEL.CRNAS.NORM", "MODEL.CRNAS.RECOMPUTE", "MODEL.WEIGHTS", "MODEL.DEVICE"),
     *(f"MODEL.{head}.NUM_CLASSES" for head in HEADS),
 )
 
@@ -100,7 +100,8 @@ def network_config(cfg: CfgNode, path: str, architecture: Architecture | None = 
         for head in HEADS:
             run.MODEL[head].NUM_CLASSES = cfg.MODEL[head].NUM_CLASSES
     run.SEED, run.NUM_THREADS, run.MODEL.DEVICE = cfg.SEED, cfg.NUM_THREADS, cfg.MODEL.DEVICE
-    run.MODEL.CRNAS.WEIGHTS = cfg.MODEL.CRNAS.WEIGHTS
+    for key in ("WEIGHTS", "RECOMPUTE"):
+        run.MODEL.CRNAS[key] = cfg.MODEL.CRNAS[key]
     return run
 
 

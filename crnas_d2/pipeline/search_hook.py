@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -18,6 +19,7 @@ from crnas_d2.budget import Budget, Costs
 from crnas_d2.engine.gradients import broadcast_model
 from crnas_d2.engine.progress import Bar, progress_bar
 from crnas_d2.engine.trainer import seed_of
+from crnas_d2.errors import MemoryIsFull
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.evaluation.verdict import Difference, Spread, image_noise
 from crnas_d2.search.alternatives import evolution, random_search
@@ -48,7 +50,14 @@ class SearchHook(HookBase):
         # The last checkpoint is written; what training alone needs leaves its memory to scoring.
         self.trainer.optimizer.zero_grad(set_to_none=True)
         self.trainer.optimizer.state.clear()
-        self.results = self._search(self.trainer.model)
+        try:
+            self.results = self._search(self.trainer.model)
+        except torch.cuda.OutOfMemoryError as error:
+            key = f"SEARCH.EVAL.BATCH_SIZE {self.trainer.cfg.SEARCH.EVAL.BATCH_SIZE}"
+            raise MemoryIsFull(
+                f"scoring: the GPU's memory is too small: lower {key}; --resume takes another value as "
+                "long as no candidate is scored"
+            ) from error
 
 
 def run_searches(
