@@ -28,6 +28,14 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 
+def options() -> argparse.ArgumentParser:
+    """detectron2's options, and ours."""
+    parser = default_argument_parser()
+    parser.add_argument("--plan", action="store_true", help="show what the search would do, and end")
+    parser.add_argument("--timed", action="store_true", help="time a few steps: how long will it take?")
+    return parser
+
+
 def prepare(args: argparse.Namespace) -> Plan:
     """The checked plan, on rank 0."""
     if args.timed and comm.get_world_size() > 1:
@@ -70,7 +78,4 @@ def show(plan: Plan, timed: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = default_argument_parser()
-    parser.add_argument("--plan", action="store_true", help="show what the search would do, and end")
-    parser.add_argument("--timed", action="store_true", help="time a few steps: how long will it take?")
-    run(prepare, work, parser)
+    run(prepare, work, options())

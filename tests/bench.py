@@ -81,11 +81,12 @@ class Bench:
 
         self._monkeypatch.setattr(module, "start_run", start)
         self._monkeypatch.setattr(sys, "argv", [name, *self.arguments(list(options))])
-        check = getattr(module, "train_config", None) or module.plan_search
+        check = getattr(module, "train_config", None) or module.prepare
+        parser = getattr(module, "options", default_argument_parser)()
         self._capsys.readouterr()
         before = snapshot(self.folder)
         with pytest.raises(SystemExit) as left:
-            run(check, module.work, default_argument_parser())
+            run(check, module.work, parser)
         assert left.value.code == 2
         assert snapshot(self.folder) == before
         error = self._capsys.readouterr().err

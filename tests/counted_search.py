@@ -15,8 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import search_net
 from crnas_d2.launch import run
 from crnas_d2.modeling.backbone.supernet import Supernet
-from crnas_d2.pipeline.plan import plan_search
-from detectron2.engine import default_argument_parser
 
 forward = Supernet.forward
 
@@ -30,4 +28,4 @@ def counted(self: Supernet, x: Any) -> Any:
 
 if __name__ == "__main__":
     Supernet.forward = counted
-    run(plan_search, search_net.work, default_argument_parser())
+    run(search_net.prepare, search_net.work, search_net.options())

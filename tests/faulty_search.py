@@ -33,8 +33,6 @@ from crnas_d2.engine.trainer import StepTrainer
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.launch import run
 from crnas_d2.pipeline import search_hook
-from crnas_d2.pipeline.plan import plan_search
-from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 step, detect = StepTrainer.run_step, ArchvalScorer.detect
@@ -93,4 +91,4 @@ StepTrainer.run_step, ArchvalScorer.detect = faulty_step, faulty_detect
 search_hook.Race = functools.partial(search_hook.Race, group_size=1)
 
 if __name__ == "__main__":
-    run(plan_search, search_net.work, default_argument_parser())
+    run(search_net.prepare, search_net.work, search_net.options())
