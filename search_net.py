@@ -54,12 +54,13 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
     if comm.is_main_process():
         logger.info("the plan:\n%s", outline(plan))
     expected = estimate(plan) if args.timed else None
-    logger.info("%s", expected or "how long it will take: --timed")
+    if expected:
+        logger.info("%s", expected)
     start = time.perf_counter()
     written = run_search(plan, resume=args.resume)
-    if expected:
+    if expected and expected.seconds:
         seconds = time.perf_counter() - start
-        factor = seconds / sum(each for _, each in expected.works)
+        factor = seconds / expected.seconds
         logger.info("it took %s, %.2f times what was estimated", shown(seconds), factor)
     if comm.is_main_process():
         print("written:", ", ".join(written))

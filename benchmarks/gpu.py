@@ -7,8 +7,8 @@ It runs the other benchmarks, each in a process of its own, at the paper's sizes
 one GPU), and prints what they found in one table: a supernet's training step against a subnet's, in
 float32 and mixed precision; peak memory, as it is and with MODEL.CRNAS.RECOMPUTE; a search against
 detectron2's test loop. What is left of the minutes is shared by the runs that are left, and one that
-takes longer is ended and said to be unfinished. --tiny: small networks, to try it on a CPU, whose
-baseline has no mixed precision.
+takes longer is ended and said to be unfinished. --tiny tries it with small networks on a CPU, without
+the runs in mixed precision, since detectron2's own trainer has that on a GPU only.
 """
 
 from __future__ import annotations

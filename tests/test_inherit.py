@@ -16,6 +16,7 @@ from crnas_d2.engine.trainer import DetectionTrainer
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of
+from crnas_d2.pipeline import trainings
 from crnas_d2.pipeline.course import course
 from crnas_d2.pipeline.plan import Plan, plan_search
 from crnas_d2.pipeline.run import run_search
@@ -75,18 +76,22 @@ def test_a_network_starts_as_its_path(
     (verdict,) = json.loads((out / "results.json").read_text())["verdicts"].values()
     assert "trained alone on archtrain, from its path in the supernet, seed " in verdict["weights"]
 
-    # A finished run trains nothing again, and one that is cut short goes on from its own checkpoint.
+    # A finished run trains nothing again, not even in a folder that has moved.
+    moved = out.rename(tmp_path / "moved")
+    again = [*options, "OUTPUT_DIR", str(moved)]
     before = len(started)
-    run_search(planned(tmp_path, *options), resume=True)
+    run_search(planned(tmp_path, *again), resume=True)
     assert not [cfg for cfg, _ in started[before:] if not cfg.MODEL.CRNAS.SUPERNET]
-    cfg, _ = networks[0]
-    folder, journal = Path(cfg.OUTPUT_DIR), out / "trainings" / "journal.jsonl"
+    # One that has ended, but is not in the journal, goes on from its own checkpoint: no step is left.
+    journal, folder = moved / "trainings" / "journal.jsonl", Path(networks[0][0].OUTPUT_DIR).parent
     kept = [line for line in journal.open() if json.loads(line)["phase"] != "archtrain 0"]
     journal.write_text("".join(kept))
-    expected = torch.load(folder / "model_final.pth", weights_only=True)["model"]
-    run_search(planned(tmp_path, *options), resume=True)
-    again = torch.load(folder / "model_final.pth", weights_only=True)["model"]
-    assert all(torch.equal(value, again[name]) for name, value in expected.items())
+    before, inherited = len(started), []
+    monkeypatch.setattr(trainings, "write_inherited", lambda path, *_: inherited.append(path))
+    run_search(planned(tmp_path, *again), resume=True)
+    resumed = [cfg for cfg, _ in started[before:] if not cfg.MODEL.CRNAS.SUPERNET]
+    assert resumed and folder.name == "archtrain_0"
+    assert inherited == []
 
 
 @pytest.mark.parametrize(
@@ -101,6 +106,7 @@ def test_a_network_starts_as_its_path(
             ["SEARCH.FOUND_BASE", ["wide.yaml"]],
             "wide.yaml has other weights than the supernet: backbone.",
         ),
+        (["SEARCH.PHASES", ("retrain",)], "SEARCH.PHASES: ('retrain',): SEARCH.INHERIT is True"),
     ],
 )
 def test_what_cannot_inherit_is_refused(options: list[Any], message: str, tmp_path: Path) -> None:

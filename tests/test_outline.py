@@ -92,6 +92,29 @@ def test_candidates_of_the_papers_spaces(config: str, stage: int, dilation: int)
     assert (candidates(plan, "stage"), candidates(plan, "dilation")) == (stage, dilation)
 
 
+@pytest.mark.parametrize(
+    ("options", "supernets", "dilation", "retrained"),
+    [
+        pytest.param([], 2, 138 + 291, 2 + 2 * 2, id="both searches"),
+        pytest.param(["SEARCH.PHASES", ("dilation", "retrain")], 1, 138, 2 + 2, id="dilation alone"),
+        pytest.param(["SEARCH.PHASES", ("retrain",)], 0, 0, 2 + 1, id="retraining alone"),
+    ],
+)
+def test_several_budgets(
+    options: list[Any], supernets: int, dilation: int, retrained: int, tmp_path: Path
+) -> None:
+    """A named code is searched for one budget; without a stage search there is no winner of it."""
+    path = str(ROOT / "configs" / "Search" / "resnet.yaml")
+    all_three = ["SEARCH.PHASES", ("stage", "dilation", "retrain"), "SEARCH.PRETRAIN", ""]
+    cfg = read_config(path, [*all_three, *options, "OUTPUT_DIR", str(tmp_path / "out")])
+    parts = planned(tmp_path).parts
+    found = {work.name: work for work in course(Plan(cfg, base_paths(cfg, path), "", parts))}
+    assert found["retraining"].trainings == retrained
+    if supernets:
+        assert found["dilation supernet"].trainings == supernets
+        assert found["dilation search"].candidates == dilation
+
+
 def test_entrants() -> None:
     """The better half goes into each next round."""
     assert [entrants(4, seeds) for seeds in (1, 2, 3, 4)] == [4, 6, 7, 8]
@@ -143,10 +166,12 @@ def test_the_options(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
     assert "| stage supernet |" in said
     last = said.splitlines()[-1]
-    assert re.fullmatch(r"about .*: stage supernet .*, stage search .*; disk .* GB", last)
+    assert re.fullmatch(r"about .*: stage supernet .*, stage search .*; checkpoints .* GB", last)
     said = run_script(script, "--timed", *line, folder=tmp_path)
     assert said.index("| stage supernet |") < said.index("about ") < said.index("it took ")
     assert re.search(r"it took .* s, [\d.]+ times what was estimated", said)
+    said = run_script(script, "--timed", "--resume", *line, folder=tmp_path)
+    assert "| 30 of 30" in said and "it took" not in said
 
 
 def test_estimates_follow_from_what_is_left(tmp_path: Path) -> None:
@@ -165,5 +190,5 @@ def test_durations_are_easy_to_read() -> None:
     assert {seconds: shown(seconds) for seconds in cases} == cases
     works = [(Work("joint supernet", 1, 10, 0, 0, 0, 1.0), 90.0)]
     assert str(Estimate(works, 3.21e9, 2e9)) == (
-        "about 1 min 30 s: joint supernet 1 min 30 s; GPU memory 3.2 GB; disk 2.0 GB"
+        "about 1 min 30 s: joint supernet 1 min 30 s; GPU memory 3.2 GB; checkpoints 2.0 GB"
     )

@@ -17,6 +17,8 @@ from crnas_d2.config import read_config
 from crnas_d2.engine.setup import train_config
 from crnas_d2.engine.trainer import DetectionTrainer
 from crnas_d2.errors import InputError
+from crnas_d2.modeling.build import architecture_of
+from crnas_d2.pipeline.found import write_found
 from crnas_d2.pipeline.plan import plan_search
 from crnas_d2.pipeline.run import run_search
 from detectron2.config import CfgNode
@@ -215,3 +217,28 @@ def test_of_a_backbone_of_detectron2s(shared_data: Path, tmp_path: Path) -> None
     keys += ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]]
     with pytest.raises(InputError, match="is for our backbones only, not for 'build_resnet_fpn"):
         train_config(arguments("r18", *keys))
+
+
+# ---- configs for own data ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", CHAINS)
+def test_what_found_yaml_takes_over(config: str, tmp_path: Path) -> None:
+    """What the command line changes in the network and its training, not what is of the search alone."""
+    typed = ["SOLVER.MAX_ITER", 7, "MODEL.WEIGHTS", "supernet.pth", "DATASETS.TRAIN", ("bccd_train",)]
+    typed += ["MODEL.ROI_HEADS.NUM_CLASSES", 3, "SEARCH.FINALISTS.NUM", 1, "OUTPUT_DIR", "out"]
+    base = str(OWN_DATA / f"{config}.yaml")
+    cfg = read_config(base, typed)
+    write_found(tmp_path / "found.yaml", cfg, base, architecture_of(cfg), "of a test")
+    content = yaml.safe_load((tmp_path / "found.yaml").read_text())
+    assert "SEARCH" not in content and "OUTPUT_DIR" not in content
+    found = read_config(str(tmp_path / "found.yaml"))
+    assert (found.SOLVER.MAX_ITER, found.SOLVER.EPOCHS, found.MODEL.WEIGHTS) == (7, 0, "")
+    assert found.DATASETS.TRAIN == ("bccd_train",) and found.MODEL.ROI_HEADS.NUM_CLASSES == 3
+    assert architecture_of(found) == architecture_of(cfg)
+
+
+@pytest.mark.parametrize("config", CHAINS)
+def test_an_interrupted_training_has_something_to_go_on_from(config: str) -> None:
+    solver = read_config(str(OWN_DATA / f"{config}.yaml")).SOLVER
+    assert solver.CHECKPOINT_PERIOD <= solver.MIN_ITER / 10

@@ -36,8 +36,10 @@ class Course:
     @contextmanager
     def at(self, name: str) -> Iterator[None]:
         before, self._now = self._now, name
-        yield
-        self._now = before
+        try:
+            yield
+        finally:
+            self._now = before
 
     def add(self, units: float, seconds: float) -> None:
         """So much of the present part has been done, in this time."""

@@ -39,6 +39,15 @@ def check_schedule(cfg: CfgNode) -> None:
         raise InputError(f"SOLVER: cannot be used: {' '.join(str(error).split())}") from error
 
 
+def iterations(cfg: CfgNode, images: int) -> list[int]:
+    """The steps and the end of a schedule, in iterations; ``images``: in one epoch."""
+    solver = cfg.SOLVER
+    if not solver.EPOCHS:
+        return [*solver.STEPS, solver.MAX_ITER]
+    each = max(images / solver.IMS_PER_BATCH, solver.MIN_ITER / solver.EPOCHS)
+    return [math.ceil(round(e * each, 6)) for e in (*solver.STEP_EPOCHS, solver.EPOCHS)]
+
+
 def resolve_schedule(cfg: CfgNode, images: int) -> CfgNode:
     """A frozen copy whose MAX_ITER, STEPS and BASE_LR follow from our keys; ``images``: in one epoch.
 
@@ -49,10 +58,11 @@ def resolve_schedule(cfg: CfgNode, images: int) -> CfgNode:
     cfg.defrost()
     solver, epochs, batch = cfg.SOLVER, cfg.SOLVER.EPOCHS, cfg.SOLVER.IMS_PER_BATCH
     if epochs:
-        each = max(images / batch, solver.MIN_ITER / epochs)
-        *steps, end = (math.ceil(round(e * each, 6)) for e in (*solver.STEP_EPOCHS, epochs))
+        *steps, end = iterations(cfg, images)
         solver.STEPS, solver.MAX_ITER = tuple(steps), end
-        line = f"{epochs} epochs of {images} images at batch {batch}: {end} iterations, steps {steps}"
+        least = f", SOLVER.MIN_ITER {solver.MIN_ITER}" if end == solver.MIN_ITER else ""
+        line = f"{epochs} epochs of {images} images at batch {batch}{least}: {end} iterations, "
+        line += f"steps {steps}"
         logging.getLogger(__name__).info(line)
         if len({*steps, end}) <= len(steps):
             raise InputError(f"SOLVER.STEP_EPOCHS: {solver.STEP_EPOCHS}: some fall together: {line}")

@@ -16,6 +16,7 @@ from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import input_convention, stage_space_of
 from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
 from detectron2.config import CfgNode
+from detectron2.utils.logger import log_first_n
 
 OWN_DATA = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
 HEADS = ("ROI_HEADS", "RETINANET")  # that have NUM_CLASSES
@@ -50,8 +51,9 @@ def supernet_config(
         node.STAGE_CODE = list(architecture.stage_code if architecture else node.STAGE_CODE)
         node.DILATION_CODE = []
         if cfg.MODEL.WEIGHTS and "stage" in cfg.SEARCH.PHASES:
-            text = "MODEL.WEIGHTS %s are for the stage supernet alone (docs/PAPER.md)"
-            logging.getLogger(__name__).warning(text, cfg.MODEL.WEIGHTS)
+            text = f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} are for the stage supernet alone; "
+            text += "those of MODEL.CRNAS.WEIGHTS are for all networks"
+            log_first_n(logging.WARNING, text, key="message")
             cfg.MODEL.WEIGHTS = ""
     return cfg
 
@@ -101,7 +103,7 @@ def network_config(cfg: CfgNode, path: str, architecture: Architecture | None = 
             run.MODEL[head].NUM_CLASSES = cfg.MODEL[head].NUM_CLASSES
     run.SEED, run.NUM_THREADS, run.MODEL.DEVICE = cfg.SEED, cfg.NUM_THREADS, cfg.MODEL.DEVICE
     for key in ("WEIGHTS", "RECOMPUTE"):
-        run.MODEL.CRNAS[key] = cfg.MODEL.CRNAS[key]
+        run.MODEL.CRNAS[key] = cfg.MODEL.CRNAS[key] or run.MODEL.CRNAS[key]
     return run
 
 
@@ -121,8 +123,9 @@ def pretrain_config(cfg: CfgNode, path: str) -> CfgNode:
     kind, where = run.MODEL.META_ARCHITECTURE, f"SEARCH.PRETRAIN: {path}"
     if kind != ImageClassifier.__name__:
         raise InputError(f"{where}: has MODEL.META_ARCHITECTURE {kind!r}; allowed is ImageClassifier")
-    if cfg.MODEL.WEIGHTS:
-        raise InputError(f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS}: with SEARCH.PRETRAIN allowed is none")
+    for key, weights in (("WEIGHTS", cfg.MODEL.WEIGHTS), ("CRNAS.WEIGHTS", cfg.MODEL.CRNAS.WEIGHTS)):
+        if weights:
+            raise InputError(f"MODEL.{key}: {weights}: with SEARCH.PRETRAIN allowed is none")
     features = run.MODEL.CRNAS.OUT_FEATURES
     run.MODEL.CRNAS, run.SEARCH = cfg.MODEL.CRNAS.clone(), cfg.SEARCH.clone()
     run.defrost()

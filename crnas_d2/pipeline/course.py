@@ -1,7 +1,7 @@
 """What a search consists of: its parts in their order, how much there is of each, and what is done.
 
-All counts are the most that a search can come to: a finalist may have been trained before, a budget of
-latency lets fewer candidates in.
+Most counts are the most that a search can come to: a finalist may have been trained before, a budget of
+latency lets fewer candidates in. Pre-training (SEARCH.PRETRAIN) and the phase "test" are not counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
 from crnas_d2.data.coco_json import Record
 from crnas_d2.engine.progress import Part
-from crnas_d2.engine.schedule import resolve_schedule
+from crnas_d2.engine.schedule import iterations
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.pipeline.configs import network_config, supernet_config
 from crnas_d2.pipeline.plan import TRAININGS, Plan
@@ -56,16 +56,16 @@ def course(plan: Plan) -> list[Work]:
     networks = [network_config(cfg, base) for base in dict.fromkeys(plan.bases.values())]
     baselines = {str(architecture_of(network)): network for network in networks}
     macs = backbone_costs(networks[0])(architecture_of(networks[0]))["macs"]
-    budgets, finalists, seeds = len(plan.bases), options.FINALISTS.NUM, options.FINALISTS.SEEDS
+    budgets = len(plan.bases) if "stage" in phases else 1  # else the one that the named code meets
+    finalists, seeds = options.FINALISTS.NUM, options.FINALISTS.SEEDS
     searches = [phase for phase in ("stage", "dilation") if phase in phases]
     records = Journal(folder / TRAININGS / "journal.jsonl", writes=False).records
 
     def training(name: str, count: int, run: CfgNode, images: int, done: int | None) -> Work:
         """``done``: trainings; None: the iterations of the last checkpoint."""
-        solver = resolve_schedule(run, images).SOLVER
-        reached = trained(run, solver.MAX_ITER) if done is None else done * solver.MAX_ITER
-        cost = BACKWARD * macs * solver.IMS_PER_BATCH
-        return Work(name, count, solver.MAX_ITER, 0, 0, reached, cost)
+        end = iterations(run, images)[-1]
+        reached = trained(run, end) if done is None else done * end
+        return Work(name, count, end, 0, 0, reached, BACKWARD * macs * run.SOLVER.IMS_PER_BATCH)
 
     def alone(name: str, count: int, factor: float, done: Iterable[Any]) -> Work:
         run = networks[0].clone()
@@ -89,8 +89,8 @@ def course(plan: Plan) -> list[Work]:
             count = 1 if options.JOINT or phase == "stage" else budgets
             name = f"{supernet.MODEL.CRNAS.SUPERNET} supernet"
             found.append(training(name, count, supernet, archtrain, None))
-        journals = (Journal(p, writes=False) for p in folder.glob(f"{phase}*/journal.jsonl"))
-        known = sum(len(journal.records) for journal in journals)
+        files = [*folder.glob(f"{phase}*/journal.jsonl"), *folder.glob(f"{phase}*/race.jsonl")]
+        known = sum(len(Journal(path, writes=False).records) for path in files)
         count, cost = candidates(plan, phase), SHARED * macs * scored
         found.append(Work(f"{phase} search", 0, 0, count, scored, known, cost))
         if options.INHERIT and phase == searches[0]:
@@ -102,7 +102,8 @@ def course(plan: Plan) -> list[Work]:
             found.append(alone(f"{phase} finalists", count, factor, done))
     if "retrain" in phases:
         images = archtrain + trained_on(cfg, parts["archval"])
-        count = options.RETRAIN.SEEDS * (len(networks) + budgets * len(searches))
+        others = 2 if "dilation" in searches else 1  # the stage winner or the named code, and found
+        count = options.RETRAIN.SEEDS * (len(networks) + budgets * others)
         known = sum(record["phase"].startswith(f"{WHOLE} ") for record in records)
         found.append(training("retraining", count, networks[0], images, known))
     return found
@@ -118,16 +119,17 @@ def as_parts(works: Iterable[Work]) -> dict[str, Part]:
 
 
 def candidates(plan: Plan, phase: str) -> int:
-    """How many a search scores at most, for all budgets; a budget of latency may let fewer in."""
+    """How many a search scores, for all budgets; greedily, those of the baseline's stage code."""
     cfg, count = plan.cfg, 0
-    for budget, base in plan.bases.items():
+    is_named = "stage" not in cfg.SEARCH.PHASES
+    for budget, base in [*plan.bases.items()][: 1 if is_named else None]:
         method = cfg.SEARCH[phase.upper()].METHOD
         network = network_config(cfg, base)
         if method == "exhaustive":
             known = budget.without("latency")
             count += len(stage_space_of(cfg).eligible(known, backbone_costs(network)))
         elif method == "greedy":
-            code = architecture_of(network)
+            code = architecture_of(cfg if is_named else network)
             count += greedy_candidates(DilationSpace(code.family, code.stage_code), cfg)
         else:
             count += cfg.SEARCH.EVALUATIONS

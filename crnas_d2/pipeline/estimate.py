@@ -7,6 +7,7 @@ memory of a step are measured with one image and with two, and go on from there 
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import tempfile
 import time
@@ -43,13 +44,17 @@ class Estimate(NamedTuple):
 
     works: list[tuple[Work, float]]  # with its seconds
     gpu_bytes: float | None  # of the largest training, in a process; None: not on a GPU
-    disk_bytes: float  # of all files that will be there
+    disk_bytes: float  # of all checkpoints that will be there
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self.works)
 
     def __str__(self) -> str:
-        total = sum(seconds for _, seconds in self.works)
         parts = ", ".join(f"{work.name} {shown(seconds)}" for work, seconds in self.works)
         memory = "" if self.gpu_bytes is None else f"; GPU memory {self.gpu_bytes / 1e9:.1f} GB"
-        return f"about {shown(total)}: {parts}{memory}; disk {self.disk_bytes / 1e9:.1f} GB"
+        checkpoints = f"checkpoints {self.disk_bytes / 1e9:.1f} GB"
+        return f"about {shown(self.seconds)}: {parts}{memory}; {checkpoints}"
 
 
 def shown(seconds: float) -> str:
@@ -65,23 +70,26 @@ def estimate(plan: Plan) -> Estimate:
     """Of a plan of rank 0, whose parts have not been written yet."""
     works, cfg, parts = course(plan), plan.cfg, plan.parts
     assert parts is not None
-    alone = network_config(cfg, next(iter(plan.bases.values())))
-    code = architecture_of(alone if "stage" in cfg.SEARCH.PHASES else cfg)
-    of_step, of_score, memory, disk = {}, {}, [], 0.0
+    stages = _stage_codes(plan) if "stage" in cfg.SEARCH.PHASES else [architecture_of(cfg)]
+    steps: dict[str, _Step] = {}  # by what is trained
+    of_step, of_score, disk = {}, {}, 0.0
     with _few_images(plan) as (name, content):
         for work in works:
             key = work.name.split()[0]
             if work.iterations:
                 is_supernet = "supernet" in work.name
-                run = _small(supernet_config(cfg, key, code) if is_supernet else alone, name)
-                of_step[work] = _Step.measured(run)
-                memory.append(of_step[work].gpu_bytes)
-                kept = 4 if run.MODEL.CRNAS.SUPERNET else work.trainings  # checkpoints
+                trained = key if is_supernet else "alone"
+                if trained not in steps:
+                    run = supernet_config(cfg, key, stages[0]) if is_supernet else None
+                    run = run or network_config(cfg, next(iter(plan.bases.values())))
+                    steps[trained] = _Step.measured(_small(run, name))
+                of_step[work] = steps[trained]
+                kept = (4 if is_supernet else 1) * work.trainings  # checkpoints
                 disk += kept * 8 * of_step[work].parameters  # float32, and its momentum
             else:
                 kind = "joint" if cfg.SEARCH.JOINT else key
-                run = _small(supernet_config(cfg, kind, code), name)
-                group = _stage_codes(plan) if key == "stage" else _dilation_codes(code)
+                run = _small(supernet_config(cfg, kind, stages[0]), name)
+                group = stages if key == "stage" else _dilation_codes(stages[0])
                 of_score[work] = _score_seconds(run, group, Split(name, name, content))
     each = min(of_score.values(), default=0.0)  # of an image that a network is tested on
     found = []
@@ -91,7 +99,7 @@ def estimate(plan: Plan) -> Estimate:
         if work in of_step and "supernet" not in work.name:
             seconds += len(parts["archval"]["images"]) * each / work.iterations
         found.append((work, left * seconds))
-    on_gpu = [each for each in memory if each is not None]
+    on_gpu = [step.gpu_bytes for step in steps.values() if step.gpu_bytes is not None]
     return Estimate(found, max(on_gpu) if on_gpu else None, disk)
 
 
@@ -105,36 +113,54 @@ class _Step(NamedTuple):
     @classmethod
     def measured(cls, cfg: CfgNode) -> _Step:
         """Of a supernet, time is the mean of its smallest and its largest path."""
-        trainer = _trainer(cfg, 1)
-        paths = _ends(trainer)
-        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        seconds, peaks = [], []
-        for images in (1, 2):
-            trainer = _trainer(cfg, images)
-            times = []
-            for path in paths:
-                if path is not None:
-                    find_supernet(trainer.model).set_path(path)  # type: ignore[union-attr]
-                times.append(_seconds_of(functools.partial(_step, trainer)))
-            seconds.append(sum(times) / len(times))
-            if cfg.MODEL.DEVICE.startswith("cuda"):
-                peaks.append(torch.cuda.max_memory_allocated())
-        batch = cfg.SOLVER.IMS_PER_BATCH
-        one, two = seconds
+        small = 1
+        try:
+            one = cls._with(cfg, small)
+        except ValueError:  # BatchNorm of one pixel needs another image
+            small = 2
+            one = cls._with(cfg, small)
+        two, batch = cls._with(cfg, 2 * small), cfg.SOLVER.IMS_PER_BATCH
+        # Another image costs at least a third of the first, which has what is done once.
+        more = max(two.seconds - one.seconds, one.seconds / 3) / small
         memory = None
-        if peaks:
-            memory = peaks[0] + (batch / cfg.SOLVER.ACCUMULATE - 1) * max(0, peaks[1] - peaks[0])
-        return cls(one + (batch - 1) * max(two - one, 0.3 * one), memory, parameters)
+        if one.gpu_bytes is not None and two.gpu_bytes is not None:
+            of_image = max(0.0, two.gpu_bytes - one.gpu_bytes) / small
+            memory = one.gpu_bytes + (batch / cfg.SOLVER.ACCUMULATE - small) * of_image
+        return cls(one.seconds + (batch - small) * more, memory, one.parameters)
+
+    @classmethod
+    def _with(cls, cfg: CfgNode, images: int) -> _Step:
+        """Of a batch of so many images."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        solver = cfg.SOLVER
+        solver.IMS_PER_BATCH, solver.ACCUMULATE = images, 1
+        # Weights hardly move, so that no loss diverges.
+        solver.EPOCHS, solver.STEP_EPOCHS, solver.STEPS = 0, (), ()
+        solver.LR_PER_IMAGE, solver.BASE_LR = 0.0, 1e-9
+        cfg.freeze()
+        _free_memory()
+        on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        trainer = (SupernetTrainer if cfg.MODEL.CRNAS.SUPERNET else DetectionTrainer)(cfg)
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        times = []
+        for path in _ends(trainer):
+            if path is not None:
+                find_supernet(trainer.model).set_path(path)  # type: ignore[union-attr]
+            times.append(_seconds_of(functools.partial(_step, trainer)))
+        peak = torch.cuda.max_memory_allocated() if on_gpu else None
+        del trainer
+        _free_memory()
+        return cls(sum(times) / len(times), peak, parameters)
 
 
-def _trainer(cfg: CfgNode, images: int) -> DetectionTrainer:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE = images, 1
-    cfg.freeze()
-    if cfg.MODEL.DEVICE.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-    return (SupernetTrainer if cfg.MODEL.CRNAS.SUPERNET else DetectionTrainer)(cfg)
+def _free_memory() -> None:
+    """Trainers refer to themselves in a circle."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _step(trainer: DetectionTrainer) -> None:
@@ -173,7 +199,7 @@ def _score_seconds(cfg: CfgNode, group: Sequence[Architecture], split: Split) ->
     scorer.detect(others, 0)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    images = scorer.images[-1] + cfg.SEARCH.EVAL.RECALIBRATION_IMAGES
+    images = scorer.images[0] + cfg.SEARCH.EVAL.RECALIBRATION_IMAGES
     return (time.perf_counter() - start) / (len(others) * images)
 
 

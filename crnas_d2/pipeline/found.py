@@ -25,6 +25,9 @@ from crnas_d2.pipeline.weights import write_weights
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+# Keys of MODEL that a search's command line has for itself.
+OF_THE_RUN = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.CRNAS.STAGE_SPACE", "MODEL.CRNAS.SHARED")
+
 
 def write_found(path: Path, cfg: CfgNode, base: str, architecture: Architecture, comment: str) -> None:
     """Write found.yaml: an architecture over its base config, and your own data; ``comment`` on top.
@@ -45,10 +48,11 @@ def write_found(path: Path, cfg: CfgNode, base: str, architecture: Architecture,
         for head in HEADS:
             content["MODEL"][head] = {"NUM_CLASSES": cfg.MODEL[head].NUM_CLASSES}
     if not cfg.SEARCH.FOUND_BASE:
-        own, theirs = leaves(cfg), leaves(read_config(base))
-        for key, value in own.items():
+        theirs = leaves(read_config(base))
+        for key, value in leaves(cfg).items():
             *nodes, last = key.split(".")
-            if value != theirs[key] and nodes and nodes[0] not in ("SEARCH", "DATASETS"):
+            is_of_search = key in OF_THE_RUN or nodes[:1] in ([], ["SEARCH"])
+            if value != theirs[key] and not is_of_search and not (own and nodes == ["DATASETS"]):
                 node = content
                 for name in nodes:
                     node = node.setdefault(name, {})

@@ -28,7 +28,10 @@ THIN = 4  # pixels at the network's input, below which a side of a box is hardly
 
 def outline(plan: Plan) -> str:
     """The plan of rank 0, whose parts have not been written yet, for people to read."""
-    lines = [*_data(plan), *_space(plan), _table(course(plan))]
+    lines = [*_data(plan), *_space(plan), *_weights(plan), _table(course(plan))]
+    others = {"pre-training": plan.pretrain, "the paths' test": "test" in plan.cfg.SEARCH.PHASES}
+    if any(others.values()):
+        lines.append(f"not counted: {', '.join(name for name, given in others.items() if given)}")
     return "\n".join(lines)
 
 
@@ -119,6 +122,11 @@ def _space(plan: Plan) -> Iterator[str]:
         depths = stage_space_of(plan.cfg).depths
         shown = " x ".join(f"{{{', '.join(map(str, of))}}}" for of in depths if len(of) > 1)
         yield f"stage codes: {shown}, {math.prod(map(len, depths))} in all"
+
+
+def _weights(plan: Plan) -> Iterator[str]:
+    named = plan.cfg.MODEL.CRNAS.WEIGHTS or (plan.pretrain and f"pre-training by {plan.pretrain}")
+    yield f"weights to start from: {named or 'none (MODEL.CRNAS.WEIGHTS)'}"
 
 
 def _table(works: Sequence[Work]) -> str:

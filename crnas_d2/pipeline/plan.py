@@ -141,6 +141,9 @@ def _check_keys(cfg: CfgNode) -> None:
         raise InputError("SEARCH.JOINT: True: MODEL.CRNAS.SHARED is False; the joint supernet needs it")
     if node.INHERIT and not node.JOINT:
         raise InputError("SEARCH.INHERIT: True: SEARCH.JOINT is False; it takes one supernet for all")
+    if node.INHERIT and set(node.PHASES) <= {"retrain"}:
+        why = "SEARCH.INHERIT is True, and takes a supernet; name another phase, too"
+        raise InputError(f"SEARCH.PHASES: {tuple(node.PHASES)}: {why}")
     if "test" in node.PHASES and not node.JOINT:
         raise InputError("SEARCH.PHASES: 'test': compares paths of one supernet, with SEARCH.JOINT")
     if node.DILATION.EVIDENCE and (method := node.DILATION.METHOD) != "greedy":
@@ -161,7 +164,8 @@ def _training_set(cfg: CfgNode) -> Record:
     if len(names) == 1:
         content = content or check_dataset(cfg, "TRAIN", names[0])
     if not content:
-        raise InputError(f"DATASETS.TRAIN: {names}: one set, with a COCO JSON, is needed")
+        needed = "one set, with a COCO JSON, is needed; TRAIN_JSON and TRAIN_IMAGES name your own"
+        raise InputError(f"DATASETS.TRAIN: {names}: {needed}")
     return content
 
 
@@ -179,14 +183,14 @@ def _check_bases(cfg: CfgNode, networks: Mapping[str, CfgNode]) -> Costs:
     family = cfg.MODEL.CRNAS.FAMILY
     for path, network in networks.items():
         check_network(network)
-        if cfg.MODEL.CRNAS.WEIGHTS:
-            check_weights(network, resume=False)
         node, name = network.MODEL.CRNAS, network.MODEL.BACKBONE.NAME
         if "crnas" not in name or node.SUPERNET or node.FAMILY != family:
             raise InputError(
                 f"SEARCH.FOUND_BASE: {path}: has MODEL.CRNAS.FAMILY {node.FAMILY!r}, SUPERNET "
                 f"{node.SUPERNET!r}, in {name!r}; a fixed network of {family!r} is needed"
             )
+        if node.WEIGHTS:
+            check_weights(network, resume=False)
         keys = ", ".join(differing_keys(cfg, network))
         if keys:
             text = "the search judges another detector than %s describes; keys that differ: %s"
@@ -247,7 +251,7 @@ def _check_alone(cfg: CfgNode, path: str, network: CfgNode, pretrain: str, is_te
         raise InputError(f"{where}: has MODEL.WEIGHTS {weights}; {why}")
     if options.TASK == "segm" and not network.MODEL.MASK_ON:
         raise InputError(f"{where}: has MODEL.MASK_ON False; SEARCH.EVAL.TASK 'segm' needs masks")
-    if pretrain:
+    if pretrain and not cfg.SEARCH.INHERIT:
         _check_training(pretrain_config(network, pretrain), "TEST")
     _check_training(network, "TRAIN", *(["TEST"] if is_tested else []))
     if is_tested:

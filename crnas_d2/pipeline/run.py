@@ -8,7 +8,8 @@ retraining if asked. Each resumes where it was interrupted.
     OUTPUT_DIR/latency.jsonl             what was measured for budgets of latency
     OUTPUT_DIR/dilation/                 as stage/; dilation_N16/ where there are several budgets
     OUTPUT_DIR/found.yaml, found.pth     found_N16.yaml where there are several budgets
-    OUTPUT_DIR/trainings/                networks trained alone, see trainings.py
+    OUTPUT_DIR/trainings/                networks trained alone, see trainings.py; while one of
+                                         SEARCH.INHERIT trains, inherited.pth is what it started from
     OUTPUT_DIR/table.csv, results.json   see table.py
     OUTPUT_DIR/report.html               all of this to look at
 """
@@ -44,7 +45,8 @@ Networks = dict[str, Network]  # by name
 def run_search(plan: Plan, resume: bool) -> list[str]:
     """Run the phases of SEARCH.PHASES; the paths of what was written, on rank 0."""
     cfg, folder = plan.cfg, Path(plan.cfg.OUTPUT_DIR)
-    if comm.is_main_process():
+    is_counted = not (plan.pretrain or cfg.SEARCH.RACE.CONFIDENCE)  # else costs are unlike the course's
+    if comm.is_main_process() and is_counted:
         progress.begin(as_parts(course(plan)))
     archtrain, split = register_splits(plan)
     trainings = Trainings(plan, archtrain, split.archval)

@@ -186,5 +186,12 @@ def search_bar(desc: str, journal: Journal, candidates: Sequence[Architecture]) 
     if candidates and "dilation" in desc:
         desc += f", {len(candidates[0].dilation_code)} of {candidates[0].blocks} digits"
     bar = progress_bar(candidates, desc=desc, unit="code")
-    bar.note = lambda: f"; best {max((r['score'] for r in journal.records), default=math.nan):.2f}"
+
+    def best() -> str:
+        """Of those that have grown as far as the furthest: others are not compared with them."""
+        alike = min(map(open_digits, journal.records), default=0)
+        scores = [r["score"] for r in journal.records if open_digits(r) == alike]
+        return f"; best {max(scores):.2f}" if scores else ""
+
+    bar.note = best
     return bar

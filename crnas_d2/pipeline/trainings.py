@@ -60,7 +60,9 @@ class Trainings:
         An interrupted training resumes. Raises FloatingPointError: it diverged.
         """
         cfg, began = self._config(network, data, number), time.perf_counter()
-        check_same_run(cfg, free=() if data == WHOLE else ("DATASETS.TRAIN", "DATASETS.TEST"))
+        # Set here alone, and to paths below OUTPUT_DIR, which may move.
+        names = () if data == WHOLE else ("DATASETS.TRAIN", "DATASETS.TEST")
+        check_same_run(cfg, free=("MODEL.WEIGHTS", *names))
         phase, options = self._phase(network, data, number), self._plan.cfg.SEARCH.EVAL
         if (known := self._journal.score(phase, network.architecture)) is not None:
             return known
@@ -70,7 +72,7 @@ class Trainings:
                 supernet = supernet_config(self._plan.cfg, "joint")
                 write_inherited(inherited, supernet, cfg, network.architecture)
             comm.synchronize()
-        trainer = train(cfg, self._plan.pretrain, resume=True)
+        trainer = train(cfg, "" if cfg.MODEL.WEIGHTS else self._plan.pretrain, resume=True)
         metrics = measured(comm.all_gather(trainer.last_results)[0], options.TASK, options.METRIC)
         score = metrics.get(options.METRIC, 0.0)  # without a detection there is none
         more: dict[str, Any] = {**backbone_costs(cfg)(network.architecture)}
