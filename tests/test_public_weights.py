@@ -224,7 +224,7 @@ def test_of_a_backbone_of_detectron2s(shared_data: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("config", CHAINS)
 def test_what_found_yaml_takes_over(config: str, tmp_path: Path) -> None:
-    """What the command line changes in the network and its training, not what is of the search alone."""
+    """What the command line changes in the network and its training, not in the search alone."""
     typed = ["SOLVER.MAX_ITER", 7, "MODEL.WEIGHTS", "supernet.pth", "DATASETS.TRAIN", ("bccd_train",)]
     typed += ["MODEL.ROI_HEADS.NUM_CLASSES", 3, "SEARCH.FINALISTS.NUM", 1, "OUTPUT_DIR", "out"]
     base = str(OWN_DATA / f"{config}.yaml")
