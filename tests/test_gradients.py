@@ -118,6 +118,7 @@ def test_what_is_averaged(
     trainer = SupernetTrainer(tiny_config(tmp_path / "data", tmp_path / "out", *options))
     supernet = trainer.model.backbone.bottom_up
     supernet.stem.requires_grad_(False)
+    trainer.storage = EventStorage(0)
     trainer._hooks[0].before_step()
     with EventStorage(0):
         trainer.run_step()

@@ -76,7 +76,8 @@ def test_a_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         register_hooks = resume_or_load = train = lambda *args: None
 
     monkeypatch.setattr(training, "DetectionTrainer", Trainer)
-    cfg = tiny_config(tmp_path / "data", tmp_path / "out", "SEARCH.FINALISTS.SCHEDULE", 0.5)
+    options = ["SEARCH.FINALISTS.SCHEDULE", 0.5, "SEARCH.FOUND_BASE", ["base.yaml"]]
+    cfg = tiny_config(tmp_path / "data", tmp_path / "out", *options)
     base = tmp_path / "base.yaml"
     base.write_text(cfg.dump())
     plan = Plan(cfg, {Budget.parse(5): str(base)}, "", None)

@@ -85,7 +85,8 @@ class Contest:
 
         It allows for the luck of the best among all finalists that the budget has had so far.
         """
-        self.noise()
+        if self.plan.cfg.SEARCH.INHERIT:
+            self.noise()  # else it was known before any supernet was trained
         base, seeds = self.plan.base_of(budget), self.plan.cfg.SEARCH.FINALISTS.SEEDS
         baseline = self._baseline(base).architecture
         diverged: set[Architecture] = set()
