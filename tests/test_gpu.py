@@ -135,7 +135,8 @@ def _scored(folder: Path, device: str, *options: Any) -> list[float]:
 def detecting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with weights of a supernet that detects something, trained on the CPU."""
     folder = tmp_path_factory.mktemp("detecting")
-    options = ["MODEL.CRNAS.SUPERNET", "stage", "SOLVER.MAX_ITER", 300, "SOLVER.BASE_LR", 0.04]
+    options = ["MODEL.CRNAS.SUPERNET", "stage", "SOLVER.MAX_ITER", 300, "SOLVER.BASE_LR", 0.03]
+    options += ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"]
     cfg = tiny_config(folder / "data", folder / "trained", *options)
     torch.save(trained(cfg).model.state_dict(), folder / "weights.pth")
     return folder
