@@ -20,6 +20,7 @@ from crnas_d2.engine.setup import start_run
 from crnas_d2.errors import InputError
 from crnas_d2.files import EARLY
 from crnas_d2.launch import run
+from crnas_d2.pipeline.course import Work, begin_progress, course
 from crnas_d2.pipeline.estimate import estimate, shown
 from crnas_d2.pipeline.outline import outline
 from crnas_d2.pipeline.plan import Plan, plan_search
@@ -46,14 +47,16 @@ def prepare(args: argparse.Namespace) -> Plan:
 def work(plan: Plan, args: argparse.Namespace) -> None:
     """What each process does."""
     logger = logging.getLogger("crnas_d2")
+    works = course(plan) if comm.is_main_process() else []
     if args.plan:
         if comm.is_main_process():
-            show(plan, args.timed)
+            show(plan, works, args.timed)
         return
     start_run(plan.cfg, args, quiet=True)
     if comm.is_main_process():
-        logger.info("the plan:\n%s", outline(plan))
-    expected = estimate(plan) if args.timed else None
+        logger.info("the plan:\n%s", outline(plan, works))
+        begin_progress(plan, works)
+    expected = estimate(plan, works) if args.timed else None
     if expected:
         logger.info("%s", expected)
     start = time.perf_counter()
@@ -66,16 +69,16 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
         print("written:", ", ".join(written))
 
 
-def show(plan: Plan, timed: bool) -> None:
+def show(plan: Plan, works: list[Work], timed: bool) -> None:
     """Print the plan and what its checks warn of; nothing is written."""
     for record in EARLY.buffer:
         if record.levelno >= logging.WARNING:
             print(record.getMessage())
-    print(outline(plan))
+    print(outline(plan, works))
     if timed:
         if plan.cfg.NUM_THREADS > 0:
             torch.set_num_threads(plan.cfg.NUM_THREADS)
-        print(estimate(plan))
+        print(estimate(plan, works))
 
 
 if __name__ == "__main__":

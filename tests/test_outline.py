@@ -142,7 +142,7 @@ def test_what_a_person_may_want_to_look_at(tmp_path: Path) -> None:
     archtrain["annotations"] = [a for a in archtrain["annotations"] if a["image_id"] != emptied]
     archval["annotations"][0]["iscrowd"] = 1
     archval["annotations"][1]["bbox"][2:] = [3, 90]
-    text = outline(plan)
+    text = outline(plan, course(plan))
     assert "  odd: 1 images of archtrain have no box, and are not trained on" in text
     assert "  odd: 1 boxes of archval are crowds" in text
     assert "  odd: 1 boxes are thinner than 4 pixels at the network" in text
@@ -170,14 +170,16 @@ def test_the_options(tmp_path: Path) -> None:
     said = run_script(script, "--timed", *line, folder=tmp_path)
     assert said.index("| stage supernet |") < said.index("about ") < said.index("it took ")
     assert re.search(r"it took .* s, [\d.]+ times what was estimated", said)
+    assert re.search(r"training: .*; all done in \d", said)  # the bars know the course
     said = run_script(script, "--timed", "--resume", *line, folder=tmp_path)
     assert "| 30 of 30" in said and "it took" not in said
 
 
 def test_estimates_follow_from_what_is_left(tmp_path: Path) -> None:
     plan = planned(tmp_path, *ALL)
-    found = estimate(plan)
-    assert [work for work, _ in found.works] == course(plan) and found.gpu_bytes is None
+    works = course(plan)
+    found = estimate(plan, works)
+    assert [work for work, _ in found.works] == works and found.gpu_bytes is None
     assert all(seconds > 0 for _, seconds in found.works) and found.disk_bytes > 0
     assert not (tmp_path / "out").exists()
     seconds = {work.name: seconds for work, seconds in found.works}
@@ -188,7 +190,7 @@ def test_estimates_follow_from_what_is_left(tmp_path: Path) -> None:
 def test_durations_are_easy_to_read() -> None:
     cases = {5: "5 s", 65: "1 min 5 s", 3700: "1 h 1 min", 200000: "2 d 7 h"}
     assert {seconds: shown(seconds) for seconds in cases} == cases
-    works = [(Work("joint supernet", 1, 10, 0, 0, 0, 1.0), 90.0)]
+    works = [(Work("joint supernet", "joint", 1, 10, 0, 0, 0, 1.0), 90.0)]
     assert str(Estimate(works, 3.21e9, 2e9)) == (
         "about 1 min 30 s: joint supernet 1 min 30 s; GPU memory 3.2 GB; checkpoints 2.0 GB"
     )

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
 from crnas_d2.data.coco_json import Record
+from crnas_d2.engine import progress
 from crnas_d2.engine.progress import Part
 from crnas_d2.engine.schedule import iterations
 from crnas_d2.modeling.build import architecture_of, stage_space_of
@@ -33,6 +34,7 @@ class Work(NamedTuple):
     """One part of a search, in its order; all counts are the most that it can come to."""
 
     name: str
+    kind: str  # of the supernet that is trained or searched; empty: networks alone
     trainings: int
     iterations: int  # of each
     candidates: int
@@ -54,7 +56,7 @@ def course(plan: Plan) -> list[Work]:
     archtrain, archval = trained_on(cfg, parts["archtrain"]), len(parts["archval"]["images"])
     scored = archval + len(parts["recalibration"]["images"])
     networks = [network_config(cfg, base) for base in dict.fromkeys(plan.bases.values())]
-    baselines = {str(architecture_of(network)): network for network in networks}
+    baselines = {str(architecture_of(network)) for network in networks}
     macs = backbone_costs(networks[0])(architecture_of(networks[0]))["macs"]
     budgets = len(plan.bases) if "stage" in phases else 1  # else the one that the named code meets
     finalists, seeds = options.FINALISTS.NUM, options.FINALISTS.SEEDS
@@ -63,9 +65,9 @@ def course(plan: Plan) -> list[Work]:
 
     def training(name: str, count: int, run: CfgNode, images: int, done: int | None) -> Work:
         """``done``: trainings; None: the iterations of the last checkpoint."""
-        end = iterations(run, images)[-1]
+        end, kind = iterations(run, images)[-1], run.MODEL.CRNAS.SUPERNET
         reached = trained(run, end) if done is None else done * end
-        return Work(name, count, end, 0, 0, reached, BACKWARD * macs * run.SOLVER.IMS_PER_BATCH)
+        return Work(name, kind, count, end, 0, 0, reached, BACKWARD * macs * run.SOLVER.IMS_PER_BATCH)
 
     def alone(name: str, count: int, factor: float, done: Iterable[Any]) -> Work:
         run = networks[0].clone()
@@ -84,15 +86,15 @@ def course(plan: Plan) -> list[Work]:
     if not options.INHERIT:
         found += noise
     for phase in searches:
-        supernet = supernet_config(cfg, "joint" if options.JOINT else phase)
+        kind = "joint" if options.JOINT else phase
         if not options.JOINT or phase == searches[0]:
             count = 1 if options.JOINT or phase == "stage" else budgets
-            name = f"{supernet.MODEL.CRNAS.SUPERNET} supernet"
-            found.append(training(name, count, supernet, archtrain, None))
+            supernet = supernet_config(cfg, kind)
+            found.append(training(f"{kind} supernet", count, supernet, archtrain, None))
         files = [*folder.glob(f"{phase}*/journal.jsonl"), *folder.glob(f"{phase}*/race.jsonl")]
         known = sum(len(Journal(path, writes=False).records) for path in files)
         count, cost = candidates(plan, phase), SHARED * macs * scored
-        found.append(Work(f"{phase} search", 0, 0, count, scored, known, cost))
+        found.append(Work(f"{phase} search", kind, 0, 0, count, scored, known, cost))
         if options.INHERIT and phase == searches[0]:
             found += noise
         if noise:
@@ -113,9 +115,10 @@ def _is_dilated(record: Mapping[str, Any]) -> bool:
     return any(Architecture.parse(record["architecture"]).dilation_code)
 
 
-def as_parts(works: Iterable[Work]) -> dict[str, Part]:
-    """For the bars of a run."""
-    return {work.name: Part(work.units, work.done, work.cost) for work in works}
+def begin_progress(plan: Plan, works: Iterable[Work]) -> None:
+    """Let the bars of this process know the course, unless its costs are unlike those counted here."""
+    if not (plan.pretrain or plan.cfg.SEARCH.RACE.CONFIDENCE):
+        progress.begin({work.name: Part(work.units, work.done, work.cost) for work in works})
 
 
 def candidates(plan: Plan, phase: str) -> int:

@@ -26,7 +26,7 @@ from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.pipeline.configs import network_config, supernet_config
-from crnas_d2.pipeline.course import Work, course
+from crnas_d2.pipeline.course import Work
 from crnas_d2.pipeline.plan import Plan
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.space import DilationSpace
@@ -66,37 +66,32 @@ def shown(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def estimate(plan: Plan) -> Estimate:
-    """Of a plan of rank 0, whose parts have not been written yet."""
-    works, cfg, parts = course(plan), plan.cfg, plan.parts
+def estimate(plan: Plan, works: Sequence[Work]) -> Estimate:
+    """Of the course of a plan of rank 0, whose parts have not been written yet."""
+    cfg, parts = plan.cfg, plan.parts
     assert parts is not None
     stages = _stage_codes(plan) if "stage" in cfg.SEARCH.PHASES else [architecture_of(cfg)]
-    steps: dict[str, _Step] = {}  # by what is trained
+    steps: dict[str, _Step] = {}  # by kind
     of_step, of_score, disk = {}, {}, 0.0
     with _few_images(plan) as (name, content):
         for work in works:
-            key = work.name.split()[0]
+            supernet = supernet_config(cfg, work.kind, stages[0]) if work.kind else None
+            run = _small(supernet or network_config(cfg, next(iter(plan.bases.values()))), name)
             if work.iterations:
-                is_supernet = "supernet" in work.name
-                trained = key if is_supernet else "alone"
-                if trained not in steps:
-                    run = supernet_config(cfg, key, stages[0]) if is_supernet else None
-                    run = run or network_config(cfg, next(iter(plan.bases.values())))
-                    steps[trained] = _Step.measured(_small(run, name))
-                of_step[work] = steps[trained]
-                kept = (4 if is_supernet else 1) * work.trainings  # checkpoints
+                if work.kind not in steps:
+                    steps[work.kind] = _Step.measured(run)
+                of_step[work] = steps[work.kind]
+                kept = (4 if work.kind else 1) * work.trainings  # checkpoints
                 disk += kept * 8 * of_step[work].parameters  # float32, and its momentum
             else:
-                kind = "joint" if cfg.SEARCH.JOINT else key
-                run = _small(supernet_config(cfg, kind, stages[0]), name)
-                group = stages if key == "stage" else _dilation_codes(stages[0])
+                group = stages if "stage" in work.name else _dilation_codes(stages[0])
                 of_score[work] = _score_seconds(run, group, Split(name, name, content))
     each = min(of_score.values(), default=0.0)  # of an image that a network is tested on
     found = []
     for work in works:
         left = max(0, work.units - work.done)
         seconds = of_step[work].seconds if work in of_step else work.images * of_score[work]
-        if work in of_step and "supernet" not in work.name:
+        if work in of_step and not work.kind:
             seconds += len(parts["archval"]["images"]) * each / work.iterations
         found.append((work, left * seconds))
     on_gpu = [step.gpu_bytes for step in steps.values() if step.gpu_bytes is not None]

@@ -17,7 +17,7 @@ from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.data.coco_json import Record
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.pipeline.configs import network_config
-from crnas_d2.pipeline.course import Work, course
+from crnas_d2.pipeline.course import Work
 from crnas_d2.pipeline.plan import Plan
 from detectron2.config import CfgNode
 
@@ -26,9 +26,9 @@ FEW = 10  # objects of a class in archval, below which its AP is mostly chance
 THIN = 4  # pixels at the network's input, below which a side of a box is hardly seen
 
 
-def outline(plan: Plan) -> str:
-    """The plan of rank 0, whose parts have not been written yet, for people to read."""
-    lines = [*_data(plan), *_space(plan), *_weights(plan), _table(course(plan))]
+def outline(plan: Plan, works: Sequence[Work]) -> str:
+    """The plan of rank 0, whose parts have not been written yet, and its course, for people to read."""
+    lines = [*_data(plan), *_space(plan), *_weights(plan), _table(works)]
     others = {"pre-training": plan.pretrain, "the paths' test": "test" in plan.cfg.SEARCH.PHASES}
     if any(others.values()):
         lines.append(f"not counted: {', '.join(name for name, given in others.items() if given)}")

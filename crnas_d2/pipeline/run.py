@@ -28,7 +28,6 @@ from crnas_d2.engine import progress
 from crnas_d2.modeling.build import architecture_of
 from crnas_d2.pipeline.configs import network_config
 from crnas_d2.pipeline.contest import Contest
-from crnas_d2.pipeline.course import as_parts, course
 from crnas_d2.pipeline.found import write_found
 from crnas_d2.pipeline.phases import Phases
 from crnas_d2.pipeline.plan import Plan
@@ -45,9 +44,6 @@ Networks = dict[str, Network]  # by name
 def run_search(plan: Plan, resume: bool) -> list[str]:
     """Run the phases of SEARCH.PHASES; the paths of what was written, on rank 0."""
     cfg, folder = plan.cfg, Path(plan.cfg.OUTPUT_DIR)
-    is_counted = not (plan.pretrain or cfg.SEARCH.RACE.CONFIDENCE)  # else costs are unlike the course's
-    if comm.is_main_process() and is_counted:
-        progress.begin(as_parts(course(plan)))
     archtrain, split = register_splits(plan)
     trainings = Trainings(plan, archtrain, split.archval)
     searches = {"stage", "dilation"} & {*cfg.SEARCH.PHASES}
