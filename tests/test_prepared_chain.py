@@ -1,0 +1,113 @@
+"""Twenty pictures with YOLO's labels or Pascal VOC's: the six commands of docs/OWN_DATA.md, to found.yaml."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from converting import RESNET18, reference_of
+from detectors import ROOT, command_line, run_script
+
+from crnas_d2.config import read_config
+
+# Of each: the pictures, the JSONs' source on the command line, where A stands for a split.
+FORMS = {
+    "yolo": ("images/A", ["mine/images/A", "--classes", "mine/data.yaml"]),
+    "voc": ("JPEGImages", ["mine", "--split", "A"]),
+}
+SPLITS = {"train": 14, "test": 6}
+# Small pictures, narrow heads and a short schedule, after which boxes of BCCD's size are met at times.
+SHORT = [
+    *("DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 2),
+    *("INPUT.MIN_SIZE_TRAIN", [96], "INPUT.MIN_SIZE_TEST", 96),
+    *("SOLVER.MAX_ITER", 12, "SOLVER.STEPS", [], "SOLVER.WARMUP_ITERS", 0),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", 50, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.001),
+    *("MODEL.CRNAS.STAGE_SPACE", [[1, 2], [2, 3], [2], [2]], "SEARCH.DILATION.TOP_K", 1),
+    *("SEARCH.FINALISTS.NUM", 1, "SEARCH.FINALISTS.SEEDS", 1, "SEARCH.RETRAIN.SEEDS", 1),
+]
+
+
+def write_labels(form: str, shared: Path, mine: Path) -> dict[str, tuple[int, int]]:
+    """Twenty pictures of bccd in a person's folder; the numbers of images and boxes by split."""
+    content = json.loads((shared / "bccd" / "train.json").read_text())
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    places = list(names)
+    images = iter(content["images"])
+    counts = {}
+    for split, number in SPLITS.items():
+        pictures = mine / FORMS[form][0].replace("A", split)
+        pictures.mkdir(parents=True, exist_ok=True)
+        total = 0
+        for image in (next(images) for _ in range(number)):
+            shutil.copy(shared / "bccd" / "images" / image["file_name"], pictures)
+            boxes = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+            stem, width, height = Path(image["file_name"]).stem, image["width"], image["height"]
+            total += len(boxes)
+            if form == "yolo":
+                lines = [
+                    f"{places.index(a['category_id'])} {(x + w / 2) / width} {(y + h / 2) / height}"
+                    f" {w / width} {h / height}\n"
+                    for a in boxes
+                    for x, y, w, h in [a["bbox"]]
+                ]
+                path, text = mine / "labels" / split / f"{stem}.txt", "".join(lines)
+            else:
+                objects = "".join(
+                    f"<object><name>{names[a['category_id']]}</name><bndbox><xmin>{x + 1}</xmin>"
+                    f"<ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
+                    for a in boxes
+                    for x, y, w, h in [a["bbox"]]
+                )
+                size = f"<size><width>{width}</width><height>{height}</height></size>"
+                path = mine / "Annotations" / f"{stem}.xml"
+                text = f"<annotation>{size}{objects}</annotation>"
+                listed = mine / "ImageSets" / "Main" / f"{split}.txt"
+                listed.parent.mkdir(parents=True, exist_ok=True)
+                with listed.open("a") as file:
+                    file.write(f"{stem}\n")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        counts[split] = (number, total)
+    (mine / "data.yaml").write_text(json.dumps({"names": [names[i] for i in places]}))
+    return counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_from_labels_to_found(form: str, tmp_path: Path, shared_data: Path) -> None:
+    counts = write_labels(form, shared_data, tmp_path / "mine")
+    torch.save(reference_of(RESNET18).state_dict(), tmp_path / "resnet18.pth")
+
+    def start(script: str, *options: Any) -> str:
+        return run_script(str(ROOT / script), *options, folder=tmp_path)
+
+    pictures, source = FORMS[form]
+    keys = []
+    for split, ours in (("train", "TRAIN"), ("test", "TEST")):
+        line = [part.replace("A", split) for part in source]
+        shown = start("tools/prepare_data.py", form, *line, "--output", f"mine/{split}.json")
+        images, boxes = counts[split]
+        assert f"{images} images" in shown and f"{boxes} boxes" in shown
+        keys += [f"DATASETS.{ours}_JSON", f"mine/{split}.json"]
+        keys += [f"DATASETS.{ours}_IMAGES", f"mine/{pictures.replace('A', split)}"]
+    config = ["--config-file", str(ROOT / "configs" / "OwnData" / "r18.yaml")]
+    mine = [*keys, *SHORT, "MODEL.CRNAS.WEIGHTS", "resnet18.pth"]
+    plan = start("search_net.py", "--plan", *config, *mine)
+    assert "14 images" in plan and not (tmp_path / "output").exists()
+    start("search_net.py", *config, "OUTPUT_DIR", "out", *mine)
+
+    out = tmp_path / "out"
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    assert {row["network"] for row in rows} >= {"baseline"}
+    assert read_config(str(out / "found.yaml")).MODEL.ROI_HEADS.NUM_CLASSES == 3
+    found = ["--config-file", "out/found.yaml"]
+    shown = start("train_net.py", "--eval-only", *found, "MODEL.WEIGHTS", "out/found.pth")
+    assert "Evaluation results for bbox" in shown
+    start("train_net.py", *found, "OUTPUT_DIR", "again", *command_line(["SOLVER.MAX_ITER", 1]))
+    assert (tmp_path / "again" / "model_final.pth").is_file()
