@@ -1,4 +1,4 @@
-"""Twenty pictures with YOLO's labels or Pascal VOC's: the six commands of docs/OWN_DATA.md, to found.yaml."""
+"""Twenty pictures with labels of YOLO or Pascal VOC: docs/OWN_DATA.md's six commands to found.yaml."""
 
 from __future__ import annotations
 
