@@ -13,18 +13,21 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from pathlib import Path
 
 import torch
 
 from crnas_d2.engine.setup import start_run
 from crnas_d2.errors import InputError
-from crnas_d2.files import EARLY
+from crnas_d2.files import EARLY, write_to_log
 from crnas_d2.launch import run
 from crnas_d2.pipeline.course import Work, begin_progress, course
 from crnas_d2.pipeline.estimate import estimate, shown
 from crnas_d2.pipeline.outline import outline
 from crnas_d2.pipeline.plan import Plan, plan_search
 from crnas_d2.pipeline.run import run_search
+from crnas_d2.pipeline.starts import record_start
+from crnas_d2.report.page import write_report
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
@@ -59,6 +62,8 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
     expected = estimate(plan, works) if args.timed else None
     if expected:
         logger.info("%s", expected)
+    if comm.is_main_process():
+        record_start(plan, expected)
     start = time.perf_counter()
     written = run_search(plan, resume=args.resume)
     if expected and expected.seconds:
@@ -66,7 +71,18 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
         factor = seconds / expected.seconds
         logger.info("it took %s, %.2f times what was estimated", shown(seconds), factor)
     if comm.is_main_process():
-        print("written:", ", ".join(written))
+        print("written:", ", ".join([*written, *report(Path(plan.cfg.OUTPUT_DIR))]))
+
+
+def report(folder: Path) -> list[str]:
+    """Write report.html; its path, or none: a search whose results are written has not failed."""
+    try:
+        return [str(write_report(folder))]
+    except Exception as error:  # of images, weights or drawing libraries
+        text = f"report.html: not written ({error!r}); tools/report.py {folder} tries again"
+        write_to_log(logging.WARNING, text, error)
+        print(text)
+        return []
 
 
 def show(plan: Plan, works: list[Work], timed: bool) -> None:

@@ -10,6 +10,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     packages=find_packages(include=["crnas_d2", "crnas_d2.*"]),
+    package_data={"crnas_d2.report": ["*.jinja"]},
     # torch and detectron2 are not listed on purpose: people bring their own builds (another CUDA,
     # a compiled detectron2), and pip would put its own over them. What is listed is what detectron2
     # itself needs already, with no versions: in an environment that has torch and detectron2,
@@ -17,6 +18,8 @@ setup(
     install_requires=[
         "fvcore",
         "iopath",
+        "jinja2",  # torch's, too
+        "matplotlib",
         "numpy",
         "pycocotools",
         "tabulate",

@@ -35,5 +35,8 @@ def test_the_demo(tmp_path: Path) -> None:
         median = statistics.median(record["score"] for record in scored)
         assert median >= baseline["AP"] * 0.8, (phase, median, baseline)
     assert "a path out of the supernet" in results["verdicts"]["N8"]["weights"]
+    # The report has pictures of both paths, and nothing in it is empty.
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 12 and page.count("<svg") >= 6
     last = shown.splitlines()[-1]
     assert last.startswith("written: ") and last.count(str(out)) == 4

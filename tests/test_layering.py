@@ -26,12 +26,13 @@ ALLOWED = {
     "analysis": ("compat", "config", "modeling", "search"),
     "engine": ("compat", "config", "data", "evaluation", "modeling"),
     "launch": ("compat", "config"),
+    "report": ("analysis", "config", "data", "engine", "modeling", "pipeline", "search"),
     "pipeline": ("analysis", "config", "data", "engine", "evaluation", "launch", "modeling", "search"),
 }
 # The readers of cfg: config.py, the builders, the trainer and the scripts' part of the package.
 READERS = (
     *("config", "engine", "pipeline", "launch", "modeling.build", "modeling.meta_arch.classifier"),
-    *("data.datasets", "data.loader", "analysis.costs", "analysis.latency"),
+    *("data.datasets", "data.loader", "analysis.costs", "analysis.latency", "report"),
 )
 
 

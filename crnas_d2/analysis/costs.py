@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
-from crnas_d2.analysis.flops import count_modules
+from crnas_d2.analysis.flops import Cost, count_modules
 from crnas_d2.architecture import FAMILY_STAGES, FIXED_ENTRIES, Architecture
 from crnas_d2.budget import Costs
 from crnas_d2.modeling.build import build_bottom_up, family_of
@@ -36,6 +36,14 @@ def input_size(cfg: CfgNode) -> tuple[int, int]:
     return height, width
 
 
+def module_costs(cfg: CfgNode) -> dict[str, Cost]:
+    """``macs``, ``flops`` and ``params`` of the fixed backbone's modules, by name, at input_size."""
+    channels, family = len(cfg.MODEL.PIXEL_MEAN), family_of(cfg)
+    with torch.device("meta"):
+        backbone = build_bottom_up(cfg, ShapeSpec(channels=channels), tuple(family.stages))
+    return count_modules(backbone.to_empty(device="cpu").eval(), (channels, *input_size(cfg)))
+
+
 def backbone_costs(cfg: CfgNode) -> Costs:
     """A function from architectures to ``blocks`` (weighted), ``macs`` (at input_size), ``params``."""
     cfg = cfg.clone()
@@ -45,10 +53,7 @@ def backbone_costs(cfg: CfgNode) -> Costs:
     node.SUPERNET, node.DILATION_CODE = "", []
     node.STAGE_CODE = [1 if i in fixed else 2 for i in range(FAMILY_STAGES[node.FAMILY])]
     cfg.MODEL.BACKBONE.FREEZE_AT = 0  # detectron2 turns weights of frozen norms into buffers
-    channels, family = len(cfg.MODEL.PIXEL_MEAN), family_of(cfg)
-    with torch.device("meta"):
-        backbone = build_bottom_up(cfg, ShapeSpec(channels=channels), tuple(family.stages))
-    counts = count_modules(backbone.to_empty(device="cpu").eval(), (channels, *input_size(cfg)))
+    family, counts = family_of(cfg), module_costs(cfg)
     last = {}  # the last block of each chain, by the chain's position in the stage code
     for stage, entries in family.stages.items():
         ends = itertools.accumulate(node.STAGE_CODE[entry.position] for entry in entries)

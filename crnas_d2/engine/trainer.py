@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from crnas_d2.architecture import Architecture
 from crnas_d2.data.datasets import as_scored
 from crnas_d2.data.imagenet import is_image_folder
 from crnas_d2.data.loader import TrainLoader, build_test_loader, build_train_loader
@@ -31,7 +32,7 @@ from crnas_d2.evaluation.topk import TopKEvaluator
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.checkpoint.weights import below_neck
 from crnas_d2.seeding import derive_seed
-from crnas_d2.space import StageSpace
+from crnas_d2.space import Space, StageSpace
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
@@ -231,8 +232,13 @@ class SupernetTrainer(DetectionTrainer):
         supernet = find_supernet(self.model)
         if supernet is None:
             raise InputError("MODEL.CRNAS.SUPERNET: '': 'stage', 'dilation' or 'joint' is needed")
-        space, codes = supernet.space, []
-        if isinstance(space, StageSpace) and self.cfg.SEARCH.STAGE.SAMPLING == "eligible":
-            codes = [code for budget in self.cfg.SEARCH.BUDGETS for code in space.eligible(budget)]
+        codes = sampled_codes(self.cfg, supernet.space)
         others = [hook for hook in super().build_hooks() if not isinstance(hook, hooks.EvalHook)]
         return [PathSampler(supernet, seed_of(self.cfg), codes), *others]
+
+
+def sampled_codes(cfg: CfgNode, space: Space) -> list[Architecture]:
+    """The codes that paths are drawn from; empty: all of the space."""
+    if not isinstance(space, StageSpace) or cfg.SEARCH.STAGE.SAMPLING != "eligible":
+        return []
+    return [code for budget in cfg.SEARCH.BUDGETS for code in space.eligible(budget)]

@@ -19,7 +19,7 @@ from crnas_d2.modeling.backbone.resnet import RESNET_BASIC, resnet, resnext
 from crnas_d2.modeling.backbone.supernet import DilationSupernet, JointSupernet, StageSupernet
 from crnas_d2.modeling.checkpoint.weights import load_below_neck
 from crnas_d2.modeling.neck.nas_fpn import NASFPN
-from crnas_d2.space import FAMILY_DEPTHS, DilationSpace, JointSpace, StageSpace
+from crnas_d2.space import FAMILY_DEPTHS, DilationSpace, JointSpace, Space, StageSpace
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -94,6 +94,14 @@ def _scaled_widths(node: CfgNode, family: Family) -> list[int]:
     return [int(width) for width in scaled]
 
 
+def space_of(cfg: CfgNode) -> Space:
+    """The space of the supernet that MODEL.CRNAS.SUPERNET names; an InputError if it is none."""
+    space, kind = stage_space_of(cfg), cfg.MODEL.CRNAS.SUPERNET
+    if kind == "dilation":
+        return DilationSpace(space.family, architecture_of(cfg).stage_code)
+    return JointSpace(space.family, space.depths) if kind == "joint" else space
+
+
 def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str]) -> Backbone:
     """The fixed network or supernet of MODEL.CRNAS, without a neck; an InputError if it has none."""
     backbone = _build_bottom_up(cfg, input_shape, out_features)
@@ -118,15 +126,14 @@ def _build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequenc
     if cfg.TEST.PRECISE_BN.ENABLED:  # it would zero the statistics of layers off the path
         raise InputError("TEST.PRECISE_BN.ENABLED: True: allowed is False with a supernet")
     shape["shared"] = node.SHARED
-    space = stage_space_of(cfg)
-    if node.SUPERNET == "stage":
+    space = space_of(cfg)
+    if isinstance(space, DilationSpace):
+        return DilationSupernet(family, space, **shape)
+    if not isinstance(space, JointSpace):
         return StageSupernet(family, space, **shape)
-    if node.SUPERNET == "joint":
-        if not node.SHARED:
-            raise InputError("MODEL.CRNAS.SHARED: False: the joint supernet takes True only")
-        return JointSupernet(family, JointSpace(space.family, space.depths), **shape)
-    code = architecture_of(cfg).stage_code
-    return DilationSupernet(family, DilationSpace(family.name, code), **shape)
+    if not node.SHARED:
+        raise InputError("MODEL.CRNAS.SHARED: False: the joint supernet takes True only")
+    return JointSupernet(family, space, **shape)
 
 
 @BACKBONE_REGISTRY.register()

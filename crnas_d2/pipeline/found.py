@@ -27,6 +27,7 @@ from detectron2.utils import comm
 
 # Keys of MODEL that a search's command line has for itself.
 OF_THE_RUN = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.CRNAS.STAGE_SPACE", "MODEL.CRNAS.SHARED")
+FOUND, BASELINE = "found", "baseline"  # names of files of weights
 
 
 def write_found(path: Path, cfg: CfgNode, base: str, architecture: Architecture, comment: str) -> None:
@@ -63,17 +64,20 @@ def write_found(path: Path, cfg: CfgNode, base: str, architecture: Architecture,
 
 
 def write_path_weights(
-    plan: Plan, budget: Budget, scorer: ArchvalScorer, architecture: Architecture
+    plan: Plan, budget: Budget, scorer: ArchvalScorer, architecture: Architecture, name: str = FOUND
 ) -> None:
-    """Write found.pth with a candidate's weights, or log why the found network cannot have them."""
+    """Write found.pth with a candidate's weights, or log why the found network cannot have them.
+
+    ``name``: of another file, such as the baseline's, which it is compared with.
+    """
     cfg = network_config(plan.cfg, plan.base_of(budget), architecture)
-    path = Path(plan.cfg.OUTPUT_DIR, f"found{plan.suffix(budget)}.pth")
+    path = Path(plan.cfg.OUTPUT_DIR, f"{name}{plan.suffix(budget)}.pth")
     state, network = scorer.subnet_state(architecture), check_network(cfg)
     assert network is not None
     differs = difference(network.state_dict(), state)
     if differs:
-        text = "found.pth: none: the supernet's weights are not those of FOUND_BASE's network: %s"
-        logging.getLogger(__name__).info(text, differs)
+        text = "%s: none: the supernet's weights are not those of FOUND_BASE's network: %s"
+        logging.getLogger(__name__).info(text, path.name, differs)
     if comm.is_main_process():
         path.unlink(missing_ok=True)  # of an earlier run with other keys
         if not differs:

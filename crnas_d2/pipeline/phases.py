@@ -15,10 +15,12 @@ from crnas_d2.analysis.latency import LatencyCosts, Stopwatch
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs
 from crnas_d2.engine import progress
+from crnas_d2.evaluation.scorer import ArchvalScorer
+from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.pipeline.configs import network_config, supernet_config
 from crnas_d2.pipeline.contest import Contest, Facts
-from crnas_d2.pipeline.found import write_path_weights
+from crnas_d2.pipeline.found import BASELINE, write_path_weights
 from crnas_d2.pipeline.plan import LATENCIES, Plan, check_budgets
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.pipeline.search_hook import SearchHook, run_searches, shared_journal
@@ -126,6 +128,7 @@ class Phases:
                     undilated = Architecture.undilated(code.family, code.stage_code)
                     found = firsts[budget][0] if firsts[budget] else undilated
                     write_path_weights(self._plan, budget, scorer, found)
+                    self._write_baseline(budget, scorer, detector)
             return firsts
 
         hook = SearchHook(search)
@@ -133,6 +136,13 @@ class Phases:
         with progress.at(f"{cfg.MODEL.CRNAS.SUPERNET} supernet"):
             train(cfg, self._plan.pretrain, self._resume or is_trained, hook)
         return hook.results
+
+    def _write_baseline(self, budget: Budget, scorer: ArchvalScorer, detector: nn.Module) -> None:
+        """Weights of the baseline's path, for who wants to look at both, where the supernet has it."""
+        baseline = architecture_of(network_config(self._plan.cfg, self._plan.base_of(budget)))
+        supernet = find_supernet(detector)
+        if supernet is not None and baseline in supernet.space:
+            write_path_weights(self._plan, budget, scorer, baseline, BASELINE)
 
     def _best(
         self, phase: str, budget: Budget, firsts: Sequence[Architecture], *kept: Architecture

@@ -8,10 +8,12 @@ retraining if asked. Each resumes where it was interrupted.
     OUTPUT_DIR/latency.jsonl             what was measured for budgets of latency
     OUTPUT_DIR/dilation/                 as stage/; dilation_N16/ where there are several budgets
     OUTPUT_DIR/found.yaml, found.pth     found_N16.yaml where there are several budgets
+    OUTPUT_DIR/baseline.pth              without finalists: the baseline's path, if the supernet has it
     OUTPUT_DIR/trainings/                networks trained alone, see trainings.py; while one of
                                          SEARCH.INHERIT trains, inherited.pth is what it started from
     OUTPUT_DIR/table.csv, results.json   see table.py
-    OUTPUT_DIR/report.html               all of this to look at
+    OUTPUT_DIR/starts.jsonl              see starts.py
+    OUTPUT_DIR/report.html, report/      all of this to look at (search_net.py; see report/)
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from crnas_d2.analysis.report import write_report
 from crnas_d2.data.coco_json import load_json
 from crnas_d2.data.datasets import register_coco
 from crnas_d2.data.splits import write_splits
@@ -79,7 +80,6 @@ def run_search(plan: Plan, resume: bool) -> list[str]:
             results[NETWORKS] = retrain(plan, trainings, networks)
     if comm.is_main_process():
         written += map(str, write_results(folder, results))
-        written.append(str(write_report(folder)))
     return written
 
 

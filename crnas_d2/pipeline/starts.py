@@ -1,0 +1,46 @@
+"""OUTPUT_DIR/starts.jsonl: a line each time that a search is started, for its report.
+
+With which command, versions and processes; the base configs of its networks; what was expected of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import crnas_d2
+import detectron2
+from crnas_d2.pipeline.estimate import Estimate
+from crnas_d2.pipeline.plan import Plan
+from detectron2.utils import comm
+
+STARTS = "starts.jsonl"
+
+
+def record_start(plan: Plan, expected: Estimate | None) -> None:
+    """Append a line, on rank 0; OUTPUT_DIR exists."""
+    device = plan.cfg.MODEL.DEVICE
+    packages = (crnas_d2, detectron2, torch, torchvision)
+    line: dict[str, Any] = {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        "folder": os.getcwd(),
+        "processes": comm.get_world_size(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "versions": {
+            "Python": sys.version.split()[0],
+            **{package.__name__: package.__version__ for package in packages},
+        },
+        "bases": {budget.name: str(Path(path).resolve()) for budget, path in plan.bases.items()},
+        "estimate": {work.name: seconds for work, seconds in expected.works} if expected else None,
+    }
+    with open(Path(plan.cfg.OUTPUT_DIR, STARTS), "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,152 @@
+"""How a search went, as figures: candidates, beams, races, losses, paths, and seeds of networks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from crnas_d2.report.figures import BLUE, GREEN, GREY, ORANGE, Figure, drawing, legend
+from crnas_d2.report.folder import Search, Training
+from crnas_d2.search.journal import open_digits
+
+Row = Mapping[str, Any]
+ERROR = "bars: standard error over images; the supernet's own noise is not in it"
+
+
+def seeds(name: str, caption: str, label: str, networks: Mapping[str, Sequence[float]]) -> Figure:
+    """Each network's scores, one a seed, and their mean; the first network is the baseline."""
+    with drawing(0.6 + 0.32 * len(networks)) as (axes, drawn):
+        for place, scores in enumerate(networks.values()):
+            colour = GREY if place == 0 else ORANGE if place == len(networks) - 1 else BLUE
+            axes.plot(scores, [place] * len(scores), "o", color=colour, alpha=0.7)
+            axes.plot([sum(scores) / len(scores)] * 2, [place - 0.3, place + 0.3], color=colour, lw=2)
+        axes.set_yticks(range(len(networks)), [name.partition("/")[2] or name for name in networks])
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+    rows = [
+        {"network": network, "seed": seed, "score": score}
+        for network, scores in networks.items()
+        for seed, score in enumerate(scores)
+    ]
+    return Figure(name, caption, drawn.svg, rows)
+
+
+def candidates(search: Search, baselines: Iterable[str], finalists: Iterable[str]) -> Figure:
+    """A strip of all whole codes in order of their scores."""
+    whole, known = search.whole[::-1], {"baseline": {*baselines}, "finalist": {*finalists}}
+    with drawing(2.6) as (axes, drawn):
+        kinds = [next((k for k, of in known.items() if r["architecture"] in of), "") for r in whole]
+        for kind, colour in (("", BLUE), ("finalist", ORANGE), ("baseline", GREY)):
+            at = [place for place, of in enumerate(kinds) if of == kind]
+            if at:
+                scores, errors = ([whole[i].get(key, 0.0) for i in at] for key in ("score", "error"))
+                label = {"": "other candidates", "finalist": "trained alone"}.get(kind, kind)
+                axes.errorbar(at, scores, errors, fmt="o", ms=4, lw=1, color=colour, label=label)
+        axes.set(xlabel="candidates, by their score", ylabel="AP on archval, in the supernet")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend(axes)
+    keys = ("architecture", "score", "error", "macs", "params")
+    rows = [
+        {**{key: record.get(key) for key in keys}, "kind": kind} for record, kind in zip(whole, kinds)
+    ][::-1]
+    caption = f"{search.name}: all {len(whole)} whole codes; {ERROR}"
+    return Figure(f"{search.name}_candidates", caption, drawn.svg, rows)
+
+
+def beam(search: Search, top_k: int) -> Figure:
+    """The greedy search, block by block: what was scored, and what was kept and grew."""
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for record in search.records:
+        digits = record["architecture"].rpartition("/")[2].replace("-", "").rstrip("_")
+        steps.setdefault(len(digits), []).append({**record, "digits": digits})
+    rows = []
+    with drawing(2.6) as (axes, drawn):
+        kept: dict[str, tuple[int, float]] = {}
+        for step, found in sorted(steps.items()):
+            parents, kept = kept, {}
+            ranked = sorted(found, key=lambda r: (-r["score"], r["macs"], r["architecture"]))
+            for place, record in enumerate(ranked):
+                is_kept, digits, score = place < top_k, record["digits"], record["score"]
+                known = {"architecture": record["architecture"], "score": score}
+                rows.append({"digits": step, **known, "error": record.get("error"), "kept": is_kept})
+                colour, size = (ORANGE, 5) if is_kept else (GREY, 3)
+                for parent, start in parents.items():
+                    if is_kept and digits.startswith(parent):
+                        axes.plot([start[0], step], [start[1], score], color=ORANGE, lw=1, alpha=0.6)
+                axes.plot(step, score, "o", ms=size, color=colour)
+                if is_kept:
+                    kept[digits] = step, score
+        axes.plot([], [], "o", ms=5, color=ORANGE, label=f"the {top_k} that are kept")
+        axes.plot([], [], "o", ms=3, color=GREY, label="others")
+        axes.set(
+            xlabel="blocks with a rate, from the first on", ylabel="AP on archval, in the supernet"
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend(axes)
+    caption = f"{search.name}: the beam of the greedy search; blocks without a rate take all in turn"
+    return Figure(f"{search.name}_beam", caption, drawn.svg, rows)
+
+
+def race(search: Search) -> Figure:
+    """How many candidates a race dropped after how many images."""
+    counts = sorted(Counter(record["images"] for record in search.dropped).items())
+    with drawing(1.8) as (axes, drawn):
+        axes.bar([str(images) for images, _ in counts], [n for _, n in counts], color=BLUE)
+        axes.set(xlabel="images of archval seen by then", ylabel="candidates dropped")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    caption = (
+        f"{search.name}: {len(search.dropped)} candidates fell behind before they saw all of archval"
+    )
+    return Figure(f"{search.name}_race", caption, drawn.svg, search.dropped)
+
+
+def losses(trainings: Sequence[Training]) -> Figure:
+    """Of the supernets."""
+    with drawing(2.2) as (axes, drawn):
+        for training, colour in zip(trainings, (BLUE, ORANGE, GREEN, GREY)):
+            iterations, values = zip(*training.losses)
+            axes.plot(iterations, values, lw=1, color=colour, label=training.part)
+        axes.set(xlabel="iteration", ylabel="total loss")
+        axes.set_ylim(bottom=0)
+        legend(axes)
+    rows = [
+        {"training": training.part, "iteration": iteration, "total loss": value}
+        for training in trainings
+        for iteration, value in training.losses
+    ]
+    return Figure("losses", "loss of the supernets' paths", drawn.svg, rows)
+
+
+def paths(part: str, counts: Sequence[Mapping[int, int]], position: str) -> Figure:
+    """How often each alternative was sampled, by position: a stage's depths, or a block's digits."""
+    rows = [
+        {position: place, "alternative": alternative, "times": times}
+        for place, of in enumerate(counts, start=1)
+        for alternative, times in sorted(of.items())
+    ]
+    alternatives = sorted({row["alternative"] for row in rows})
+    places = {alternative: place for place, alternative in enumerate(alternatives)}
+    most = max(row["times"] for row in rows)
+    with drawing(0.7 + 0.25 * len(alternatives)) as (axes, drawn):
+        for row in rows:
+            x, y = row[position], places[row["alternative"]]
+            box = Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=BLUE, lw=0)
+            box.set_alpha(0.1 + 0.8 * row["times"] / most)
+            axes.add_patch(box)
+            if len(counts) <= 10:
+                axes.text(x, y, row["times"], ha="center", va="center", fontsize=7)
+        axes.set_yticks(range(len(alternatives)), list(map(str, alternatives)))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel=position, ylabel="blocks" if position == "stage" else "digit")
+        axes.set(xlim=(0.4, len(counts) + 0.6), ylim=(-0.6, len(alternatives) - 0.4))
+    caption = f"{part}: how often training has drawn each alternative"
+    return Figure(f"{part.replace(' ', '_')}_paths", caption, drawn.svg, rows)
+
+
+def is_greedy(search: Search) -> bool:
+    """Whether partial codes were compared."""
+    return any(map(open_digits, search.records))

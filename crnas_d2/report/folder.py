@@ -1,0 +1,174 @@
+"""The folder of a search, read for its report: of a run that has ended, or as far as it has come."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from crnas_d2.architecture import Architecture
+from crnas_d2.config import read_config
+from crnas_d2.modeling.build import architecture_of
+from crnas_d2.pipeline.starts import STARTS
+from crnas_d2.pipeline.table import NETWORKS, PATHS
+from crnas_d2.search.journal import Journal, open_digits
+from detectron2.config import CfgNode
+
+Row = Mapping[str, Any]
+LATENCIES = "report/latency.jsonl"
+LOGGED_EVERY = 20  # iterations, by detectron2's PeriodicWriter
+
+
+class Search(NamedTuple):
+    """The journals of a stage or dilation search."""
+
+    name: str  # of its folder
+    records: list[dict[str, Any]]  # candidates that saw all of archval
+    dropped: list[dict[str, Any]]  # those that a race dropped
+
+    @property
+    def phase(self) -> str:
+        return "dilation" if self.name.startswith("dilation") else "stage"
+
+    @property
+    def whole(self) -> list[dict[str, Any]]:
+        """Whole codes, best first."""
+        whole = [record for record in self.records if not open_digits(record)]
+        return sorted(whole, key=lambda r: (-r["score"], r["macs"], r["architecture"]))
+
+
+class Training(NamedTuple):
+    """A training of which there are metrics: of a supernet, or of a network alone."""
+
+    part: str  # of the run, as pipeline/course.py names it
+    folder: Path
+    losses: list[tuple[int, float]]  # iteration and total loss, every 20 iterations
+    seconds: float  # of its steps, lost ones included
+
+    @property
+    def iterations(self) -> int:
+        return max(iteration for iteration, _ in self.losses) + 1
+
+
+class RunFolder:
+    """What is in OUTPUT_DIR of search_net.py. Raises InputError: a damaged journal."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.resolve().name
+        self.results: dict[str, Any] = self._json("results.json")
+        self.starts = self._lines(STARTS)
+        folders = sorted(f for f in path.glob("*") if f.name.startswith(("stage", "dilation")))
+        self.searches = [
+            Search(folder.name, self._journal(f"{folder.name}/journal.jsonl"), dropped)
+            for folder in folders
+            for dropped in [self._journal(f"{folder.name}/race.jsonl")]
+            if dropped or (folder / "journal.jsonl").is_file()
+        ]
+        # The stage search comes first.
+        self.searches.sort(key=lambda search: search.phase == "dilation")
+        self.alone = self._journal("trainings/journal.jsonl")  # networks trained alone
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        """Whole lines; a kill may have cut off the last one."""
+        path = self.path / name
+        text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def _journal(self, name: str) -> list[dict[str, Any]]:
+        return Journal(self.path / name, writes=False).records
+
+    @cached_property
+    def cfg(self) -> CfgNode | None:
+        """Of the search; None before it began."""
+        path = self.path / "config.yaml"
+        return read_config(str(path)) if path.is_file() else None
+
+    @cached_property
+    def bases(self) -> list[str]:
+        """Paths of the base configs of the networks that are compared, in the order of the budgets."""
+        if self.starts:
+            return list(dict.fromkeys(self.starts[-1]["bases"].values()))
+        found = sorted(self.path.glob("found*.yaml"))
+        return list(dict.fromkeys(yaml.safe_load(path.read_text())["_BASE_"] for path in found))
+
+    @cached_property
+    def baselines(self) -> list[str]:
+        """Architectures of the base configs that are still there."""
+        paths = [path for path in self.bases if Path(path).is_file()]
+        return list(dict.fromkeys(str(architecture_of(read_config(path))) for path in paths))
+
+    @property
+    def tested(self) -> list[dict[str, Any]]:
+        """Rows of the table of networks on the test set, or else of paths."""
+        return self.results.get(NETWORKS) or self.results.get(PATHS) or []
+
+    @property
+    def latencies(self) -> dict[str, dict[str, Any]]:
+        """By architecture, what was measured: seconds an image as ``score``, and the device."""
+        return {record["architecture"]: record for record in self._journal(LATENCIES)}
+
+    @property
+    def has_ended(self) -> bool:
+        return bool(self.results)
+
+    def best(self, phase: str) -> str | None:
+        """The best whole code of the last search of a phase."""
+        whole = [search.whole for search in self.searches if search.phase == phase and search.whole]
+        return whole[-1][0]["architecture"] if whole else None
+
+    @cached_property
+    def trainings(self) -> list[Training]:
+        found: list[Training] = []
+        for path in sorted(self.path.glob("*/metrics.json")):
+            found += _training(f"{path.parent.name} supernet", path)
+        for path in sorted(self.path.glob("*/pretrain/metrics.json")):
+            found += _training("pre-training", path)
+        for path in sorted(self.path.glob("trainings/*/*/metrics.json")):
+            found += _training(self._part_of(path.parent), path)
+        return found
+
+    def _part_of(self, folder: Path) -> str:
+        data = folder.parent.name.partition("_")[0]
+        if data != "archtrain":
+            return {"longer": "longer schedule"}.get(data, "retraining")
+        architecture = Architecture.parse("/".join(folder.name.rsplit("_", 2)))
+        if str(architecture) in self.baselines:
+            return "noise"
+        return f"{'dilation' if any(architecture.dilation_code) else 'stage'} finalists"
+
+    def seconds(self) -> dict[str, float]:
+        """By part of the run: what training and scoring took."""
+        found: dict[str, float] = defaultdict(float)
+        for training in self.trainings:
+            found[training.part] += training.seconds
+        for search in self.searches:
+            found[f"{search.phase} search"] += sum(r.get("seconds", 0.0) for r in search.records)
+        return dict(found)
+
+
+def _training(part: str, path: Path) -> Iterator[Training]:
+    losses, seconds, before = [], 0.0, -1
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # cut off by a kill
+        if "total_loss" not in values:
+            continue
+        iteration = values["iteration"]
+        step = iteration - before
+        # After an interruption iterations are there twice, and took their time twice.
+        seconds += values.get("time", 0.0) * (step if 0 < step <= LOGGED_EVERY else LOGGED_EVERY)
+        losses.append((iteration, values["total_loss"]))
+        before = iteration
+    if losses:
+        yield Training(part, path.parent, losses, seconds)

@@ -1,0 +1,60 @@
+"""report.html: one file that needs no network; what its figures show stands as CSV in report/.
+
+Every section is filled from the run's folder, or says in one line why it is empty.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from crnas_d2.files import write_csv, write_text
+from crnas_d2.report.folder import RunFolder
+from crnas_d2.report.networks import compared, measure_latencies
+from crnas_d2.report.sections import SECTIONS
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html of a run of search_net.py, ended or not, over an earlier one; its path.
+
+    The latency of the networks is measured, on this machine, if it is not known yet.
+
+    Raises InputError: a damaged journal; OSError: a file cannot be written.
+    """
+    run = RunFolder(folder)
+    networks = compared(run)
+    measure_latencies(run, networks)
+    sections = [make(run, networks) for make in SECTIONS]
+    for section in sections:
+        for figure in section.figures:
+            write_csv(folder / "report" / f"{figure.name}.csv", figure.rows)
+    loader = jinja2.PackageLoader("crnas_d2.report", ".")
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["cell"] = cell
+    environment.filters["embedded"] = embedded
+    page = environment.get_template("page.html.jinja").render(run=run, sections=sections)
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def embedded(path: Path) -> str:
+    """A JPEG as an address that holds it."""
+    return "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode()

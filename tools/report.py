@@ -1,0 +1,35 @@
+#!/usr/bin/env python
+"""Write report.html of a search, of one that runs or was interrupted, too.
+
+    python tools/report.py output/bccd
+
+It reads OUTPUT_DIR, and the data set's images for its pictures; its figures' data go to report/*.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from crnas_d2.errors import InputError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="OUTPUT_DIR of search_net.py")
+    folder = parser.parse_args().folder
+    try:
+        if not (folder / "config.yaml").is_file():
+            raise InputError(f"{folder}: is not the folder of a search: config.yaml is not there")
+        from crnas_d2.report.page import write_report  # torch takes seconds to import
+
+        print(write_report(folder))
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
