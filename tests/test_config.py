@@ -8,18 +8,9 @@ from typing import Any
 import pytest
 
 from crnas_d2 import config
-from crnas_d2.config import (
-    CHECKS,
-    KEYS,
-    REMOVED,
-    RENAMED,
-    RESUME_ALWAYS,
-    RESUME_UNTIL_SCORED,
-    add_crnas_config,
-    leaves,
-    read_config,
-)
+from crnas_d2.config import CHECKS, REMOVED, RENAMED, add_crnas_config, leaves, read_config
 from crnas_d2.errors import InputError
+from crnas_d2.keys import KEYS, RESUME_ALWAYS, RESUME_UNTIL_SCORED
 from detectron2.config import get_cfg
 
 

@@ -23,6 +23,7 @@ from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.errors import InputError
 from crnas_d2.files import EARLY, write_text, write_to_log
+from crnas_d2.keys import RESUME_ALWAYS, RESUME_UNTIL_SCORED
 from crnas_d2.modeling.build import family_of, input_convention, stage_space_of
 from crnas_d2.modeling.checkpoint.convert import convert
 from crnas_d2.modeling.checkpoint.published import Weights, read_source
@@ -133,7 +134,7 @@ def check_same_run(cfg: CfgNode, keys: Collection[str] = (), free: Collection[st
         for key in sorted(config.RENAMED.keys() & before.keys()):
             raise InputError(f"{path}: Key {key} was renamed to {config.RENAMED[key]}")
         scored = any(path.parent.glob("[sd]*/journal.jsonl")) or any(path.parent.glob("[sd]*/matches"))
-        may_change = {*free, *config.RESUME_ALWAYS, *(() if scored else config.RESUME_UNTIL_SCORED)}
+        may_change = {*free, *RESUME_ALWAYS, *(() if scored else RESUME_UNTIL_SCORED)}
         keys = [key for key in now if key not in may_change]
     for settings in (before, now):
         by_image = settings["SOLVER.LR_PER_IMAGE"] * settings["SOLVER.IMS_PER_BATCH"]

@@ -1,7 +1,7 @@
 """The builders in detectron2's BACKBONE_REGISTRY; they and the classifier alone read cfg here.
 
 Each builds the fixed network of MODEL.CRNAS.STAGE_CODE and DILATION_CODE, or the supernet that
-MODEL.CRNAS.SUPERNET names. crnas_d2/config.py explains the keys.
+MODEL.CRNAS.SUPERNET names. crnas_d2/keys.py explains them.
 """
 
 from __future__ import annotations
