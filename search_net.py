@@ -63,7 +63,7 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
     if expected:
         logger.info("%s", expected)
     if comm.is_main_process():
-        record_start(plan, expected)
+        record_start(plan, expected, args.resume)
     start = time.perf_counter()
     written = run_search(plan, resume=args.resume)
     if expected and expected.seconds:
@@ -77,7 +77,7 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
 def report(folder: Path) -> list[str]:
     """Write report.html; its path, or none: a search whose results are written has not failed."""
     try:
-        return [str(write_report(folder))]
+        return [str(write_report(folder, measure=True))]
     except Exception as error:  # of images, weights or drawing libraries
         text = f"report.html: not written ({error!r}); tools/report.py {folder} tries again"
         write_to_log(logging.WARNING, text, error)

@@ -5,17 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from detectors import ROOT, TINY, tiny_shapes
-from PIL import Image
+import yaml
+from detectors import ROOT
+from report_pages import (
+    ALONE,
+    DILATION,
+    STAGE,
+    TITLES,
+    Page,
+    ended_run,
+    page_of,
+    rows_on_the_test_set,
+    scored,
+    with_config,
+    write_lines,
+)
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
@@ -23,166 +33,12 @@ from crnas_d2.config import read_config
 from crnas_d2.errors import InputError
 from crnas_d2.report.charts import beam
 from crnas_d2.report.folder import RunFolder, Search
-from crnas_d2.report.networks import compared
 from crnas_d2.report.page import write_report
-from detectron2.modeling import build_model
-
-TITLES = [
-    "What was found, and is it better?",
-    "Where the computation went",
-    "How the search went",
-    "What it cost",
-    "Pictures of archval",
-    "How to do it again",
-    "All candidates",
-]
-VOID = {"meta", "link", "img", "path", "use", "rect", "circle", "line", "image"}
-
-
-class Page(HTMLParser):
-    """``sections``: by title, the text below; ``tables``: by caption, rows of cells; ``addresses``."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.sections: dict[str, str] = {}
-        self.tables: dict[str, list[list[str]]] = {}
-        self.addresses: list[str] = []
-        self.figures = 0
-        self._open: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attributes: Any) -> None:
-        known = dict(attributes)
-        self.addresses += [known[key] for key in ("src", "href", "xlink:href") if key in known]
-        self.figures += tag == "svg"
-        if tag not in VOID:
-            self._open.append(tag)
-        if tag == "section":
-            self.sections[""] = ""
-        if tag in ("caption", "summary"):
-            self._caption = ""
-        if tag == "tr":
-            self.tables.setdefault(self._caption, []).append([])
-        if tag in ("td", "th"):
-            self.tables[self._caption][-1].append("")
-
-    def handle_startendtag(self, tag: str, attributes: Any) -> None:
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self._open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self._open.pop() == tag
-        if tag == "h2":
-            self.sections[self._title] = self.sections.pop("")
-
-    def handle_data(self, data: str) -> None:
-        inside = self._open[-1] if self._open else ""
-        if inside == "h2":
-            self._title = data
-        elif inside in ("caption", "summary"):
-            self._caption += data
-        elif inside in ("td", "th"):
-            self.tables[self._caption][-1][-1] += data
-        elif self.sections and "section" in self._open:
-            self.sections[list(self.sections)[-1]] += data
-
-
-def page_of(folder: Path) -> Page:
-    path = write_report(folder)
-    assert path == folder / "report.html" and not (folder / "report.html.part").exists()
-    page = Page(path)
-    assert list(page.sections) == TITLES
-    # It asks for nothing: parts of the page itself, and what stands in it.
-    assert all(address.startswith(("#", "data:")) for address in page.addresses)
-    assert "url(http" not in path.read_text() and "@import" not in path.read_text()
-    return page
-
-
-def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def scored(step: str, code: str, score: float, macs: int = 9, **more: Any) -> dict[str, Any]:
-    known = {"phase": step, "architecture": f"resnet_basic/{code}", "score": score}
-    return {**known, "error": 0.5, "macs": macs, "params": 7, "seconds": 2.0, **more}
-
-
-STAGE = [
-    scored("stage", "1-1-1-2/0-0-0-00", 31.256),
-    scored("stage", "1-1-2-1/0-0-00-0", 33.0, macs=10),
-    scored("stage", "2-1-1-1/00-0-0-0", 33.0),
-    scored("stage", "2-1-3-1/00-0-000-0", 32.0, macs=11),  # a budget of macs has codes of any length
-]
-RACE = {
-    **scored("stage race N5", "1-2-1-1/0-00-0-0", 21.5),
-    **{"images": 34, "leader": "resnet_basic/2-1-1-1/00-0-0-0", "leader_score": 35.1},
-    **{"racing": 4, "behind": 0.975},
-}
-DILATION = [
-    scored("dilation", "2-1-1-1/0_-_-_-_", 30.0),
-    scored("dilation", "2-1-1-1/1_-_-_-_", 40.0),
-    scored("dilation", "2-1-1-1/00-0-0-1", 35.0),
-]
-ALONE = [
-    scored("archtrain 0", "1-1-1-2/0-0-0-00", 50.0),
-    scored("archtrain 1", "1-1-1-2/0-0-0-00", 51.0),
-    scored("archtrain 0", "2-1-1-1/00-0-0-0", 52.0),
-]
-
-
-def rows_on_the_test_set(low: float | None, high: float | None, value: float = 0.5) -> list[Any]:
-    baseline = {"network": "baseline", "architecture": "resnet_basic/1-1-1-2/0-0-0-00"}
-    found = {"network": "found", "architecture": "resnet_basic/2-1-1-1/00-0-0-1"}
-    ends = {"to the baseline": value, "95 % low": low, "95 % high": high}
-    return [
-        {**baseline, "seed": 0, "AP": 50.0},
-        {**baseline, "seed": "mean", "AP": 50.0},
-        {**found, "seed": 0, "AP": 50.0 + value},
-        {**found, "seed": "mean", "AP": 50.0 + value, "APs": 12.0, **ends},
-    ]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The folder of a search that has ended, but for its checkpoints."""
-    folder = tmp_path / "run"
-    write_lines(folder / "stage" / "journal.jsonl", STAGE)
-    write_lines(folder / "stage" / "race.jsonl", [RACE])
-    write_lines(folder / "dilation" / "journal.jsonl", DILATION)
-    write_lines(folder / "trainings" / "journal.jsonl", ALONE)
-    found = {"found": "resnet_basic/2-1-1-1/00-0-0-1", "text": "the baseline < it", "weights": "a path"}
-    results = {"noise": [{"base": "r.yaml", "text": "seeds differ"}], "verdicts": {"N5": found}}
-    results["networks on the test set"] = rows_on_the_test_set(0.1, 0.9)
-    (folder / "results.json").write_text(json.dumps(results))
-    return folder
-
-
-def with_config(run: Path, tmp_path: Path) -> Path:
-    """The run as search_net.py leaves it: with its config, its start, and a trained joint supernet."""
-    base = tmp_path / "base.yaml"
-    codes = [*TINY, "MODEL.CRNAS.FAMILY", "resnet_basic", "MODEL.CRNAS.STAGE_CODE", [1, 1, 1, 2]]
-    base.write_text(read_config("", codes).dump())
-    own = [*codes, *tiny_shapes(tmp_path / "shapes"), "SEARCH.FOUND_BASE", (str(base),), "SEED", 3]
-    own += ["MODEL.ROI_HEADS.NUM_CLASSES", 3, "SEARCH.BUDGETS", (5,), "MODEL.CRNAS.SHARED", True]
-    cfg = read_config("", [*own, "MODEL.DEVICE", "cpu"])
-    (run / "config.yaml").write_text(cfg.dump())
-    supernet = read_config("", [*own, "MODEL.CRNAS.SUPERNET", "joint"])
-    supernet.defrost()
-    supernet.MODEL.CRNAS.STAGE_SPACE = [[1, 2], [1, 2], [1, 3], [1, 2]]
-    (run / "joint").mkdir()
-    (run / "joint" / "config.yaml").write_text(supernet.dump())
-    losses = [{"iteration": i, "time": 0.5, "total_loss": 1.0, "lr": 1} for i in (19, 39, 19, 39, 59)]
-    write_lines(run / "joint" / "metrics.json", losses)
-    start = {"time": "2026-01-01", "command": "search_net.py --timed", "folder": "/x", "processes": 2}
-    start |= {"device": "cpu", "versions": {"torch": "2"}, "bases": {"N5": str(base)}}
-    start["estimate"] = {"joint supernet": 100.0}
-    write_lines(run / "starts.jsonl", [start, {**start, "command": "search_net.py --resume"}])
-    return run
+    return ended_run(tmp_path / "run")
 
 
 def test_every_candidate_best_first_and_whole_codes_first(run: Path) -> None:
@@ -241,7 +97,7 @@ def test_the_baseline_stands(run: Path) -> None:
 def test_figures_have_their_data_beside_them(run: Path, tmp_path: Path) -> None:
     page = page_of(with_config(run, tmp_path))
     files = {path.stem: path for path in (run / "report").glob("*.csv")}
-    names = ("test_set", "computation", "finalists", "losses", "joint_supernet_paths")
+    names = ("test_set", "computation", "finalists", "losses", "joint_paths")
     of_searches = ("stage_candidates", "stage_race", "dilation_candidates", "dilation_beam")
     assert set(files) == {*names, *of_searches} and page.figures == len(files)
     rows = list(csv.DictReader(files["stage_candidates"].open()))
@@ -254,14 +110,16 @@ def test_figures_have_their_data_beside_them(run: Path, tmp_path: Path) -> None:
     kept = [row["kept"] for row in csv.DictReader(files["dilation_beam"].open())]
     assert kept == ["True", "True", "True"]
     # 60 iterations: each stage has drawn 60 depths.
-    drawn = list(csv.DictReader(files["joint_supernet_paths"].open()))
+    drawn = list(csv.DictReader(files["joint_paths"].open()))
     for stage in "1234":
         assert sum(int(row["times"]) for row in drawn if row["stage"] == stage) == 60
     assert {row["alternative"] for row in drawn if row["stage"] == "3"} == {"1", "3"}
 
 
 def test_the_beam_is_what_the_search_keeps() -> None:
-    figure = beam(Search("dilation", [*DILATION, scored("dilation", "2-1-1-1/2_-_-_-_", 31.0)], []), 2)
+    figure = beam(
+        Search("dilation", [*DILATION, scored("dilation", "2-1-1-1/2_-_-_-_", 31.0)], []), "AP", 2
+    )
     kept = {row["architecture"].rpartition("/")[2]: row["kept"] for row in figure.rows}
     assert kept == {"1_-_-_-_": True, "2_-_-_-_": True, "0_-_-_-_": False, "00-0-0-1": True}
 
@@ -276,27 +134,93 @@ def test_what_it_took_and_how_to_do_it_again(run: Path, tmp_path: Path) -> None:
     assert (stage["time"], stage["candidates"]) == ("8 s", "5")
     assert "resumed once" in page.sections["What it cost"]
     again = page.sections["How to do it again"]
+    assert "2 processes, by torchrun\nDETECTRON2_DATASETS=/data python search_net.py --timed" in again
     assert "python search_net.py --timed" in again and "--resume" in again and "SEED 3" in again
 
 
-def test_costs_of_the_networks(run: Path, tmp_path: Path) -> None:
-    page = page_of(with_config(run, tmp_path))
-    ((header, baseline, found),) = (
-        rows for caption, rows in page.tables.items() if caption.startswith("on the test set")
-    )
-    costs = dict(zip(header, zip(baseline, found)))
-    assert costs["AP"] == ("50.00", "50.50") and costs["small"] == ("", "12.00")
-    assert costs["to the baseline (95 %)"] == ("", "+0.50 (+0.10 .. +0.90)")
-    assert all(
-        float(value) > 0 for key in ("GMACs", "parameters (M)", "ms an image") for value in costs[key]
-    )
+def table_of(page: Page) -> dict[str, dict[str, str]]:
+    """The first table, by network."""
+    header, *rows = next(rows for caption, rows in page.tables.items() if "GMACs and" in caption)
+    return {row[0]: dict(zip(header, row)) for row in rows}
+
+
+def test_the_table_of_the_networks(run: Path, tmp_path: Path) -> None:
+    table = table_of(page_of(with_config(run, tmp_path), measure=True))
+    baseline, found = table["baseline"], table["found"]
+    assert (baseline["AP"], found["AP"]) == ("50.00", "50.50") and found["small"] == "12.00"
+    assert found["to the baseline (95 %)"] == "+0.50 (+0.10 .. +0.90)"
     known = backbone_costs(read_config(str(tmp_path / "base.yaml")))
-    for place, row in enumerate(rows_on_the_test_set(0, 0)[1::2]):
-        expected = known(Architecture.parse(row["architecture"]))["macs"] / 1e9
-        assert costs["GMACs"][place] == f"{expected:.3g}"
+    for row in (baseline, found):
+        assert float(row["parameters (M)"]) > 0 and float(row["ms an image"]) > 0
+        expected = known(Architecture.parse(f"resnet_basic/{row['codes']}"))["macs"] / 1e9
+        assert row["GMACs"] == f"{expected:.3g}"
     before = (run / "report" / "latency.jsonl").read_bytes()
     page_of(run)
-    assert (run / "report" / "latency.jsonl").read_bytes() == before  # measured once
+    assert (run / "report" / "latency.jsonl").read_bytes() == before
+    page_of(run, measure=True)
+    assert (run / "report" / "latency.jsonl").read_bytes() != before  # all of one hour
+
+
+def test_without_a_test_set_archval_stands_in_the_table(run: Path, tmp_path: Path) -> None:
+    with_config(run, tmp_path)
+    results = json.loads((run / "results.json").read_text())
+    del results["networks on the test set"]
+    (run / "results.json").write_text(json.dumps(results))
+    page = page_of(run)
+    table = table_of(page)
+    assert table["baseline"]["AP on archval"] == "50.50 \u00b1 0.71 (2 seeds)"
+    assert set(table) == {"baseline", "found"} and float(table["found"]["GMACs"]) > 0
+    assert "Nothing was tested" in page.sections[TITLES[0]]
+
+
+def test_another_metric_is_named(run: Path, tmp_path: Path) -> None:
+    with_config(run, tmp_path)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("METRIC: AP", "METRIC: AP50"))
+    results = json.loads((run / "results.json").read_text())
+    for row in results["networks on the test set"]:
+        row["AP50"] = row["AP"] + 30
+    (run / "results.json").write_text(json.dumps(results))
+    page = page_of(run)
+    assert table_of(page)["found"]["AP50"] == "80.50"
+    assert "has 0.50 AP50 more" in page.sections[TITLES[0]]
+    rows = list(csv.DictReader((run / "report" / "test_set.csv").open()))
+    assert [float(row["score"]) for row in rows] == [80.0, 80.5]
+    assert "AP50 on archval, in the supernet" in (run / "report.html").read_text()
+
+
+def test_a_network_that_diverged_is_in_no_mean(run: Path, tmp_path: Path) -> None:
+    with_config(run, tmp_path)
+    failed = scored("archtrain 1", "2-1-1-1/00-0-0-0", 0.0, failed="loss is nan")
+    write_lines(run / "trainings" / "journal.jsonl", [*ALONE, failed])
+    page = page_of(run)
+    assert "2-1-1-1/00-0-0-0, archtrain 1: it diverged (loss is nan)." in page.sections[TITLES[2]]
+    rows = list(csv.DictReader((run / "report" / "finalists.csv").open()))
+    assert [float(row["score"]) for row in rows] == [50.0, 51.0, 52.0]
+
+
+def test_the_searchs_own_config_is_the_networks(run: Path, tmp_path: Path) -> None:
+    """Without SEARCH.FOUND_BASE, with its KEY VALUE pairs; the file it came from is not needed."""
+    with_config(run, tmp_path)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["SEARCH"]["FOUND_BASE"], config["MODEL"]["CRNAS"]["STAGE_CODE"] = [], [2, 1, 1, 1]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "base.yaml").unlink()
+    (run / "results.json").unlink()
+    table = table_of(page_of(run))
+    assert table["baseline"]["codes"] == "2-1-1-1/00-0-0-0" and float(table["baseline"]["GMACs"]) > 0
+
+
+def test_a_part_that_cannot_be_shown_leaves_the_others(run: Path, tmp_path: Path) -> None:
+    with_config(run, tmp_path)
+    (run / "trainings" / "archtrain_0" / "notes").mkdir(parents=True)
+    write_lines(
+        run / "trainings" / "archtrain_0" / "notes" / "metrics.json",
+        [{"iteration": 0, "total_loss": 1}],
+    )
+    page = page_of(run)
+    assert "This part cannot be shown: ValueError" in page.sections["What it cost"]
+    assert "Yes, on the test images" in page.sections[TITLES[0]]
 
 
 def test_a_base_config_that_is_gone(run: Path, tmp_path: Path) -> None:
@@ -314,8 +238,7 @@ def test_an_interrupted_search(run: Path, tmp_path: Path) -> None:
         file.write('{"iteration": 79, "total_l')
     page = page_of(run)
     assert "This search has not ended" in page.sections[TITLES[0]]
-    captions = page.tables["networks trained alone on archtrain, on archval"]
-    assert captions[1][:3] == ["resnet_basic/1-1-1-2/0-0-0-00", "50.50", "2"]
+    assert table_of(page)["baseline"]["AP on archval"] == "50.50 \u00b1 0.71 (2 seeds)"
     assert "best of the dilation search so far" in (run / "report.html").read_text()
 
 
@@ -365,27 +288,7 @@ def test_the_tool(run: Path, tmp_path: Path) -> None:
     refused = subprocess.run([*tool, str(run)], capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stdout == ""
     (line,) = refused.stderr.splitlines()
-    assert re.fullmatch(r"error: .*run: is not the folder of a search: config\.yaml is not there", line)
-    with_config(run, tmp_path)
+    assert re.fullmatch(r"error: .*run: is not the folder of a search: it has no folder splits", line)
+    (with_config(run, tmp_path) / "splits").mkdir()
     done = subprocess.run([*tool, str(run)], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == f"{run}/report.html\n", done.stderr
-
-
-def test_pictures(run: Path, tmp_path: Path) -> None:
-    """Of the two networks beside the objects; or why there are none."""
-    with_config(run, tmp_path)
-    assert "There are none: there are no weights of baseline" in page_of(run).sections[TITLES[4]]
-    for network in compared(RunFolder(run))[:2]:
-        assert network.cfg is not None
-        content = {"model": build_model(network.cfg).state_dict()}
-        torch.save(content, run / f"{network.name}.pth")
-    (run / "splits").mkdir()
-    shutil.copy(tmp_path / "shapes" / "val.json", run / "splits" / "archval.json")
-    page = page_of(run)
-    pictures = [a for a in page.addresses if a.startswith("data:image/jpeg;base64,")]
-    assert len(pictures) == 4 * 3
-    assert page.sections[TITLES[4]].split()[-9:] == ["objects", "baseline", "found"] * 3
-    sizes = {Image.open(path).size for path in (run / "report" / "pictures").glob("*.jpg")}
-    assert sizes == {(96, 96)}
-    shutil.rmtree(tmp_path / "shapes" / "images")
-    assert "is not there any more" in page_of(run).sections[TITLES[4]]

@@ -18,13 +18,14 @@ from crnas_d2.errors import InputError
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="OUTPUT_DIR of search_net.py")
-    folder = parser.parse_args().folder
+    parser.add_argument("--latency", action="store_true", help="measure it on this machine")
+    args = parser.parse_args()
     try:
-        if not (folder / "config.yaml").is_file():
-            raise InputError(f"{folder}: is not the folder of a search: config.yaml is not there")
+        if not (args.folder / "splits").is_dir():
+            raise InputError(f"{args.folder}: is not the folder of a search: it has no folder splits")
         from crnas_d2.report.page import write_report  # torch takes seconds to import
 
-        print(write_report(folder))
+        print(write_report(args.folder, args.latency))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

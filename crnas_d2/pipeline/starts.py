@@ -23,15 +23,19 @@ from crnas_d2.pipeline.plan import Plan
 from detectron2.utils import comm
 
 STARTS = "starts.jsonl"
+NEEDED = ("DETECTRON2_DATASETS", "CUDA_VISIBLE_DEVICES")  # to start it again
+LAUNCHERS = {"TORCHELASTIC_RUN_ID": "by torchrun", "SLURM_PROCID": "by srun"}
 
 
-def record_start(plan: Plan, expected: Estimate | None) -> None:
-    """Append a line, on rank 0; OUTPUT_DIR exists."""
+def record_start(plan: Plan, expected: Estimate | None, resume: bool) -> None:
+    """Append a line, on rank 0; a run that is not resumed begins the file anew."""
     device = plan.cfg.MODEL.DEVICE
     packages = (crnas_d2, detectron2, torch, torchvision)
     line: dict[str, Any] = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        "command": shlex.join(sys.argv),
+        "environment": {name: os.environ[name] for name in NEEDED if name in os.environ},
+        "launcher": next((of for name, of in LAUNCHERS.items() if name in os.environ), "by itself"),
         "folder": os.getcwd(),
         "processes": comm.get_world_size(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
@@ -42,5 +46,5 @@ def record_start(plan: Plan, expected: Estimate | None) -> None:
         "bases": {budget.name: str(Path(path).resolve()) for budget, path in plan.bases.items()},
         "estimate": {work.name: seconds for work, seconds in expected.works} if expected else None,
     }
-    with open(Path(plan.cfg.OUTPUT_DIR, STARTS), "a", encoding="utf-8") as file:
+    with open(Path(plan.cfg.OUTPUT_DIR, STARTS), "a" if resume else "w", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -2,62 +2,81 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from crnas_d2.report.figures import BLUE, GREEN, GREY, ORANGE, Figure, drawing, legend
+from crnas_d2.report.figures import BLUE, GREEN, GREY, INK, ORANGE, Figure, drawing, legend
 from crnas_d2.report.folder import Search, Training
 from crnas_d2.search.journal import open_digits
 
 Row = Mapping[str, Any]
+MANY = 100  # candidates, whose bars are drawn thinner
 ERROR = "bars: standard error over images; the supernet's own noise is not in it"
 
 
-def seeds(name: str, caption: str, label: str, networks: Mapping[str, Sequence[float]]) -> Figure:
-    """Each network's scores, one a seed, and their mean; the first network is the baseline."""
+def seeds(
+    name: str,
+    caption: str,
+    label: str,
+    networks: Mapping[str, Sequence[float]],
+    roles: Mapping[str, str],
+) -> Figure:
+    """Each network's scores, one a seed, and their mean; ``roles``: which are baseline and found."""
     with drawing(0.6 + 0.32 * len(networks)) as (axes, drawn):
-        for place, scores in enumerate(networks.values()):
-            colour = GREY if place == 0 else ORANGE if place == len(networks) - 1 else BLUE
+        for place, (network, scores) in enumerate(networks.items()):
+            colour = {"baseline": GREY, "found": ORANGE}.get(roles.get(network, ""), BLUE)
             axes.plot(scores, [place] * len(scores), "o", color=colour, alpha=0.7)
             axes.plot([sum(scores) / len(scores)] * 2, [place - 0.3, place + 0.3], color=colour, lw=2)
         axes.set_yticks(range(len(networks)), [name.partition("/")[2] or name for name in networks])
         axes.invert_yaxis()
         axes.set_xlabel(label)
     rows = [
-        {"network": network, "seed": seed, "score": score}
+        {"network": network, "role": roles.get(network, ""), "seed": seed, "score": score}
         for network, scores in networks.items()
         for seed, score in enumerate(scores)
     ]
     return Figure(name, caption, drawn.svg, rows)
 
 
-def candidates(search: Search, baselines: Iterable[str], finalists: Iterable[str]) -> Figure:
-    """A strip of all whole codes in order of their scores."""
-    whole, known = search.whole[::-1], {"baseline": {*baselines}, "finalist": {*finalists}}
+def candidates(search: Search, label: str, kinds: Mapping[str, str]) -> Figure:
+    """A strip of whole codes in order of their scores; ``kinds``: which are baseline or finalist."""
+    whole = search.whole[::-1]
+    many, is_there = len(whole) > MANY, {r["architecture"] for r in whole}
+    size, line = (3, 0.4) if many else (4, 1)
     with drawing(2.6) as (axes, drawn):
-        kinds = [next((k for k, of in known.items() if r["architecture"] in of), "") for r in whole]
-        for kind, colour in (("", BLUE), ("finalist", ORANGE), ("baseline", GREY)):
-            at = [place for place, of in enumerate(kinds) if of == kind]
+        for kind, colour in (("", BLUE), ("finalist", ORANGE), ("baseline", INK)):
+            at = [i for i, of in enumerate(whole) if kinds.get(of["architecture"], "") == kind]
             if at:
                 scores, errors = ([whole[i].get(key, 0.0) for i in at] for key in ("score", "error"))
-                label = {"": "other candidates", "finalist": "trained alone"}.get(kind, kind)
-                axes.errorbar(at, scores, errors, fmt="o", ms=4, lw=1, color=colour, label=label)
-        axes.set(xlabel="candidates, by their score", ylabel="AP on archval, in the supernet")
+                label_of = {"": "other candidates", "finalist": "trained alone"}.get(kind, kind)
+                mark = (
+                    {"fmt": "D", "ms": 5, "zorder": 3}
+                    if kind == "baseline"
+                    else {"fmt": "o", "ms": size}
+                )
+                axes.errorbar(at, scores, errors, lw=line, color=colour, label=label_of, **mark)
+                if kind == "baseline":
+                    axes.axhline(scores[-1], color=colour, lw=0.6, ls="--")
+        axes.set(xlabel="candidates, by their score", ylabel=f"{label} on archval, in the supernet")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(axes)
     keys = ("architecture", "score", "error", "macs", "params")
     rows = [
-        {**{key: record.get(key) for key in keys}, "kind": kind} for record, kind in zip(whole, kinds)
-    ][::-1]
-    caption = f"{search.name}: all {len(whole)} whole codes; {ERROR}"
+        {**{key: r.get(key) for key in keys}, "kind": kinds.get(r["architecture"], "")}
+        for r in search.whole
+    ]
+    out = {name for name, kind in kinds.items() if kind == "baseline"} - is_there
+    missing = "; the baseline is not among them" if out and search.phase == "stage" else ""
+    caption = f"{search.name}: {len(whole)} whole codes that were scored{missing}; {ERROR}"
     return Figure(f"{search.name}_candidates", caption, drawn.svg, rows)
 
 
-def beam(search: Search, top_k: int) -> Figure:
+def beam(search: Search, label: str, top_k: int) -> Figure:
     """The greedy search, block by block: what was scored, and what was kept and grew."""
     steps: dict[int, list[dict[str, Any]]] = {}
     for record in search.records:
@@ -107,21 +126,21 @@ def race(search: Search) -> Figure:
 def losses(trainings: Sequence[Training]) -> Figure:
     """Of the supernets."""
     with drawing(2.2) as (axes, drawn):
-        for training, colour in zip(trainings, (BLUE, ORANGE, GREEN, GREY)):
+        for training, colour in zip(trainings, itertools.cycle((BLUE, ORANGE, GREEN, GREY))):
             iterations, values = zip(*training.losses)
-            axes.plot(iterations, values, lw=1, color=colour, label=training.part)
+            axes.plot(iterations, values, lw=1, color=colour, label=training.folder.name)
         axes.set(xlabel="iteration", ylabel="total loss")
         axes.set_ylim(bottom=0)
         legend(axes)
     rows = [
-        {"training": training.part, "iteration": iteration, "total loss": value}
+        {"supernet": training.folder.name, "iteration": iteration, "total loss": value}
         for training in trainings
         for iteration, value in training.losses
     ]
     return Figure("losses", "loss of the supernets' paths", drawn.svg, rows)
 
 
-def paths(part: str, counts: Sequence[Mapping[int, int]], position: str) -> Figure:
+def paths(supernet: str, counts: Sequence[Mapping[int, int]], position: str) -> Figure:
     """How often each alternative was sampled, by position: a stage's depths, or a block's digits."""
     rows = [
         {position: place, "alternative": alternative, "times": times}
@@ -143,8 +162,8 @@ def paths(part: str, counts: Sequence[Mapping[int, int]], position: str) -> Figu
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel=position, ylabel="blocks" if position == "stage" else "digit")
         axes.set(xlim=(0.4, len(counts) + 0.6), ylim=(-0.6, len(alternatives) - 0.4))
-    caption = f"{part}: how often training has drawn each alternative"
-    return Figure(f"{part.replace(' ', '_')}_paths", caption, drawn.svg, rows)
+    caption = f"{supernet} supernet: how often training has drawn each alternative"
+    return Figure(f"{supernet}_paths", caption, drawn.svg, rows)
 
 
 def is_greedy(search: Search) -> bool:

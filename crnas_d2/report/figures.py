@@ -59,7 +59,7 @@ def drawing(height: float, axes: int = 1) -> Iterator[tuple[Any, _Drawing]]:
 
 
 def legend(axes: Any, **options: Any) -> None:
-    """Below the axes, in one row, where it hides nothing."""
+    """Below the axes, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     known = {"handles": handles, "labels": labels, **options}
     axes.figure.legend(loc="outside lower center", ncol=3, **known)

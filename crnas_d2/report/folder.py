@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import yaml
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.config import read_config
+from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import architecture_of
 from crnas_d2.pipeline.starts import STARTS
 from crnas_d2.pipeline.table import NETWORKS, PATHS
@@ -75,36 +77,72 @@ class RunFolder:
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        try:
+            return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise InputError(
+                f"{path}: not JSON ({error}); remove it, and --resume writes it"
+            ) from error
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
-        """Whole lines; a kill may have cut off the last one."""
+        """Those that a kill has not cut off."""
         path = self.path / name
         text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        found = []
+        for line in text.splitlines():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
     def _journal(self, name: str) -> list[dict[str, Any]]:
         return Journal(self.path / name, writes=False).records
 
     @cached_property
     def cfg(self) -> CfgNode | None:
-        """Of the search; None before it began."""
+        """Of the search; None before it began, and of versions whose keys had other names."""
         path = self.path / "config.yaml"
-        return read_config(str(path)) if path.is_file() else None
+        with suppress(InputError):
+            return read_config(str(path)) if path.is_file() else None
+        return None
 
     @cached_property
-    def bases(self) -> list[str]:
-        """Paths of the base configs of the networks that are compared, in the order of the budgets."""
-        if self.starts:
-            return list(dict.fromkeys(self.starts[-1]["bases"].values()))
-        found = sorted(self.path.glob("found*.yaml"))
-        return list(dict.fromkeys(yaml.safe_load(path.read_text())["_BASE_"] for path in found))
+    def base(self) -> str:
+        """The path of the first base config; "": the search's own config is the networks'."""
+        if self.cfg is not None and not self.cfg.SEARCH.FOUND_BASE:
+            return ""
+        found = [start["bases"].values() for start in self.starts]
+        if not found:
+            files = sorted(self.path.glob("found*.yaml"))
+            found = [[yaml.safe_load(path.read_text())["_BASE_"]] for path in files]
+        return next(iter(found[-1])) if found else ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the networks' config is still there."""
+        is_own = self.cfg is not None and not self.cfg.SEARCH.FOUND_BASE
+        return is_own or Path(self.base).is_file()
 
     @cached_property
     def baselines(self) -> list[str]:
-        """Architectures of the base configs that are still there."""
-        paths = [path for path in self.bases if Path(path).is_file()]
-        return list(dict.fromkeys(str(architecture_of(read_config(path))) for path in paths))
+        """Architectures of the base configs, in the order of the budgets."""
+        if self.cfg is None or not self.is_whole:
+            return []
+        if not self.base:
+            return [str(architecture_of(self.cfg))]
+        paths = self.starts[-1]["bases"].values() if self.starts else [self.base]
+        there = [path for path in dict.fromkeys(paths) if Path(path).is_file()]
+        return [str(architecture_of(read_config(path))) for path in there]
+
+    @property
+    def metric(self) -> str:
+        """The name of the score in the tables."""
+        return self.cfg.SEARCH.EVAL.METRIC if self.cfg is not None else "AP"
+
+    @property
+    def label(self) -> str:
+        """The score in words."""
+        is_mask = self.cfg is not None and self.cfg.SEARCH.EVAL.TASK == "segm"
+        return f"mask {self.metric}" if is_mask else self.metric
 
     @property
     def tested(self) -> list[dict[str, Any]]:
@@ -129,7 +167,8 @@ class RunFolder:
     def trainings(self) -> list[Training]:
         found: list[Training] = []
         for path in sorted(self.path.glob("*/metrics.json")):
-            found += _training(f"{path.parent.name} supernet", path)
+            # Of several budgets, dilation_N16 and so on: one part of the run.
+            found += _training(f"{path.parent.name.partition('_')[0]} supernet", path)
         for path in sorted(self.path.glob("*/pretrain/metrics.json")):
             found += _training("pre-training", path)
         for path in sorted(self.path.glob("trainings/*/*/metrics.json")):
@@ -140,10 +179,10 @@ class RunFolder:
         data = folder.parent.name.partition("_")[0]
         if data != "archtrain":
             return {"longer": "longer schedule"}.get(data, "retraining")
-        architecture = Architecture.parse("/".join(folder.name.rsplit("_", 2)))
-        if str(architecture) in self.baselines:
+        text = "/".join(folder.name.rsplit("_", 2))
+        if text in self.baselines:
             return "noise"
-        return f"{'dilation' if any(architecture.dilation_code) else 'stage'} finalists"
+        return f"{'dilation' if any(Architecture.parse(text).dilation_code) else 'stage'} finalists"
 
     def seconds(self) -> dict[str, float]:
         """By part of the run: what training and scoring took."""

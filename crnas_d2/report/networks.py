@@ -1,4 +1,4 @@
-"""The networks that a report compares: where their arithmetic is, and how fast they are."""
+"""The networks that a report compares: their arithmetic, their latency and their weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ from detectron2.config import CfgNode
 class Compared(NamedTuple):
     """A network of the report: a baseline, a stage search's winner, or what was found."""
 
-    name: str
+    name: str  # as in the tables; found_N16 and so on where there are several budgets
     architecture: Architecture
     cfg: CfgNode | None  # None where its base config is not there any more
+    weights: Path | None  # made on archtrain
+
+    @property
+    def role(self) -> str:
+        """baseline, stage or found; of a search that has not ended, best."""
+        return self.name.rstrip("0123456789").partition("_")[0].partition(" ")[0]
 
 
 def compared(run: RunFolder) -> list[Compared]:
@@ -29,19 +35,30 @@ def compared(run: RunFolder) -> list[Compared]:
     if run.tested:
         names |= {row["network"]: row["architecture"] for row in run.tested}
     elif run.has_ended:
-        for budget, verdict in run.results.get("verdicts", {}).items():
-            names[f"found {budget}"] = verdict["found"]
+        verdicts = run.results.get("verdicts", {})
+        for budget, verdict in verdicts.items():
+            names[f"found_{budget}" if len(verdicts) > 1 else "found"] = verdict["found"]
     else:
         for phase in ("stage", "dilation"):
             if text := run.best(phase):
                 names[f"best of the {phase} search so far"] = text
-    base = next((path for path in run.bases if Path(path).is_file()), None)
     found = []
     for name, text in names.items():
         architecture = Architecture.parse(text)
-        cfg = network_config(run.cfg, base, architecture) if run.cfg and base else None
-        found.append(Compared(name, architecture, cfg))
+        cfg = network_config(run.cfg, run.base, architecture) if run.cfg and run.is_whole else None
+        found.append(Compared(name, architecture, cfg, _weights(run, name, architecture)))
     return found
+
+
+def _weights(run: RunFolder, name: str, architecture: Architecture) -> Path | None:
+    """Of a training alone, or of the path in the supernet that the search has left."""
+    folder = str(architecture).replace("/", "_")
+    paths = [*sorted(run.path.glob(f"trainings/archtrain_*/{folder}/model_final.pth"))]
+    if name.startswith("baseline"):
+        paths += sorted(run.path.glob("baseline*.pth"))  # of any budget: all have its base
+    else:
+        paths.append(run.path / f"{name}.pth")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def costs(network: Compared) -> Mapping[str, float]:
@@ -56,7 +73,11 @@ def macs_by_stage(network: Compared) -> Mapping[str, float]:
 
 
 def measure_latencies(run: RunFolder, networks: Sequence[Compared]) -> None:
-    """Append to report/latency.jsonl what is not known yet: seconds an image, and the device."""
+    """Write report/latency.jsonl: seconds an image of every network, one after another, and the device.
+
+    Those of another hour or machine are not compared with them: all are measured anew.
+    """
+    (run.path / LATENCIES).unlink(missing_ok=True)
     journal = Journal(run.path / LATENCIES)
     for network in networks:
         if network.cfg is not None and journal.score(PHASE, network.architecture) is None:

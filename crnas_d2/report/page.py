@@ -6,6 +6,7 @@ Every section is filled from the run's folder, or says in one line why it is emp
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,24 @@ import jinja2
 
 from crnas_d2.files import write_csv, write_text
 from crnas_d2.report.folder import RunFolder
-from crnas_d2.report.networks import compared, measure_latencies
+from crnas_d2.report.networks import Compared, compared, measure_latencies
+from crnas_d2.report.parts import Section
 from crnas_d2.report.sections import SECTIONS
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, measure: bool = False) -> Path:
     """Write report.html of a run of search_net.py, ended or not, over an earlier one; its path.
 
-    The latency of the networks is measured, on this machine, if it is not known yet.
+    ``measure``: the latency of the networks on this machine, anew, into report/latency.jsonl.
 
     Raises InputError: a damaged journal; OSError: a file cannot be written.
     """
     run = RunFolder(folder)
     networks = compared(run)
-    measure_latencies(run, networks)
-    sections = [make(run, networks) for make in SECTIONS]
-    for section in sections:
+    if measure:
+        measure_latencies(run, networks)
+    sections = {title: _made(make, run, networks) for title, make in SECTIONS.items()}
+    for section in sections.values():
         for figure in section.figures:
             write_csv(folder / "report" / f"{figure.name}.csv", figure.rows)
     loader = jinja2.PackageLoader("crnas_d2.report", ".")
@@ -45,6 +48,14 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     write_text(path, page)
     return path
+
+
+def _made(make: Callable[..., Section], run: RunFolder, networks: Sequence[Compared]) -> Section:
+    """A section; one file that cannot be read leaves the others as they are."""
+    try:
+        return make(run, networks)
+    except Exception as error:  # of images, weights, configs or drawing libraries
+        return Section([f"This part cannot be shown: {type(error).__name__}: {error}"])
 
 
 def cell(value: Any) -> str:

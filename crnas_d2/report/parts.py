@@ -29,7 +29,6 @@ class Table:
 class Section:
     """A part of the page. What it shows stands in this order."""
 
-    title: str
     text: list[str] = field(default_factory=list)  # paragraphs
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)

@@ -1,11 +1,10 @@
-"""The sections of a report, in their order: what was found, how sure that is, and how it came about."""
+"""The sections of a report, in their order. answer.py has the first; the others say how it came."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from statistics import fmean, stdev
 from typing import Any
 
 from crnas_d2.architecture import Architecture
@@ -13,10 +12,10 @@ from crnas_d2.config import read_config
 from crnas_d2.engine.trainer import sampled_codes, seed_of
 from crnas_d2.modeling.build import space_of
 from crnas_d2.pipeline.estimate import shown
-from crnas_d2.pipeline.table import NETWORKS
 from crnas_d2.report import charts
+from crnas_d2.report.answer import diverged, found, scores_alone
 from crnas_d2.report.folder import RunFolder, Search, Training
-from crnas_d2.report.networks import Compared, costs, macs_by_stage
+from crnas_d2.report.networks import Compared, macs_by_stage
 from crnas_d2.report.parts import Section, Table
 from crnas_d2.report.pictures import OBJECTS, THRESHOLD, Cannot, pictures
 from crnas_d2.report.sketch import sketch
@@ -26,147 +25,12 @@ from crnas_d2.space import DilationSpace
 Row = Mapping[str, Any]
 Networks = Sequence[Compared]
 
-# By the verdict of a table on the test set: an answer in plain words.
-ANSWERS = {
-    "better": "Yes, on the test images: {name} has {change} than the baseline ({ends}).",
-    "worse": "No: on the test images {name} has {change} than the baseline ({ends}).",
-    "not told apart": (
-        "It cannot be told: on the test images {name} has {change} than the baseline, and the "
-        "interval, {ends}, holds zero."
-    ),
-}
-NOT_ENDED = "This search has not ended; the page shows how far it has come."
-OF_PATHS = (
-    "These are paths of one supernet, not networks trained alone: another supernet may say otherwise."
-)
-
-
-# ---- what was found -------------------------------------------------------------------------------
-
-
-def found(run: RunFolder, networks: Networks) -> Section:
-    section = Section("What was found, and is it better?")
-    section.text += _answers(run)
-    if run.tested:
-        section.tables.append(_tested(run, networks))
-        if run.results.get(NETWORKS):
-            section.figures.append(_seeds_on_test(run.results[NETWORKS]))
-    elif run.alone:
-        section.tables.append(
-            Table("networks trained alone on archtrain, on archval", _on_archval(run))
-        )
-    else:
-        section.text.append(
-            "No network was trained alone or tested yet: the scores below are a supernet's."
-        )
-    for noise in run.results.get("noise", []):
-        section.text.append(f"Noise of {noise['base']}: {noise['text']}.")
-    return section
-
-
-def _answers(run: RunFolder) -> list[str]:
-    texts = [_answer(row) for row in _means(run) if row["network"].startswith("found")]
-    if texts and not run.results.get(NETWORKS):
-        texts.append(OF_PATHS)
-    for budget, verdict in run.results.get("verdicts", {}).items():
-        texts.append(f"Found for {budget}: {verdict['found']}. On archval: {verdict['text']}.")
-        texts.append(f"Weights in found.pth: {verdict['weights']}.")
-    return texts or [NOT_ENDED]
-
-
-def _means(run: RunFolder) -> list[dict[str, Any]]:
-    """Rows of the table on the test set that are not those of a seed."""
-    return [row for row in run.tested if row.get("seed", "mean") == "mean"]
-
-
-def _answer(row: Row) -> str:
-    name, value = f"{row['network']}, {row['architecture']},", row.get("to the baseline")
-    if value is None:
-        return f"The baseline stands: it is what was found, {row['architecture']}."
-    low, high = row["95 % low"], row["95 % high"]
-    if low is None or high is None:
-        return f"It cannot be told: {name} has {value:+.2f} AP; one seed each has no interval."
-    answer = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-    change = f"{abs(value):.2f} AP {'more' if value >= 0 else 'less'}"
-    return ANSWERS[answer].format(name=name, change=change, ends=f"95 %: {low:+.2f} to {high:+.2f}")
-
-
-def _tested(run: RunFolder, networks: Networks) -> Table:
-    metric = run.cfg.SEARCH.EVAL.METRIC if run.cfg else "AP"
-    known = {network.name: network for network in networks}
-    rows = []
-    for row in _means(run):
-        latency, spent = run.latencies.get(row["architecture"]), costs(known[row["network"]])
-        rows.append(
-            {
-                "network": row["network"],
-                "codes": row["architecture"].partition("/")[2],
-                metric: _with_spread(row.get(metric), row.get("spread of seeds")),
-                "to the baseline (95 %)": _with_ends(row),
-                "small": row.get("APs"),
-                "medium": row.get("APm"),
-                "large": row.get("APl"),
-                "GMACs": spent["macs"] / 1e9 if spent else None,
-                "parameters (M)": spent["params"] / 1e6 if spent else None,
-                "ms an image": latency["score"] * 1000 if latency else None,
-            }
-        )
-    seeds = max(sum(r["network"] == row["network"] for r in run.tested) - 1 for row in run.tested)
-    trained = f"mean and standard deviation of {seeds} seeds; " if seeds else ""
-    where = {record["device"] for record in run.latencies.values()}
-    device = f"; ms of the whole detector on {', '.join(sorted(where))}" if where else ""
-    return Table(f"on the test set; {trained}GMACs and parameters of the backbone{device}", rows)
-
-
-def _with_spread(score: float | None, spread: float | None) -> Any:
-    return score if score is None or spread is None else f"{score:.2f} \u00b1 {spread:.2f}"
-
-
-def _with_ends(row: Row) -> str | None:
-    value, low, high = (row.get(key) for key in ("to the baseline", "95 % low", "95 % high"))
-    if value is None:
-        return None
-    return (
-        f"{value:+.2f}" if low is None or high is None else f"{value:+.2f} ({low:+.2f} .. {high:+.2f})"
-    )
-
-
-def _seeds_on_test(rows: Sequence[Row]) -> Any:
-    scores: dict[str, list[float]] = {}
-    metric = "AP" if "AP" in rows[0] else next(k for k, v in rows[0].items() if isinstance(v, float))
-    for row in rows:
-        if row["seed"] != "mean":
-            scores.setdefault(row["network"], []).append(row[metric])
-    return charts.seeds("test_set", "each seed on the test set; a line: their mean", metric, scores)
-
-
-def _scores_alone(run: RunFolder, data: str) -> dict[str, list[float]]:
-    """Of networks trained alone by architecture, the baselines first, the best last."""
-    scores: dict[str, list[float]] = {name: [] for name in run.baselines}
-    for record in run.alone:
-        if record["phase"].split()[0] == data:
-            scores.setdefault(record["architecture"], []).append(record["score"])
-    others = sorted((n for n in scores if n not in run.baselines), key=lambda n: fmean(scores[n]))
-    return {name: scores[name] for name in [*run.baselines, *others] if scores[name]}
-
-
-def _on_archval(run: RunFolder) -> list[Row]:
-    return [
-        {
-            "architecture": name,
-            "AP": fmean(scores),
-            "seeds": len(scores),
-            "spread of seeds": stdev(scores) if len(scores) > 1 else None,
-        }
-        for name, scores in _scores_alone(run, "archtrain").items()
-    ]
-
 
 # ---- where the computation went -------------------------------------------------------------------
 
 
 def computation(run: RunFolder, networks: Networks) -> Section:
-    section = Section("Where the computation went")
+    section = Section()
     if not networks:
         section.text.append("Neither a baseline nor a candidate is known yet.")
         return section
@@ -175,7 +39,7 @@ def computation(run: RunFolder, networks: Networks) -> Section:
         alike.setdefault(network.architecture, []).append(network)
     named = {", ".join(n.name for n in of): of[0] for of in alike.values()}
     macs = {name: macs_by_stage(network) for name, network in named.items()}
-    if not all(macs.values()):
+    if any(not macs[name] for name in named):
         section.text.append(
             "Shares of the stages are not known: the base config is not there any more."
         )
@@ -187,28 +51,33 @@ def computation(run: RunFolder, networks: Networks) -> Section:
 
 
 def searches(run: RunFolder, networks: Networks) -> Section:
-    section = Section("How the search went")
-    alone = _scores_alone(run, "archtrain")
+    section = Section()
+    alone = scores_alone(run, "archtrain")
+    kinds = {**dict.fromkeys(alone, "finalist"), **dict.fromkeys(run.baselines, "baseline")}
     for search in run.searches:
         if search.whole:
-            section.figures.append(charts.candidates(search, run.baselines, alone))
+            section.figures.append(charts.candidates(search, run.label, kinds))
         if charts.is_greedy(search) and run.cfg is not None:
-            section.figures.append(charts.beam(search, run.cfg.SEARCH.DILATION.TOP_K))
+            section.figures.append(charts.beam(search, run.label, run.cfg.SEARCH.DILATION.TOP_K))
         if search.dropped:
             section.figures.append(charts.race(search))
     if not run.searches:
         section.text.append("No candidate has been scored yet.")
     if alone:
-        caption = (
-            "finalists trained alone, each seed on archval; the baseline first; a line: their mean"
+        caption = "networks trained alone on archtrain, each seed on archval; a line: their mean"
+        roles = {str(n.architecture): n.role for n in reversed(networks)}
+        section.figures.append(
+            charts.seeds("finalists", caption, f"{run.label} on archval", alone, roles)
         )
-        section.figures.append(charts.seeds("finalists", caption, "AP on archval", alone))
     elif run.cfg is None or not run.cfg.SEARCH.FINALISTS.NUM:
         section.text.append("No network was trained alone to check the order (SEARCH.FINALISTS).")
+    section.text += diverged(run)
     supernets = [t for t in run.trainings if t.part.endswith("supernet")]
     if supernets:
         section.figures.append(charts.losses(supernets))
-        section.figures += [charts.paths(t.part, *_sampled(t)) for t in supernets]
+        for training in supernets:
+            if (training.folder / "config.yaml").is_file():
+                section.figures.append(charts.paths(training.folder.name, *_sampled(training)))
     else:
         section.text.append("No supernet has been trained yet.")
     return section
@@ -230,7 +99,7 @@ def _sampled(training: Training) -> tuple[list[Counter[int]], str]:
 
 
 def cost(run: RunFolder, networks: Networks) -> Section:
-    section, seconds = Section("What it cost"), run.seconds()
+    section, seconds = Section(), run.seconds()
     if not seconds:
         section.text.append("Nothing has been trained or scored yet.")
         return section
@@ -251,8 +120,9 @@ def cost(run: RunFolder, networks: Networks) -> Section:
     total = shown(sum(seconds.values()))
     count = len(run.starts) - 1
     resumes = f", resumed {'once' if count == 1 else f'{count} times'}" if count > 0 else ""
+    races = ", nor are the first portions of the race" if any(s.dropped for s in run.searches) else ""
     section.text.append(
-        f"Training steps and scoring took {total}{resumes}; starting and testing are not in it."
+        f"Training steps and scoring took {total}{resumes}; starting and testing are not in it{races}."
     )
     if not expected:
         section.text.append("No estimate was made: search_net.py makes one with --timed.")
@@ -264,21 +134,27 @@ def cost(run: RunFolder, networks: Networks) -> Section:
 
 
 def images(run: RunFolder, networks: Networks) -> Section:
-    section = Section("Pictures of archval")
-    baseline = next((n for n in networks if n.name.startswith("baseline")), None)
-    best = next((n for n in networks if n.name.startswith("found")), None)
-    if baseline is None or best is None:
+    section = Section()
+    asked = [n for n in networks if n.role in ("baseline", "found")]
+    shown = [network for network in asked if network.weights and network.cfg]
+    if not run.has_ended:
         section.text.append("There are none before the search has ended.")
         return section
-    named = {network.name: network for network in (baseline, best)}
+    for network in asked:
+        if network not in shown:
+            why = (
+                "its base config is not there" if network.cfg is None else "there are no weights of it"
+            )
+            section.text.append(f"Without {network.name}, {network.architecture}: {why}.")
+    if not shown:
+        return section
     try:
-        section.pictures = pictures(run, named)
+        section.pictures = pictures(run, shown)
     except Cannot as reason:
         section.text.append(f"There are none: {reason}.")
     else:
-        section.text.append(
-            f"The first images of archval with {OBJECTS}; detections of a score from {THRESHOLD} on."
-        )
+        text = f"The first images of archval with {OBJECTS}; detections of a score from {THRESHOLD} on."
+        section.text.insert(0, text)
     return section
 
 
@@ -286,20 +162,20 @@ def images(run: RunFolder, networks: Networks) -> Section:
 
 
 def again(run: RunFolder, networks: Networks) -> Section:
-    section = Section("How to do it again")
+    section = Section()
+    for start in run.starts:
+        set_before = "".join(f"{name}={value} " for name, value in start["environment"].items())
+        count = f"{start['processes']} process{'es' * (start['processes'] > 1)}"
+        section.code.append(f"cd {start['folder']}  # {start['time']}, {count}, {start['launcher']}")
+        section.code.append(f"{set_before}python {start['command']}")
     if run.starts:
-        for start in run.starts:
-            section.code.append(
-                f"cd {start['folder']}  # {start['time']}, {start['processes']} processes"
-            )
-            section.code.append(f"python {start['command']}")
         last = run.starts[-1]
         versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
         section.text.append(f"On {last['device']}, with {versions}.")
     else:
         section.text.append("The commands were not recorded.")
     if run.cfg is None:
-        section.text.append("There is no config.yaml yet.")
+        section.text.append("There is no config.yaml that this version can read.")
     else:
         section.text.append(f"SEED {run.cfg.SEED}; all keys are in config.yaml.")
     return section
@@ -309,7 +185,7 @@ def again(run: RunFolder, networks: Networks) -> Section:
 
 
 def candidates(run: RunFolder, networks: Networks) -> Section:
-    section = Section("All candidates")
+    section = Section()
     for search in run.searches:
         section.tables += _candidates(search)
     if run.alone:
@@ -340,6 +216,13 @@ def _candidates(search: Search) -> list[Table]:
     return tables
 
 
-SECTIONS: tuple[Callable[[RunFolder, Networks], Section], ...] = (
-    *(found, computation, searches, cost, images, again, candidates),
-)
+# By title.
+SECTIONS: dict[str, Callable[[RunFolder, Networks], Section]] = {
+    "What was found, and is it better?": found,
+    "Where the computation went": computation,
+    "How the search went": searches,
+    "What it cost": cost,
+    "Pictures of archval": images,
+    "How to do it again": again,
+    "All candidates": candidates,
+}

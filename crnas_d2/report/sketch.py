@@ -38,7 +38,9 @@ def sketch(networks: Mapping[str, Architecture], macs: Mapping[str, Mapping[str,
             widest = max(widest, left - GAP)
             if shares := macs.get(name):
                 total = sum(shares.values())
-                text = "   ".join(f"{stage} {value / total:.0%}" for stage, value in shares.items())
+                text = " \u00b7 ".join(
+                    f"{stage} {value / total:.0%}" for stage, value in shares.items()
+                )
                 rows += [{"network": name, "stage": stage, "macs": v} for stage, v in shares.items()]
                 axes.text(0, top - 0.15, text, fontsize=7, va="top")
         axes.set_xlim(0, max(widest, 8))
