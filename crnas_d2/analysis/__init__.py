@@ -1,4 +1,4 @@
-"""What reads and never trains: costs.py and flops.py count, latency.py measures, report.py shows."""
+"""What reads and never trains: costs.py and flops.py count, latency.py and erf.py measure."""
 
 from crnas_d2 import compat
 
