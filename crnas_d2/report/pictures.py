@@ -5,7 +5,7 @@ OUTPUT_DIR/report/pictures/NUMBER_OF.jpg   written anew with each report, once t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from crnas_d2.data.datasets import load_coco, register_coco
+from crnas_d2.engine.detector import Detector
 from crnas_d2.files import write_atomically
 from crnas_d2.report.folder import RunFolder
 from crnas_d2.report.networks import Compared
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
 from detectron2.utils.visualizer import Visualizer
 
 IMAGES = 4
@@ -52,18 +52,16 @@ def pictures(run: RunFolder, networks: Mapping[str, Compared]) -> list[Picture]:
     if missing := [r["file_name"] for r in records if not Path(r["file_name"]).is_file()]:
         raise Cannot(f"{missing[0]} is not there any more")
     metadata = MetadataCatalog.get(archval)
-    predictors = {name: _predictor(networks[name], weights[name], archval) for name in networks}
+    classes = metadata.thing_classes
+    detectors = {name: _detector(networks[name], weights[name], classes) for name in networks}
     found = []
     for number, record in enumerate(records):
         image = read_image(record["file_name"], "RGB")
-        drawn = {OBJECTS: Visualizer(image, metadata).draw_dataset_dict(record)}
-        for name, predictor in predictors.items():
-            instances = predictor(np.ascontiguousarray(image[:, :, ::-1]))["instances"].to("cpu")
-            shown = instances[instances.scores >= THRESHOLD]
-            drawn[name] = Visualizer(image, metadata).draw_instance_predictions(shown)
+        drawn = {OBJECTS: Visualizer(image, metadata).draw_dataset_dict(record).get_image()}
+        drawn |= {name: detector.draw(image)[0] for name, detector in detectors.items()}
         for name, visual in drawn.items():
             path = folder / f"{number}_{name.replace(' ', '_')}.jpg"
-            _write(path, visual.get_image())
+            _write(path, visual)
             found.append(Picture(Path(record["file_name"]).name, name, path))
     return found
 
@@ -78,13 +76,13 @@ def _weights_of(run: RunFolder, network: Compared) -> Path:
     raise Cannot(f"there are no weights of {network.name}, {network.architecture}")
 
 
-def _predictor(network: Compared, weights: Path, archval: str) -> DefaultPredictor:
+def _detector(network: Compared, weights: Path, classes: Sequence[str]) -> Detector:
     if network.cfg is None:
         raise Cannot("the base config is not there any more")
     cfg = network.cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS, cfg.DATASETS.TEST = str(weights), (archval,)
-    return DefaultPredictor(cfg)
+    cfg.MODEL.WEIGHTS = str(weights)
+    return Detector(cfg, classes, THRESHOLD)
 
 
 def _write(path: Path, image: np.ndarray) -> None:
