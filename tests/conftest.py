@@ -50,3 +50,26 @@ def bench(
     found = Bench(tmp_path, bench_shapes, monkeypatch, capsys)
     found.base()
     return found
+
+
+@pytest.fixture(scope="session")
+def disc_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """found.yaml of a tiny Mask R-CNN; its found.pth, random weights, sees discs everywhere.
+
+    Nothing may change in its folder, which has the three classes' data set in shapes, too.
+    """
+    import torch
+    from detectors import HEADS, TINY, tiny_shapes
+
+    from crnas_d2.config import read_config
+    from detectron2.modeling import build_model
+
+    folder = tmp_path_factory.mktemp("found")
+    own = [*tiny_shapes(folder / "shapes"), "MODEL.ROI_HEADS.NUM_CLASSES", 3]
+    cfg = read_config("", [*TINY, *HEADS["MaskRCNN"], *own])
+    (folder / "found.yaml").write_text(cfg.dump())
+    torch.manual_seed(0)
+    state = build_model(cfg).state_dict()
+    state["roi_heads.box_predictor.cls_score.bias"] += torch.tensor([6.0, 0, 0, 0])
+    torch.save({"model": state}, folder / "found.pth")
+    return folder / "found.yaml"

@@ -41,7 +41,7 @@ def test_pictures(run: Path, tmp_path: Path) -> None:
     sizes = {Image.open(path).size for path in (run / "report" / "pictures").glob("*.jpg")}
     assert sizes == {(640, 640)}
     shutil.copy(run / "baseline.pth", run / "found.pth")
-    assert "found.pth is of another network than found" in page_of(run).sections[TITLES[4]]
+    assert "found.pth: is of another network" in page_of(run).sections[TITLES[4]]
     shutil.rmtree(tmp_path / "shapes" / "images")
     assert "is not there" in page_of(run).sections[TITLES[4]]
 

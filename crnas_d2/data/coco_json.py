@@ -86,12 +86,8 @@ def read_coco_json(
         if not isinstance(content, dict) or not content.get(part):
             raise InputError(f"{where}: no {part}; a COCO JSON with {', '.join(needed)} is needed")
     annotations = content.setdefault("annotations", [])
-    for part, entries in RECORD_ENTRIES.items():
-        records = content[part]
-        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise InputError(f"{where}: {part}: a list of records is needed")
-        for entry, check in entries.items():
-            _check_entries(records, f"{where}: {part}", entry, check)
+    for part in RECORD_ENTRIES:
+        _check_records(content, part, where)
     for part, entry in (("images", "image_id"), ("categories", "category_id")):
         ids = Counter(record["id"] for record in content[part])
         ((most, count),) = ids.most_common(1)
@@ -126,8 +122,25 @@ def read_coco_json(
     return content
 
 
+def read_categories(path: str, key: str) -> list[Record]:
+    """The checked categories of a COCO JSON, and nothing else of it. Raises InputError as above."""
+    content, where = load_json(path, key), f"{key}: {path}"
+    if not isinstance(content, dict) or not content.get("categories"):
+        raise InputError(f"{where}: no categories; a COCO JSON with categories is needed")
+    _check_records(content, "categories", where)
+    return content["categories"]
+
+
 def _warn(text: str) -> None:
     log_first_n(logging.WARNING, text, key="message")  # a set may be read again
+
+
+def _check_records(content: Record, part: str, where: str) -> None:
+    records = content[part]
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise InputError(f"{where}: {part}: a list of records is needed")
+    for entry, check in RECORD_ENTRIES[part].items():
+        _check_entries(records, f"{where}: {part}", entry, check)
 
 
 def _check_entries(records: list[Record], where: str, entry: str, check: Check) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from crnas_d2.data.coco_json import Record, load_json, polygons, read_coco_json
+from crnas_d2.data.coco_json import Record, load_json, polygons, read_categories, read_coco_json
 from crnas_d2.data.pictures import check_headers
 from crnas_d2.errors import InputError
 from detectron2.config import CfgNode
@@ -138,10 +138,8 @@ def check_dataset(cfg: CfgNode, side: str, name: str, annotated: bool = True) ->
         classes = content["categories"]
     else:
         raise InputError(f"{key}: {name!r}: not a registered data set with a COCO JSON")
-    head = HEADS.get(cfg.MODEL.META_ARCHITECTURE)
-    if head and not own and cfg.MODEL[head].NUM_CLASSES != len(classes):
-        asked, found = cfg.MODEL[head].NUM_CLASSES, f"{key} {name!r} has {len(classes)} classes"
-        raise InputError(f"MODEL.{head}.NUM_CLASSES: {asked}: {found}")
+    if not own:
+        _check_num_classes(cfg, len(classes), f"{key} {name!r}")
     return content
 
 
@@ -186,6 +184,41 @@ def use_own_data(
             why = f"classes {classes[-1]}; the training classes are {classes[0]}"
             raise InputError(f"DATASETS.TEST_JSON: {why}")
     return contents
+
+
+def use_class_names(cfg: CfgNode) -> list[str]:
+    """The names of a trained detector's classes; of a JSON the categories alone are looked at.
+
+    They are those of DATASETS.TEST_JSON or TRAIN_JSON, which the heads' number of classes in ``cfg``
+    follows, else those of the first registered set of DATASETS.TEST or TRAIN. No image is needed.
+
+    Raises InputError: no set, no categories, or another number of classes than the heads have.
+    """
+    own = [f"{side}_JSON" for side in ("TEST", "TRAIN") if cfg.DATASETS[f"{side}_JSON"]]
+    if own:
+        categories = read_categories(cfg.DATASETS[own[0]], f"DATASETS.{own[0]}")
+        names = _classes({"categories": categories})["thing_classes"]
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(names)
+        return names
+    sides = [side for side in ("TEST", "TRAIN") if cfg.DATASETS[side]]
+    if not sides:
+        raise InputError("DATASETS.TRAIN: (): a set with the names of the classes is needed")
+    key, name = f"DATASETS.{sides[0]}", cfg.DATASETS[sides[0]][0]
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("thing_classes")
+    if names is None and hasattr(metadata, "json_file"):
+        names = _classes({"categories": read_categories(metadata.json_file, key)})["thing_classes"]
+    if names is None:
+        raise InputError(f"{key}: {name!r}: not a registered data set with names of classes")
+    _check_num_classes(cfg, len(names), f"{key} {name!r}")
+    return names
+
+
+def _check_num_classes(cfg: CfgNode, found: int, named: str) -> None:
+    head = HEADS.get(cfg.MODEL.META_ARCHITECTURE)
+    if head and cfg.MODEL[head].NUM_CLASSES != found:
+        asked = cfg.MODEL[head].NUM_CLASSES
+        raise InputError(f"MODEL.{head}.NUM_CLASSES: {asked}: {named} has {found} classes")
 
 
 _root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))

@@ -35,6 +35,12 @@ def check_decodes(paths: Sequence[str], key: str) -> None:
     _refuse(paths, _problem, key)
 
 
+def check_picture(path: str) -> None:
+    """A single picture, of any size, as both of the above. Raises InputError: why it cannot be used."""
+    if why := _why(path, {}) or _why(path):
+        raise InputError(why)
+
+
 def _refuse(items: Sequence[Any], problem: Callable[[Any], str], key: str) -> None:
     with ThreadPool(8) as threads:
         bad = [text for text in threads.map(problem, items, chunksize=256) if text]
@@ -44,27 +50,31 @@ def _refuse(items: Sequence[Any], problem: Callable[[Any], str], key: str) -> No
 
 
 def _problem(path: str, entry: dict[str, Any] | None = None) -> str:
-    """The path and why the image cannot be used, empty if it can; without an entry it is decoded."""
-    why = ""
+    """The path and why the image cannot be used, empty if it can."""
+    why = _why(path, entry)
+    return f"{path}: {why}" if why else ""
+
+
+def _why(path: str, entry: dict[str, Any] | None = None) -> str:
+    """Without an entry the image is decoded, else its header is checked; an empty entry has no size."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            return f"{path}: not a file"
+            return "not a file"
         with Image.open(path) as picture:
-            if entry is None:
-                picture.load()
-            else:
-                why = _header_problem(picture, entry)
+            if entry is not None:
+                return _header_problem(picture, entry)
+            picture.load()
+            return ""
     except Image.DecompressionBombError as error:
-        why = f"{error} Shrink it or cut it into tiles."
+        return f"{error} Shrink it or cut it into tiles."
     except Exception as error:  # Pillow's decoders raise errors of many kinds
-        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-    return f"{path}: {why}" if why else ""
+        return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def _header_problem(picture: Image.Image, entry: dict[str, Any]) -> str:
     if picture.mode.startswith(REFUSED_MODES):
         return f"mode {picture.mode}: 8 bits a channel are needed; more would be clipped"
-    size, expected, turned, orientation = picture.size, (entry["width"], entry["height"]), "", 1
+    size, expected, turned, orientation = picture.size, (entry.get("width"), entry.get("height")), "", 1
     # A PNG can have its EXIF after the pixels, which would be decoded for it: only if it can explain.
     if picture.format != "PNG" or "exif" in picture.info or size != expected:
         with suppress(Exception):  # damaged EXIF data, which detectron2 ignores, too
@@ -73,6 +83,6 @@ def _header_problem(picture: Image.Image, entry: dict[str, Any]) -> str:
         return "a TIFF with an EXIF rotation, which Pillow and detectron2 both apply: save it upright"
     if orientation in TRANSPOSED:
         size, turned = size[::-1], " after its EXIF rotation"
-    if size == expected:
+    if size == expected or not entry:
         return ""
     return f"is {size[0]}x{size[1]}{turned}, the JSON says {expected[0]:g}x{expected[1]:g}"

@@ -13,14 +13,13 @@ import numpy as np
 from PIL import Image
 
 from crnas_d2.data.datasets import load_coco, register_coco
-from crnas_d2.engine.setup import check_network
+from crnas_d2.engine.detector import Detector, check_detector
+from crnas_d2.errors import InputError
 from crnas_d2.files import write_atomically
-from crnas_d2.modeling.checkpoint.weights import difference, read_checkpoint
 from crnas_d2.report.folder import RunFolder
 from crnas_d2.report.networks import Compared
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
 from detectron2.utils.visualizer import Visualizer
 
 IMAGES = 4
@@ -59,32 +58,30 @@ def pictures(run: RunFolder, networks: Sequence[Compared]) -> list[Picture]:
     if missing := [r["file_name"] for r in records if not Path(r["file_name"]).is_file()]:
         raise Cannot(f"{missing[0]} is not there")
     metadata = MetadataCatalog.get(archval)
-    predictors = {network.name: _predictor(network, archval) for network in networks}
+    detectors = {network.name: _detector(network, metadata.thing_classes) for network in networks}
     found = []
     for number, record in enumerate(records):
         image = read_image(record["file_name"], "RGB")
         scale = SIDE / max(image.shape[:2])
-        drawn = {OBJECTS: Visualizer(image, metadata, scale).draw_dataset_dict(record)}
-        for name, predictor in predictors.items():
-            instances = predictor(np.ascontiguousarray(image[:, :, ::-1]))["instances"].to("cpu")
-            shown = instances[instances.scores >= THRESHOLD]
-            drawn[name] = Visualizer(image, metadata, scale).draw_instance_predictions(shown)
+        drawn = {OBJECTS: Visualizer(image, metadata, scale).draw_dataset_dict(record).get_image()}
+        drawn |= {name: detector.draw(image, scale)[0] for name, detector in detectors.items()}
         for name, visual in drawn.items():
             path = folder / f"{number}_{name.replace(' ', '_')}.jpg"
-            _write(path, visual.get_image())
+            _write(path, visual)
             found.append(Picture(Path(record["file_name"]).name, name, path))
     return found
 
 
-def _predictor(network: Compared, archval: str) -> DefaultPredictor:
-    assert network.cfg is not None and network.weights is not None
+def _detector(network: Compared, classes: Sequence[str]) -> Detector:
+    assert network.cfg is not None
     cfg = network.cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS, cfg.DATASETS.TEST = str(network.weights), (archval,)
-    own, held = check_network(cfg), read_checkpoint(str(network.weights), "report.html")["model"]
-    if own is not None and (differs := difference(own.state_dict(), held)):
-        raise Cannot(f"{network.weights} is of another network than {network.name}: {differs}")
-    return DefaultPredictor(cfg)
+    cfg.MODEL.WEIGHTS = str(network.weights)
+    try:
+        check_detector(cfg)
+    except InputError as error:
+        raise Cannot(f"{network.name}: {error}") from error
+    return Detector(cfg, classes, THRESHOLD)
 
 
 def _write(path: Path, image: np.ndarray) -> None:
