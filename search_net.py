@@ -42,7 +42,7 @@ def options() -> argparse.ArgumentParser:
 
 def prepare(args: argparse.Namespace) -> Plan:
     """The checked plan, on rank 0."""
-    if args.timed and comm.get_world_size() > 1:
+    if args.timed and comm.get_world_size() > 1:  # also of torchrun
         raise InputError("--timed: takes one process; without --num-gpus it times one")
     return plan_search(args)
 

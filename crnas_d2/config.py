@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -74,14 +75,16 @@ def read_config(config_file: str, opts: Sequence[str] = (), as_asked: bool = Fal
         if config_file:
             layers += _keys_by_layer(config_file)
             cfg.merge_from_file(config_file)
-        source = f"KEY VALUE: {' '.join(map(str, opts))}"
-        layers.append(set(opts[::2]))
-        cfg.merge_from_list(list(opts))
-        source = f"MODEL.DEVICE: {cfg.MODEL.DEVICE}"
+    except FileNotFoundError as error:
+        raise InputError(f"{source}: {error.filename}: no such file") from error
+    except Exception as error:  # of several kinds, from yacs, yaml and the file
+        raise InputError(f"{source}: {_said(error, cfg)}") from error
+    _merge_pairs(cfg, list(opts))
+    layers.append(set(opts[::2]))
+    try:
         torch.device(cfg.MODEL.DEVICE)
-    except Exception as error:  # of several kinds, from yacs, yaml, the file and torch
-        text = error.args[0] if isinstance(error, KeyError) else error
-        raise InputError(f"{source}: {' '.join(str(text).split())}") from error
+    except RuntimeError as error:
+        raise InputError(f"MODEL.DEVICE: {cfg.MODEL.DEVICE}: cpu or cuda is needed") from error
     last = {key: number for number, keys in enumerate(layers) for key in keys}
     if last["SOLVER.MAX_ITER"] > last["SOLVER.EPOCHS"]:
         cfg.SOLVER.EPOCHS, cfg.SOLVER.STEP_EPOCHS = 0, ()
@@ -98,6 +101,33 @@ def read_config(config_file: str, opts: Sequence[str] = (), as_asked: bool = Fal
     if cfg.MODEL.DEVICE.startswith("cuda") and not (as_asked or torch.cuda.is_available()):
         cfg.MODEL.DEVICE = "cpu"  # start_run warns of it
     return cfg
+
+
+def _merge_pairs(cfg: CfgNode, opts: list[Any]) -> None:
+    """One by one, so that an error names the pair that it is of."""
+    for key, *value in (opts[i : i + 2] for i in range(0, len(opts), 2)):
+        if not value:
+            name, is_pair, given = str(key).partition("=")
+            why = f"write {name} {given}" if is_pair else "has no value; KEY VALUE pairs are needed"
+            raise InputError(f"{key}: {why}")
+        try:
+            cfg.merge_from_list([key, *value])
+        except Exception as error:  # of several kinds, from yacs and its parser of values
+            raise InputError(f"{key}: {value[0]}: {_said(error, cfg, str(key))}") from error
+
+
+def _said(error: Exception, cfg: CfgNode, pair: str = "") -> str:
+    """An error of yacs in one line: what key or type it should be. ``pair``: the key that is known."""
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    if found := re.search(r"Non-existent(?: config)? key: (\S+)", text):
+        alike = difflib.get_close_matches(found[1], leaves(cfg), 1, 0.8)
+        what = "no such key" if found[1] == pair else f"no such key: {found[1]}"
+        return what + (f"; did you mean {alike[0]}?" if alike else "")
+    if found := re.search(r"Type mismatch \(<class '(\w+)'> .*config key: (\S+)", text):
+        kinds = {"tuple": 'a list, as "(1, 2)", or "(1,)" of one', "list": 'a list, as "[1, 2]"'}
+        needed = kinds.get(found[1], "True or False" if found[1] == "bool" else f"a {found[1]}")
+        return f"{needed} is needed" if found[2] == pair else f"{found[2]} takes {needed}"
+    return text
 
 
 def _keys_by_layer(config_file: str) -> Iterator[set[str]]:

@@ -103,7 +103,7 @@ def test_entries_in_a_file_and_on_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{macs: [4, 0.1]}", "{'macs': [4, 0.1]}", "macs=4~10%"])
 def test_what_is_no_list_of_budgets(text: str) -> None:
-    with pytest.raises(InputError, match=r"KEY VALUE: .*SEARCH.BUDGETS") as caught:
+    with pytest.raises(InputError, match=r"SEARCH.BUDGETS: ") as caught:
         read_config("", ["SEARCH.BUDGETS", text])
     assert "\n" not in str(caught.value)
 

@@ -53,8 +53,8 @@ BAD = {
         [*WEIGHTS, "DATASETS.TEST_JSON", "{}/two.json"],
         "cls_score.weight has shape (4, 16) there, (3, 16) in this config",
     ),
-    "an unknown key": (["--opts", "NO.KEY", "1"], "KEY VALUE: NO.KEY 1: Non-existent key: NO.KEY"),
-    "no value": (["--opts", "SEED"], "KEY VALUE: SEED: "),
+    "an unknown key": (["--opts", "NO.KEY", "1"], "NO.KEY: 1: no such key"),
+    "no value": (["--opts", "SEED"], "SEED: has no value"),
     "a supernet": (
         [*WEIGHTS, "MODEL.CRNAS.SUPERNET", "stage"],
         "MODEL.CRNAS.SUPERNET: 'stage': allowed is a fixed network",

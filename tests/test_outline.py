@@ -29,6 +29,7 @@ ALL = [
 
 
 def planned(folder: Path, *options: Any) -> Plan:
+    folder.mkdir(exist_ok=True)
     config = tiny_yaml(folder / "tiny.yaml")
     line = [*tiny_shapes(folder / "shapes"), "OUTPUT_DIR", str(folder / "out"), *options]
     arguments = ["--config-file", str(config), "--resume", *command_line(line)]
@@ -194,3 +195,13 @@ def test_durations_are_easy_to_read() -> None:
     assert str(Estimate(works, 3.21e9, 2e9)) == (
         "about 1 min 30 s: joint supernet 1 min 30 s; GPU memory 3.2 GB; checkpoints 2.0 GB"
     )
+
+
+def test_the_test_set_is_told_of(tmp_path: Path) -> None:
+    """And pictures that are in the training set, too: a slip that no AP shows."""
+    shown = outline(planned(tmp_path, *ALL), [])
+    assert "test set: 4 images, " in shown and "of its images are in" not in shown
+    same = ["DATASETS.TEST_JSON", str(tmp_path / "again" / "shapes" / "train.json")]
+    shown = outline(planned(tmp_path / "again", *ALL, *same), [])
+    assert "odd: 12 of its images are in the training set, too" in shown
+    assert "test set" not in outline(planned(tmp_path / "none", "SEARCH.PHASES", ("stage",)), [])

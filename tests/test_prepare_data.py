@@ -266,21 +266,25 @@ def test_another_commit_of_bccd(clone: Path, tmp_path: Path) -> None:
 # ---- the command line ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("output", ["old.json", "gone/new.json", "new.txt"])
-def test_no_output_that_cannot_be_or_is_there(voc: Path, tmp_path: Path, output: str) -> None:
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        ("old.json", "is there already; remove it, or give another name"),
+        ("gone/new.json", "{folder}/gone: no such folder"),
+        ("new.txt", "a name that ends in .json is needed"),
+    ],
+)
+def test_no_output_that_cannot_be_or_is_there(voc: Path, tmp_path: Path, output: str, why: str) -> None:
     (tmp_path / "old.json").write_text("mine")
     before = files_below(tmp_path)
     said = refused("voc", voc, "--output", tmp_path / output)
-    assert said == (
-        f"error: --output: {tmp_path / output}: allowed is a new file that ends in .json, "
-        "in an existing folder"
-    )
+    assert said == f"error: --output: {tmp_path / output}: {why.format(folder=tmp_path)}"
     assert files_below(tmp_path) == before
 
 
 def test_no_folder_that_is_there(tmp_path: Path) -> None:
     said = refused("bccd", tmp_path, tmp_path)
-    assert said == f"error: OUT: {tmp_path}: allowed is a new folder, in an existing folder"
+    assert said == f"error: OUT: {tmp_path}: is there already; remove it, or give another name"
 
 
 def test_nothing_is_written_before_everything_was_read(voc: Path, tmp_path: Path) -> None:

@@ -132,10 +132,12 @@ def keys(side: str, json_file: Path, images: Path) -> str:
 
 
 def check_output(option: str, output: Path, is_folder: bool = False) -> None:
-    kind = "folder" if is_folder else "file that ends in .json"
-    fits = is_folder or output.suffix == ".json"
-    if not fits or not output.absolute().parent.is_dir() or output.exists() or output.is_symlink():
-        raise InputError(f"{option}: {output}: allowed is a new {kind}, in an existing folder")
+    if not is_folder and output.suffix != ".json":
+        raise InputError(f"{option}: {output}: a name that ends in .json is needed")
+    if output.exists() or output.is_symlink():
+        raise InputError(f"{option}: {output}: is there already; remove it, or give another name")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"{option}: {output}: {output.absolute().parent}: no such folder")
 
 
 def prepare_bccd(args: argparse.Namespace) -> None:

@@ -3,11 +3,11 @@
 
     python tools/searches.py --csv docs/results/searches_composites.csv [output/search-0 ...]
 
-adds the trainings of finished runs (search_net.py with the phase retrain; each has a SEED of its own), a
-row each, with the search's verdict. A row that is there already (same search, network and seed) is
+adds the trainings of finished runs (search_net.py with the phase retrain; each has a SEED of its own),
+a row each, with the search's verdict. A row that is there already (same search, network and seed) is
 replaced. Without runs the CSV is only read. The mean gain and its 95 % interval are over searches
-(Student's t), each with its mean over seeds: so they hold the noise of seeds and that of another search,
-but not that of the test images, which are the same for all.
+(Student's t), each with its mean over seeds: so they hold the noise of seeds and that of another
+search, but not that of the test images, which are the same for all.
 """
 
 from __future__ import annotations

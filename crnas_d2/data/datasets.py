@@ -150,7 +150,8 @@ def register_own_data(cfg: CfgNode) -> dict[str, str]:
         keys = [f"{side}_JSON", f"{side}_IMAGES"]
         files = [cfg.DATASETS[key] for key in keys]
         if any(files) and not all(files):
-            raise InputError(f"DATASETS.{keys[files.index('')]}: empty; both are needed, {keys}")
+            empty, given = sorted(keys, key=lambda key: bool(cfg.DATASETS[key]))
+            raise InputError(f"DATASETS.{empty}: empty; it is needed beside DATASETS.{given}")
         if any(files):
             json_file, images = map(os.path.abspath, files)
             names[side] = f"{side.lower()}:{json_file}:{images}"

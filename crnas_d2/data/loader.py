@@ -176,7 +176,8 @@ def check_loading(cfg: CfgNode) -> None:
         sampler = cfg.DATALOADER.SAMPLER_TRAIN
         raise InputError(f"DATALOADER.SAMPLER_TRAIN: {sampler!r}: allowed is TrainingSampler")
     if batch_size < 1 or batch_size % (processes * passes):
-        needed = f"a multiple of {processes} processes times SOLVER.ACCUMULATE {passes} is needed"
+        times = f"SOLVER.ACCUMULATE {passes}"
+        needed = f"a multiple of {processes * passes} is needed, {processes} processes times {times}"
         raise InputError(f"SOLVER.IMS_PER_BATCH: {batch_size}: {needed}")
     try:
         convert_PIL_to_numpy(Image.new("RGB", (1, 1)), cfg.INPUT.FORMAT)

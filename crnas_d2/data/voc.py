@@ -51,6 +51,8 @@ def read_annotations(folder: Path) -> dict[str, VocFile]:
     annotations = folder / "Annotations"
     paths = sorted(path for path in annotations.glob("*.xml") if not path.name.startswith("."))
     if not paths:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
         needed = "the layout of Pascal VOC is needed: Annotations/*.xml, JPEGImages/*.jpg"
         raise InputError(f"{annotations}: no XML files; {needed}")
     return {path.stem: read_voc_xml(path) for path in paths}

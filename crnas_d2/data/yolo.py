@@ -55,6 +55,8 @@ def read_yolo(images: Path, labels: Path | None, classes: Path) -> Prepared:
 
 
 def _labels_beside(images: Path) -> Path:
+    if not images.is_dir():
+        raise InputError(f"{images}: no such folder")
     parts = Path(os.path.abspath(images)).parts
     if "images" not in parts:
         raise InputError(f"{images}: no folder of its path is called images; --labels is needed")
@@ -118,10 +120,13 @@ def _read_labels(path: Path, num_classes: int) -> Iterator[tuple[int, list[float
                 raise InputError(f"{where}: {word!r}: a number is needed") from error
         category, *values = values
         if not 0 <= category < num_classes or category != int(category):
-            raise InputError(f"{where}: class {words[0]}: allowed is 0 to {num_classes - 1}")
+            raise InputError(
+                f"{where}: class {words[0]}: allowed is 0 to {num_classes - 1}: so many names are given"
+            )
         for word, value in zip(words[1:], values):
             if not -TOLERANCE <= value <= 1 + TOLERANCE:
-                raise InputError(f"{where}: {word}: allowed is 0 to 1, in parts of the picture")
+                pixels = " (pixels have to be divided by its width and height)" if value > 1 else ""
+                raise InputError(f"{where}: {word}: allowed is 0 to 1, in parts of the picture{pixels}")
         yield int(category), values, f"{where}: {' '.join(words):.60}"
 
 

@@ -6,6 +6,7 @@ It reads what the plan has read, and what an earlier run left in OUTPUT_DIR; not
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,12 +15,13 @@ import numpy as np
 from tabulate import tabulate
 
 from crnas_d2.analysis.costs import backbone_costs
-from crnas_d2.data.coco_json import Record
+from crnas_d2.data.coco_json import Record, load_json
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.pipeline.configs import network_config
 from crnas_d2.pipeline.course import Work
 from crnas_d2.pipeline.plan import Plan
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 AREAS = (32**2, 96**2)  # pixels: COCO's small, medium and large objects
 FEW = 10  # objects of a class in archval, below which its AP is mostly chance
@@ -28,7 +30,7 @@ THIN = 4  # pixels at the network's input, below which a side of a box is hardly
 
 def outline(plan: Plan, works: Sequence[Work]) -> str:
     """The plan of rank 0, whose parts have not been written yet, and its course, for people to read."""
-    lines = [*_data(plan), *_space(plan), *_weights(plan), _table(works)]
+    lines = [*_data(plan), *_test_set(plan), *_space(plan), *_weights(plan), _table(works)]
     others = {"pre-training": plan.pretrain, "the paths' test": "test" in plan.cfg.SEARCH.PHASES}
     if any(others.values()):
         lines.append(f"not counted: {', '.join(name for name, given in others.items() if given)}")
@@ -95,6 +97,30 @@ def _odd(cfg: CfgNode, parts: dict[str, Record], sides: np.ndarray) -> Iterator[
         yield f"an image has {most} boxes; TEST.DETECTIONS_PER_IMAGE is {cfg.TEST.DETECTIONS_PER_IMAGE}"
 
 
+def _test_set(plan: Plan) -> Iterator[str]:
+    """Of the phases that read one; it has no image of the training set, or its AP says nothing."""
+    cfg, parts = plan.cfg, plan.parts
+    if not {"test", "retrain"} & {*cfg.SEARCH.PHASES}:
+        return
+    assert parts is not None
+    theirs = MetadataCatalog.get(
+        network_config(cfg, plan.base_of(next(iter(plan.bases)))).DATASETS.TEST[0]
+    )
+    if "json_file" not in theirs.as_dict():  # of Pascal VOC
+        return
+    content, ours = (
+        load_json(theirs.json_file, "DATASETS.TEST"),
+        MetadataCatalog.get(cfg.DATASETS.TRAIN[0]),
+    )
+    boxes = len(content.get("annotations", []))
+    yield f"test set: {len(content['images'])} images, {boxes} boxes"
+    images = (image for part in ("archtrain", "archval") for image in parts[part]["images"])
+    known = {os.path.join(ours.image_root, image["file_name"]) for image in images}
+    named = (os.path.join(theirs.image_root, image["file_name"]) for image in content["images"])
+    if count := sum(name in known for name in named):
+        yield f"  odd: {count} of its images are in the training set, too: its AP would say little"
+
+
 def scale(cfg: CfgNode, width: int, height: int) -> float:
     """By what detectron2's ResizeShortestEdge multiplies an image's sides when it is tested."""
     shortest, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
@@ -126,7 +152,8 @@ def _space(plan: Plan) -> Iterator[str]:
 
 def _weights(plan: Plan) -> Iterator[str]:
     named = plan.cfg.MODEL.CRNAS.WEIGHTS or (plan.pretrain and f"pre-training by {plan.pretrain}")
-    yield f"weights to start from: {named or 'none (MODEL.CRNAS.WEIGHTS)'}"
+    none = "none: every network starts from random weights (MODEL.CRNAS.WEIGHTS)"
+    yield f"weights to start from: {named or none}"
 
 
 def _table(works: Sequence[Work]) -> str:

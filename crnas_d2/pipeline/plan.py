@@ -46,6 +46,10 @@ from crnas_d2.search.journal import Journal
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+NEEDS_TEST = (
+    "needs one test set: name it (DATASETS.TEST_JSON), or leave the phase out of SEARCH.PHASES, as "
+    "\"('stage', 'dilation')\""
+)
 VOC_METRICS = ("AP", "AP50", "AP75")  # of detectron2's evaluator of Pascal VOC
 LATENCIES, TRAININGS = "latency.jsonl", "trainings"
 # What a search leaves in its OUTPUT_DIR, and below it in the folders of its phases.
@@ -103,7 +107,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     if "test" in cfg.SEARCH.PHASES:
         if len(cfg.DATASETS.TEST) != 1:
             found = tuple(cfg.DATASETS.TEST)
-            raise InputError(f"DATASETS.TEST: {found}: one test set is needed to test (SEARCH.PHASES)")
+            raise InputError(f"DATASETS.TEST: {found}: the phase test {NEEDS_TEST}")
         check_data(cfg, "TEST")
         if not hasattr(MetadataCatalog.get(cfg.DATASETS.TEST[0]), "json_file"):
             found = tuple(cfg.DATASETS.TEST)
@@ -220,9 +224,10 @@ def check_budgets(cfg: CfgNode, bases: Iterable[tuple[Budget, str]], costs: Cost
         found = costs(baseline)
         for limit in budget.limits:
             if not limit.allows(found[limit.cost]):
+                of = f" of SEARCH.FOUND_BASE {path}" if cfg.SEARCH.FOUND_BASE else ""
                 raise InputError(
-                    f"SEARCH.BUDGETS: {budget}: {baseline}, the baseline of SEARCH.FOUND_BASE {path}, "
-                    f"has {limit.cost} {found[limit.cost]:g}; each budget needs a base that meets it"
+                    f"SEARCH.BUDGETS: {budget}: {baseline}, the baseline{of}, has {limit.cost} "
+                    f"{found[limit.cost]:g}; each budget needs a baseline that meets it"
                 )
 
 
@@ -244,11 +249,12 @@ def _check_joint(cfg: CfgNode, supernet: CfgNode, networks: Mapping[str, CfgNode
 
 def _check_alone(cfg: CfgNode, path: str, network: CfgNode, pretrain: str, is_tested: bool) -> None:
     """A base config's network can be trained alone, and scored as the search's paths are."""
-    where, weights, names = f"SEARCH.FOUND_BASE: {path}", network.MODEL.WEIGHTS, network.DATASETS.TEST
+    weights, names = network.MODEL.WEIGHTS, network.DATASETS.TEST
+    where = f"SEARCH.FOUND_BASE: {path}" if cfg.SEARCH.FOUND_BASE else path
     options = cfg.SEARCH.EVAL
     if weights:
-        why = "to train networks alone (SEARCH.PHASES, SEARCH.FINALISTS) allowed is none"
-        raise InputError(f"{where}: has MODEL.WEIGHTS {weights}; {why}")
+        why = "networks trained alone take none; MODEL.CRNAS.WEIGHTS is for ImageNet's"
+        raise InputError(f"MODEL.WEIGHTS: {weights}: in {where}: {why}")
     if options.TASK == "segm" and not network.MODEL.MASK_ON:
         raise InputError(f"{where}: has MODEL.MASK_ON False; SEARCH.EVAL.TASK 'segm' needs masks")
     if pretrain and not cfg.SEARCH.INHERIT:
@@ -257,9 +263,7 @@ def _check_alone(cfg: CfgNode, path: str, network: CfgNode, pretrain: str, is_te
     if is_tested:
         if len(names) != 1:
             found = tuple(names)
-            raise InputError(
-                f"DATASETS.TEST: {found}: one test set is needed to retrain (SEARCH.PHASES)"
-            )
+            raise InputError(f"DATASETS.TEST: {found}: the phase retrain {NEEDS_TEST}")
         kind = MetadataCatalog.get(names[0]).get("evaluator_type")
         if kind == "pascal_voc" and options.METRIC not in VOC_METRICS:
             why = f"the test set {names[0]!r} of Pascal VOC has {', '.join(VOC_METRICS)}"
