@@ -27,6 +27,7 @@ ALLOWED = {
     "analysis": ("compat", "config", "modeling", "search"),
     "engine": ("compat", "config", "data", "evaluation", "keys", "modeling"),
     "launch": ("compat", "config"),
+    "api": ("config", "engine", "modeling"),
     "report": ("analysis", "config", "data", "engine", "modeling", "pipeline", "search"),
     "pipeline": ("analysis", "config", "data", "engine", "evaluation", "launch", "modeling", "search"),
 }
