@@ -107,6 +107,11 @@ def test_figures_have_their_data_beside_them(run: Path, tmp_path: Path) -> None:
         "2-1-1-1/00-0-0-0": "finalist",
         **{"1-1-2-1/0-0-00-0": "", "2-1-3-1/00-0-000-0": ""},
     }
+    roles = {row["network"]: row["role"] for row in csv.DictReader(files["finalists"].open())}
+    assert set(roles.values()) == {
+        "baseline",
+        "",
+    }  # what was found has rates, and was not trained alone
     kept = [row["kept"] for row in csv.DictReader(files["dilation_beam"].open())]
     assert kept == ["True", "True", "True"]
     # 60 iterations: each stage has drawn 60 depths.

@@ -65,7 +65,9 @@ def searches(run: RunFolder, networks: Networks) -> Section:
         section.text.append("No candidate has been scored yet.")
     if alone:
         caption = "networks trained alone on archtrain, each seed on archval; a line: their mean"
-        roles = {str(n.architecture): n.role for n in reversed(networks)}
+        order = ("best", "stage", "found", "baseline")  # one network may have several roles: the last
+        ordered = sorted(networks, key=lambda n: order.index(n.role))
+        roles = {str(n.architecture): n.role for n in ordered}
         section.figures.append(
             charts.seeds("finalists", caption, f"{run.label} on archval", alone, roles)
         )
