@@ -21,6 +21,7 @@ from crnas_d2.modeling.build import architecture_of
 from crnas_d2.pipeline.found import write_found
 from crnas_d2.pipeline.plan import plan_search
 from crnas_d2.pipeline.run import run_search
+from crnas_d2.report.page import write_report
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
@@ -116,7 +117,7 @@ def test_every_network_of_a_search_starts_from_them(
     results = json.loads((out / "results.json").read_text())
     (verdict,) = results["verdicts"].values()
     assert verdict["weights"].endswith(f"; training started from {weights}")
-    assert verdict["weights"] in (out / "report.html").read_text()
+    assert verdict["weights"] in write_report(out).read_text()
 
     # found.yaml is the searched network, with what the command line changed, and starts from them, too.
     found = yaml.safe_load((out / "found.yaml").read_text())
