@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import NoReturn
 
-from crnas_d2.errors import InputError
+from crnas_d2.errors import InputError, run_tool
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,8 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)

@@ -6,6 +6,9 @@ scripts leave with status 2.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 
 class InputError(ValueError):
     """Something that the user gave cannot be used."""
@@ -13,3 +16,12 @@ class InputError(ValueError):
 
 class MemoryIsFull(RuntimeError):
     """The GPU's memory is too small; the line names the keys to lower. Status 1."""
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """What a tool does; an InputError, or a file that fails, is its one line, with status 2."""
+    try:
+        main()
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

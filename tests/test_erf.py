@@ -251,7 +251,7 @@ BAD = [  # options, KEY VALUE pairs, the error
     ),
     ([], ["MODEL.CRNAS.STAGE_CODE", "[1, 2]"], "MODEL.CRNAS.STAGE_CODE: "),
     ([], ["MODEL.BACKBONE.NAME", "build_vgg"], "MODEL.BACKBONE.NAME: 'build_vgg': unknown"),
-    ([], ["MODEL.CRNAS.STAGE_KODE", "1"], "KEY VALUE: MODEL.CRNAS.STAGE_KODE 1: Non-existent"),
+    ([], ["MODEL.CRNAS.STAGE_KODE", "1"], "MODEL.CRNAS.STAGE_KODE: 1: no such key"),
 ]
 
 

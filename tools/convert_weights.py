@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import torch
 
 from crnas_d2.config import read_config
 from crnas_d2.engine.setup import check_network
-from crnas_d2.errors import InputError
+from crnas_d2.errors import InputError, run_tool
 from crnas_d2.files import write_atomically
 from crnas_d2.modeling.build import family_of, input_convention
 from crnas_d2.modeling.checkpoint.convert import convert
@@ -92,8 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)

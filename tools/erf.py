@@ -14,7 +14,6 @@ MODEL.CRNAS.WEIGHTS counts; weights that the file lacks are random.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from crnas_d2.engine.checkpoint import SafeCheckpointer
 from crnas_d2.engine.progress import progress_bar
 from crnas_d2.engine.setup import check_network, check_weights, published_weights
 from crnas_d2.engine.trainer import seed_of
-from crnas_d2.errors import InputError
+from crnas_d2.errors import InputError, run_tool
 from crnas_d2.files import write_atomically
 from crnas_d2.modeling.checkpoint.weights import BARE
 from crnas_d2.seeding import derive_seed
@@ -151,8 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,7 @@ from crnas_d2.analysis.costs import input_size
 from crnas_d2.analysis.flops import Cost
 from crnas_d2.config import read_config
 from crnas_d2.engine.setup import check_network
-from crnas_d2.errors import InputError
+from crnas_d2.errors import InputError, run_tool
 from crnas_d2.modeling.build import architecture_of
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -162,8 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)

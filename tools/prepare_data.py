@@ -16,7 +16,6 @@ import argparse
 import json
 import shlex
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 from crnas_d2.data.prepared import Prepared, Record
 from crnas_d2.data.voc import add_voc_images, read_annotations, read_voc
 from crnas_d2.data.yolo import read_yolo
-from crnas_d2.errors import InputError
+from crnas_d2.errors import InputError, run_tool
 from crnas_d2.files import write_text
 
 SHOWN = 3  # of the boxes that were dropped or clipped
@@ -195,8 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)

@@ -9,28 +9,22 @@ It reads OUTPUT_DIR, and the data set's images for its pictures; its figures' da
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from crnas_d2.errors import InputError
+from crnas_d2.errors import InputError, run_tool
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="OUTPUT_DIR of search_net.py")
     parser.add_argument("--latency", action="store_true", help="measure it on this machine")
     args = parser.parse_args()
-    try:
-        if not (args.folder / "splits").is_dir():
-            raise InputError(f"{args.folder}: is not the folder of a search: it has no folder splits")
-        from crnas_d2.report.page import write_report  # torch takes seconds to import
+    if not (args.folder / "splits").is_dir():
+        raise InputError(f"{args.folder}: is not the folder of a search: it has no folder splits")
+    from crnas_d2.report.page import write_report  # torch takes seconds to import
 
-        print(write_report(args.folder, args.latency))
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(write_report(args.folder, args.latency))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -13,7 +13,6 @@ import argparse
 import csv
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tabulate import tabulate
 
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.config import read_config
-from crnas_d2.errors import InputError
+from crnas_d2.errors import InputError, run_tool
 from crnas_d2.modeling.build import architecture_of
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -96,8 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)

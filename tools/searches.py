@@ -16,7 +16,6 @@ import argparse
 import csv
 import json
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -24,7 +23,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from crnas_d2.errors import InputError
+from crnas_d2.errors import InputError, run_tool
 from crnas_d2.files import write_csv
 from crnas_d2.pipeline.table import NETWORKS
 
@@ -100,8 +99,4 @@ def _key(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)

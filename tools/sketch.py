@@ -10,11 +10,10 @@ The first network is on top. The file is an SVG; it takes the text colour of a p
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.errors import InputError
+from crnas_d2.errors import InputError, run_tool
 from crnas_d2.files import write_text
 
 
@@ -43,8 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)
