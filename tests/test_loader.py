@@ -222,11 +222,35 @@ def test_a_draw_is_a_function_of_seed_iteration_and_image() -> None:
 REFUSED = [
     ("DATALOADER.SAMPLER_TRAIN", "RepeatFactor", 1, "{key}: 'RepeatFactor': ", "TrainingSampler"),
     ("INPUT.FORMAT", "CMY", 1, "INPUT: images cannot be read and augmented: ", "CMY"),
-    ("SOLVER.IMS_PER_BATCH", 4, 3, "{key}: 4: ", "a multiple of 3 processes times"),
-    ("SOLVER.IMS_PER_BATCH", 1, 2, "{key}: 1: ", "a multiple of 2 processes times"),
-    ("SOLVER.IMS_PER_BATCH", 0, 1, "{key}: 0: ", "a multiple of 1 processes times"),
-    ("SOLVER.IMS_PER_BATCH", -4, 2, "{key}: -4: ", "a multiple of 2 processes times"),
-    ("SOLVER.ACCUMULATE", 4, 2, "SOLVER.IMS_PER_BATCH: 4: ", "SOLVER.ACCUMULATE 4 is needed"),
+    (
+        "SOLVER.IMS_PER_BATCH",
+        4,
+        3,
+        "{key}: 4: ",
+        "a multiple of 3 is needed, at least one (3 processes",
+    ),
+    (
+        "SOLVER.IMS_PER_BATCH",
+        1,
+        2,
+        "{key}: 1: ",
+        "a multiple of 2 is needed, at least one (2 processes",
+    ),
+    ("SOLVER.IMS_PER_BATCH", 0, 1, "{key}: 0: ", "a multiple of 1 is needed, at least one"),
+    (
+        "SOLVER.IMS_PER_BATCH",
+        -4,
+        2,
+        "{key}: -4: ",
+        "a multiple of 2 is needed, at least one (2 processes",
+    ),
+    (
+        "SOLVER.ACCUMULATE",
+        4,
+        2,
+        "SOLVER.IMS_PER_BATCH: 4: ",
+        "a multiple of 8 is needed, at least one (2 processes times SOLVER.ACCUMULATE 4)",
+    ),
 ]
 
 

@@ -176,8 +176,8 @@ def check_loading(cfg: CfgNode) -> None:
         sampler = cfg.DATALOADER.SAMPLER_TRAIN
         raise InputError(f"DATALOADER.SAMPLER_TRAIN: {sampler!r}: allowed is TrainingSampler")
     if batch_size < 1 or batch_size % (processes * passes):
-        times = f"SOLVER.ACCUMULATE {passes}"
-        needed = f"a multiple of {processes * passes} is needed, {processes} processes times {times}"
+        of = f"{processes} processes times SOLVER.ACCUMULATE {passes}"
+        needed = f"a multiple of {processes * passes} is needed, at least one ({of})"
         raise InputError(f"SOLVER.IMS_PER_BATCH: {batch_size}: {needed}")
     try:
         convert_PIL_to_numpy(Image.new("RGB", (1, 1)), cfg.INPUT.FORMAT)
