@@ -72,7 +72,8 @@ def _answer(run: RunFolder, row: Row) -> str:
         return f"The baseline stands: it is what was found, {row['architecture']}."
     low, high = row["95 % low"], row["95 % high"]
     if low is None or high is None:
-        return f"It cannot be told: {name} has {value:+.2f} {run.label}; one seed each has no interval."
+        change = f"{value:+.2f} {run.label} against the baseline"
+        return f"It cannot be told: {name} has {change}; of one seed each there is no interval."
     answer = "better" if low > 0 else "worse" if high < 0 else "not told apart"
     change = f"{abs(value):.2f} {run.label} {'more' if value >= 0 else 'less'}"
     return ANSWERS[answer].format(name=name, change=change, ends=f"95 %: {low:+.2f} to {high:+.2f}")

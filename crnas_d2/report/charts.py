@@ -99,7 +99,7 @@ def beam(search: Search, label: str, top_k: int) -> Figure:
                 axes.plot(step, score, "o", ms=size, color=colour)
                 if is_kept:
                     kept[digits] = step, score
-        axes.plot([], [], "o", ms=5, color=ORANGE, label=f"the {top_k} that are kept")
+        axes.plot([], [], "o", ms=5, color=ORANGE, label=f"kept ({top_k} a block)")
         axes.plot([], [], "o", ms=3, color=GREY, label="others")
         axes.set(
             xlabel="blocks with a rate, from the first on", ylabel="AP on archval, in the supernet"
