@@ -191,6 +191,7 @@ def test_another_metric_is_named(run: Path, tmp_path: Path) -> None:
     assert "has 0.50 AP50 more" in page.sections[TITLES[0]]
     rows = list(csv.DictReader((run / "report" / "test_set.csv").open()))
     assert [float(row["score"]) for row in rows] == [80.0, 80.5]
+    assert [row["role"] for row in rows] == ["baseline", "found"]
     assert "AP50 on archval, in the supernet" in (run / "report.html").read_text()
 
 

@@ -43,7 +43,7 @@ def found(run: RunFolder, networks: Networks) -> Section:
     else:
         section.text.append("No network is known yet.")
     if run.results.get(NETWORKS):
-        section.figures.append(_seeds_on_test(run))
+        section.figures.append(_seeds_on_test(run, networks))
     for noise in run.results.get("noise", []):
         section.text.append(f"Noise of {noise['base']}: {noise['text']}.")
     return section
@@ -138,12 +138,12 @@ def _with_ends(row: Row) -> str | None:
 # ---- seeds -------------------------------------------------------------------------------------------
 
 
-def _seeds_on_test(run: RunFolder) -> Figure:
+def _seeds_on_test(run: RunFolder, networks: Networks) -> Figure:
     scores: dict[str, list[float]] = {}
     for row in run.results[NETWORKS]:
         if row["seed"] != "mean" and run.metric in row:
             scores.setdefault(row["network"], []).append(row[run.metric])
-    roles = {name: name.rstrip("0123456789").partition("_")[0] for name in scores}
+    roles = {network.name: network.role for network in networks}
     return charts.seeds(
         "test_set", "each seed on the test set; a line: their mean", run.label, scores, roles
     )

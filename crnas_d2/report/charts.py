@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from crnas_d2.report.figures import BLUE, GREEN, GREY, INK, ORANGE, Figure, drawing, legend
-from crnas_d2.report.folder import Search, Training
+from crnas_d2.report.folder import Search, Training, best_first
 from crnas_d2.search.journal import open_digits
 
 Row = Mapping[str, Any]
@@ -87,7 +87,7 @@ def beam(search: Search, label: str, top_k: int) -> Figure:
         kept: dict[str, tuple[int, float]] = {}
         for step, found in sorted(steps.items()):
             parents, kept = kept, {}
-            ranked = sorted(found, key=lambda r: (-r["score"], r["macs"], r["architecture"]))
+            ranked = sorted(found, key=best_first)
             for place, record in enumerate(ranked):
                 is_kept, digits, score = place < top_k, record["digits"], record["score"]
                 known = {"architecture": record["architecture"], "score": score}

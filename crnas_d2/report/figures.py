@@ -42,15 +42,12 @@ class _Drawing:
 
 
 @contextmanager
-def drawing(height: float, axes: int = 1) -> Iterator[tuple[Any, _Drawing]]:
-    """Axes, or as many beside each other with one y axis; ``svg`` when the context has ended.
-
-    ``height``: in inches.
-    """
+def drawing(height: float) -> Iterator[tuple[Any, _Drawing]]:
+    """Axes; ``svg`` when the context has ended. ``height``: in inches."""
     drawn = _Drawing()
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
-        yield canvas.subplots(1, axes, sharey=True), drawn
+        yield canvas.subplots(), drawn
         file = io.StringIO()
         canvas.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()

@@ -26,6 +26,11 @@ LATENCIES = "report/latency.jsonl"
 LOGGED_EVERY = 20  # iterations, by detectron2's PeriodicWriter
 
 
+def best_first(record: Row) -> tuple[float, float, str]:
+    """A key that sorts records as a search ranks candidates."""
+    return -record["score"], record["macs"], record["architecture"]
+
+
 class Search(NamedTuple):
     """The journals of a stage or dilation search."""
 
@@ -41,7 +46,7 @@ class Search(NamedTuple):
     def whole(self) -> list[dict[str, Any]]:
         """Whole codes, best first."""
         whole = [record for record in self.records if not open_digits(record)]
-        return sorted(whole, key=lambda r: (-r["score"], r["macs"], r["architecture"]))
+        return sorted(whole, key=best_first)
 
 
 class Training(NamedTuple):

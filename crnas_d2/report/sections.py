@@ -14,7 +14,7 @@ from crnas_d2.modeling.build import space_of
 from crnas_d2.pipeline.estimate import shown
 from crnas_d2.report import charts
 from crnas_d2.report.answer import diverged, found, scores_alone
-from crnas_d2.report.folder import RunFolder, Search, Training
+from crnas_d2.report.folder import RunFolder, Search, Training, best_first
 from crnas_d2.report.networks import Compared, macs_by_stage
 from crnas_d2.report.parts import Section, Table
 from crnas_d2.report.pictures import OBJECTS, THRESHOLD, Cannot, pictures
@@ -202,9 +202,7 @@ def candidates(run: RunFolder, networks: Networks) -> Section:
 def _candidates(search: Search) -> list[Table]:
     """Candidates with whole codes, then partial ones, by how far they have grown; then the dropped."""
     tables = []
-    ranked = sorted(
-        search.records, key=lambda r: (open_digits(r), -r["score"], r["macs"], r["architecture"])
-    )
+    ranked = sorted(search.records, key=lambda r: (open_digits(r), best_first(r)))
     for number, alike in groupby(ranked, key=open_digits):
         kind = f"codes with {number} digits left open" if number else "whole codes"
         rows = [{k: v for k, v in record.items() if k != "phase"} for record in alike]
