@@ -25,4 +25,5 @@ setup(
         "tabulate",
         "tqdm",
     ],
+    extras_require={"export": ["onnx", "onnxruntime", "onnxscript"]},  # tools/export.py
 )

@@ -10,12 +10,11 @@ from torch import nn
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.config import read_config
-from crnas_d2.engine.detector import check_detector
+from crnas_d2.engine.detector import load_detector
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import build_bottom_up
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone, build_model
+from detectron2.modeling import Backbone
 
 
 def build_backbone(
@@ -56,11 +55,8 @@ def load_found(config_file: str, weights: str = "") -> nn.Module:
     The module takes and returns what detectron2's detectors do: a list of dicts, each with an ``image``
     (C, H, W), resized as INPUT says, in the order of INPUT.FORMAT's channels, 0 to 255.
 
-    Raises InputError: no such files, or weights that are not all of this detector's.
+    Raises InputError: no such files, or weights that are not all of this detector's. Of a search on
+        own data the JSON has to be where it was: it says how many classes there are.
     """
     path = weights or str(Path(config_file).with_suffix(".pth"))
-    cfg = read_config(config_file, ["MODEL.WEIGHTS", path])
-    check_detector(cfg)
-    model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(path)
-    return model
+    return load_detector(read_config(config_file, ["MODEL.WEIGHTS", path]))

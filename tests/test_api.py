@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectors import TINY, assert_same_weights
+from detectors import TINY, assert_same_weights, tiny_shapes
 
 import crnas_d2
 from crnas_d2.architecture import Architecture
@@ -74,6 +74,16 @@ def test_a_found_detector(tmp_path: Path) -> None:
     torch.save({"model": other.state_dict()}, tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"other\.pth"):
         crnas_d2.load_found(str(config), str(tmp_path / "other.pth"))
+
+
+def test_a_found_detector_of_own_data(tmp_path: Path) -> None:
+    """Its JSON has three classes, which found.yaml does not say."""
+    cfg = read_config("", [*TINY, *tiny_shapes(tmp_path)])
+    (tmp_path / "found.yaml").write_text(cfg.dump())
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "found.pth")
+    found = crnas_d2.load_found(str(tmp_path / "found.yaml"))
+    assert found.roi_heads.num_classes == 3
 
 
 def test_find_is_the_best_of_all_where_blocks_add_up() -> None:

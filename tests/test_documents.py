@@ -140,4 +140,8 @@ def test_getting_started(tmp_path: Path) -> None:
         count += 1
     assert count >= 5 and (tmp_path / "output" / "shapes" / "found" / "model_final.pth").is_file()
     assert glob.glob(str(tmp_path / "output" / "shapes" / "report.html"))
+    text = (ROOT / "docs" / "GETTING_STARTED.md").read_text()
+    first, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)  # the other: test_lazy_config.py
+    done = subprocess.run([sys.executable, "-c", first], cwd=tmp_path, env=environment, text=True)
+    assert done.returncode == 0
     shutil.rmtree(tmp_path)

@@ -6,14 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
+from torch import nn
 
-from crnas_d2.data.datasets import HEADS
+from crnas_d2.data.datasets import HEADS, use_class_names
 from crnas_d2.engine.setup import check_network, check_weights
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.checkpoint.weights import difference, read_checkpoint
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
@@ -40,6 +43,19 @@ def check_detector(cfg: CfgNode) -> None:
     held = held.get("model", held)
     if differs := difference(own, {name: held[name] for name in own if name in held}):
         raise InputError(f"MODEL.WEIGHTS: {path}: are not all of this detector's weights: {differs}")
+
+
+def load_detector(cfg: CfgNode) -> nn.Module:
+    """The detector of ``cfg`` with MODEL.WEIGHTS, in eval mode; of own data its classes are counted.
+
+    Raises InputError: as check_detector does, or the JSON of its own data is not there.
+    """
+    if cfg.DATASETS.TRAIN_JSON or cfg.DATASETS.TEST_JSON:
+        use_class_names(cfg)
+    check_detector(cfg)
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model
 
 
 class Detector:
