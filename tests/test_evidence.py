@@ -101,7 +101,7 @@ def searched(seed: int, gain: float) -> tuple[bool, float, float]:
     candidates = greedy_search(SPACE, compare, 3)
     best = candidates[0]
     (plain,) = compare([Architecture.undilated("resnet_basic", SPACE.stage_code)], 1)
-    kept = first_with_evidence(drawn, candidates, plain)[0] is best
+    kept = first_with_evidence(drawn, candidates, plain)[0][0] is best
     pair = (drawn.matches(best.architecture), drawn.matches(plain.architecture))
     lead = best.score - plain.score
     return kept, lead, lead / image_noise(pair[:1], pair[1:]).std()

@@ -93,6 +93,9 @@ def test_of_the_joint_supernet(tmp_path: Path) -> None:
     assert [row["network"] for row in (baseline, stage, found)] == ["baseline", "stage", "found"]
     assert baseline["architecture"] == "resnet/1-2-1-1/0-00-0-0" and baseline["images"] == 4
     assert "to the baseline" not in baseline
+    why = (out / "dilation" / "rates.txt").read_text()
+    has_rates = found["architecture"] != stage["architecture"]
+    assert why.endswith("; kept" if has_rates else ("; not kept", "is the best"))
     if found["architecture"] != baseline["architecture"]:
         low, high = found["95 % low"], found["95 % high"]
         assert low <= found["to the baseline"] <= high

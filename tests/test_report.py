@@ -205,6 +205,14 @@ def test_a_network_that_diverged_is_in_no_mean(run: Path, tmp_path: Path) -> Non
     assert [float(row["score"]) for row in rows] == [50.0, 51.0, 52.0]
 
 
+def test_why_rates_were_not_kept(run: Path, tmp_path: Path) -> None:
+    with_config(run, tmp_path)
+    assert "Rates of the" not in page_of(run).sections[TITLES[2]]
+    (run / "dilation" / "rates.txt").write_text("less 1.39 of luck: not kept")
+    text = "Rates of the dilation search: less 1.39 of luck: not kept."
+    assert text in page_of(run).sections[TITLES[2]]
+
+
 def test_the_searchs_own_config_is_the_networks(run: Path, tmp_path: Path) -> None:
     """Without SEARCH.FOUND_BASE, with its KEY VALUE pairs; the file it came from is not needed."""
     with_config(run, tmp_path)

@@ -22,6 +22,7 @@ from crnas_d2.engine.trainer import seed_of
 from crnas_d2.errors import MemoryIsFull
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.evaluation.verdict import Difference, Spread, image_noise
+from crnas_d2.files import write_text
 from crnas_d2.search.alternatives import evolution, random_search
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Candidate, Journal, open_digits
@@ -32,6 +33,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+RATES = "rates.txt"
 # A search as stage_search: of (space, budget, compare, costs).
 Search = Callable[[Any, Budget, Compare, Costs], list[Candidate]]
 
@@ -67,7 +69,8 @@ def run_searches(
 
     With SEARCH.DILATION.EVIDENCE the first of a dilation search is undilated unless rates surely help.
 
-    All share the journals in OUTPUT_DIR: journal.jsonl of scored candidates, and a race's race.jsonl.
+    Written in OUTPUT_DIR: the journals that all share, journal.jsonl of scored candidates and a race's
+    race.jsonl; and, with SEARCH.DILATION.EVIDENCE, rates.txt, why rates were kept or not.
     """
     logger, results = logging.getLogger(__name__), {}
     search, confidence = search_method(cfg, space.phase), cfg.SEARCH.RACE.CONFIDENCE
@@ -83,7 +86,10 @@ def run_searches(
         if isinstance(space, DilationSpace) and cfg.SEARCH.DILATION.EVIDENCE:
             undilated = Architecture.undilated(space.family, space.stage_code)
             (plain,) = compare([undilated], 1)
-            results[budget] = first_with_evidence(scorer, results[budget], plain)
+            results[budget], text = first_with_evidence(scorer, results[budget], plain)
+            logger.info("rates: %s", text)
+            if comm.is_main_process():
+                write_text(Path(cfg.OUTPUT_DIR, RATES), text)
         best, text = results[budget][0], "budget %s: best of %d: %s with %.2f (standard error %.2f)"
         line = next(r for r in journal.records if r["architecture"] == str(best.architecture))
         counted = len(results[budget]), best.architecture, best.score, line.get("error", math.nan)
@@ -101,8 +107,8 @@ BEST_OF_THREE = 0.846  # expectation of the largest of three draws from N(0, 1)
 
 def first_with_evidence(
     scorer: ArchvalScorer, candidates: list[Candidate], undilated: Candidate
-) -> list[Candidate]:
-    """The candidates, best first; or the undilated one alone, unless the best is surely better.
+) -> tuple[list[Candidate], str]:
+    """The candidates, best first; or the undilated one alone, unless the best surely leads; and why.
 
     The best code leads by luck even where all rates are equal: in each block it has the best of three
     for these images. That luck, if the effects of blocks add up, is taken off its lead.
@@ -110,7 +116,7 @@ def first_with_evidence(
     best = candidates[0]
     chosen = sum(digit > 0 for digit in best.architecture.dilation_code)
     if not chosen:
-        return candidates
+        return candidates, f"{best.architecture}, rate 1 everywhere, is the best"
     scorer.ensure([best.architecture, undilated.architecture])
     ours, theirs = ([scorer.matches(c.architecture)] for c in (best, undilated))
     images = image_noise(ours, theirs)  # of the same weights: no seeds are between them
@@ -120,10 +126,11 @@ def first_with_evidence(
     scores = [best.score - luck], [undilated.score]
     found = Difference(*scores, Spread(0.0, 1), images, level=0.9)  # 95 % on the side that counts
     kept = found.says == "better"
-    text = "rates: %s leads rate 1 everywhere by %.2f AP on %d images, less %.2f of luck: %s; %s"
-    said = (best.architecture, best.score - undilated.score, scorer.images[-1], luck, found)
-    logging.getLogger(__name__).info(text, *said, "kept" if kept else "not kept")
-    return candidates if kept else [undilated]
+    text = (
+        f"{best.architecture} leads rate 1 everywhere by {best.score - undilated.score:.2f} AP on "
+        f"{scorer.images[-1]} images, less {luck:.2f} of luck: {found}; {'' if kept else 'not '}kept"
+    )
+    return (candidates if kept else [undilated]), text
 
 
 def search_method(cfg: CfgNode, phase: str) -> Search:

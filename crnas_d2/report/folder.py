@@ -16,6 +16,7 @@ from crnas_d2.architecture import Architecture
 from crnas_d2.config import read_config
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import architecture_of
+from crnas_d2.pipeline.search_hook import RATES
 from crnas_d2.pipeline.starts import STARTS
 from crnas_d2.pipeline.table import NETWORKS, PATHS
 from crnas_d2.search.journal import Journal, open_digits
@@ -37,6 +38,7 @@ class Search(NamedTuple):
     name: str  # of its folder
     records: list[dict[str, Any]]  # candidates that saw all of archval
     dropped: list[dict[str, Any]]  # those that a race dropped
+    rates: str = ""  # why rates were kept or not, with SEARCH.DILATION.EVIDENCE
 
     @property
     def phase(self) -> str:
@@ -71,7 +73,7 @@ class RunFolder:
         self.starts = self._lines(STARTS)
         folders = sorted(f for f in path.glob("*") if f.name.startswith(("stage", "dilation")))
         self.searches = [
-            Search(folder.name, self._journal(f"{folder.name}/journal.jsonl"), dropped)
+            Search(folder.name, self._journal(f"{folder.name}/journal.jsonl"), dropped, _rates(folder))
             for folder in folders
             for dropped in [self._journal(f"{folder.name}/race.jsonl")]
             if dropped or (folder / "journal.jsonl").is_file()
@@ -197,6 +199,11 @@ class RunFolder:
         for search in self.searches:
             found[f"{search.phase} search"] += sum(r.get("seconds", 0.0) for r in search.records)
         return dict(found)
+
+
+def _rates(folder: Path) -> str:
+    path = folder / RATES
+    return path.read_text("utf-8") if path.is_file() else ""
 
 
 def _training(part: str, path: Path) -> Iterator[Training]:

@@ -61,6 +61,8 @@ def searches(run: RunFolder, networks: Networks) -> Section:
             section.figures.append(charts.beam(search, run.label, run.cfg.SEARCH.DILATION.TOP_K))
         if search.dropped:
             section.figures.append(charts.race(search))
+        if search.rates:
+            section.text.append(f"Rates of the {search.name} search: {search.rates}.")
     if not run.searches:
         section.text.append("No candidate has been scored yet.")
     if alone:

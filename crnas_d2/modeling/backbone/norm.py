@@ -12,6 +12,7 @@ import torch
 from crnas_d2.modeling.backbone.family import Norm
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 
 
 class UnbiasedSyncBatchNorm(NaiveSyncBatchNorm):
@@ -37,5 +38,6 @@ def resolve_norm(name: str, device: str) -> Norm:
     if world > 1:
         norm = "SyncBN" if torch.device(device).type == "cuda" else UnbiasedSyncBatchNorm
     shown = getattr(norm, "__name__", norm)
-    logging.getLogger(__name__).info("backbone norm: %s (%d processes on %s)", shown, world, device)
+    text = f"backbone norm: {shown} ({world} processes on {device})"
+    log_first_n(logging.INFO, text, name=__name__, key="message")  # a search builds many networks
     return norm
