@@ -169,12 +169,12 @@ def test_the_options(tmp_path: Path) -> None:
     last = said.splitlines()[-1]
     assert re.fullmatch(r"about .*: stage supernet .*, stage search .*; checkpoints .* GB", last)
     said = run_script(script, "--timed", "--resume", *line, folder=tmp_path)
-    assert "--resume: out holds no search; one begins there" in said
+    assert "a new search in OUTPUT_DIR out" in said
     assert said.index("| stage supernet |") < said.index("about ") < said.index("it took ")
     assert re.search(r"it took .* s, [\d.]+ times what was estimated", said)
     assert re.search(r"training: .*; all done in \d", said)  # the bars know the course
     said = run_script(script, "--timed", "--resume", *line, folder=tmp_path)
-    assert "| 30 of 30" in said and "it took" not in said and "holds no search" not in said
+    assert "| 30 of 30" in said and "it took" not in said and "goes on in OUTPUT_DIR out" in said
 
 
 def test_estimates_follow_from_what_is_left(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ THIN = 4  # pixels at the network's input, below which a side of a box is hardly
 
 def outline(plan: Plan, works: Sequence[Work]) -> str:
     """The plan of rank 0, whose parts have not been written yet, and its course, for people to read."""
-    lines = [*_data(plan), *_test_set(plan), *_space(plan), *_weights(plan), _table(works)]
+    goes_on = Path(plan.cfg.OUTPUT_DIR, "splits").is_dir()
+    lines = [f"{'goes on' if goes_on else 'a new search'} in OUTPUT_DIR {plan.cfg.OUTPUT_DIR}"]
+    lines += [*_data(plan), *_test_set(plan), *_space(plan), *_weights(plan), _table(works)]
     others = {"pre-training": plan.pretrain, "the paths' test": "test" in plan.cfg.SEARCH.PHASES}
     if any(others.values()):
         lines.append(f"not counted: {', '.join(name for name, given in others.items() if given)}")

@@ -277,8 +277,6 @@ def _check_folder(cfg: CfgNode, parts: Mapping[str, Record], resume: bool) -> No
     if resume:
         check_same_run(cfg)
         check_same_splits(parts, folder / "splits")
-        if not any(folder.glob("splits/*")):
-            logging.getLogger(__name__).info("--resume: %s holds no search; one begins there", folder)
     for phase in ("stage", "dilation"):
         if phase not in phases and any(folder.glob(f"{phase}*")):
             why = f"{folder} holds a {phase} search, whose result is to be taken; name {phase}, too"
