@@ -67,16 +67,16 @@ def test_every_candidate_best_first_and_whole_codes_first(run: Path) -> None:
             0.1,
             0.9,
             0.5,
-            "Yes, on the test images: found, resnet_basic/2-1-1-1/00-0-0-1, has 0.50 AP more",
+            "Yes, on the test images: the found network, resnet_basic/2-1-1-1/00-0-0-1, has 0.50 AP",
         ),
         (
             -0.9,
             -0.1,
             -0.5,
-            "No: on the test images found, resnet_basic/2-1-1-1/00-0-0-1, has 0.50 AP less",
+            "No: on the test images the found network, resnet_basic/2-1-1-1/00-0-0-1, has 0.50 AP less",
         ),
-        (-0.1, 0.9, 0.4, "It cannot be told: on the test images found,"),
-        (None, None, 0.4, "It cannot be told: found,"),
+        (-0.1, 0.9, 0.4, "Not shown: on the test images the found network,"),
+        (None, None, 0.4, "Not shown: the found network,"),
     ],
 )
 def test_the_answer_comes_first(run: Path, low: Any, high: Any, value: float, answer: str) -> None:

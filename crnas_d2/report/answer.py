@@ -18,11 +18,11 @@ Networks = Sequence[Compared]
 
 # By what the interval of the difference on the test set says: an answer in plain words.
 ANSWERS = {
-    "better": "Yes, on the test images: {name} has {change} than the baseline ({ends}).",
-    "worse": "No: on the test images {name} has {change} than the baseline ({ends}).",
+    "better": "Yes, on the test images: {name} has {change} than the baseline (95 %: {ends}).",
+    "worse": "No: on the test images {name} has {change} than the baseline (95 %: {ends}).",
     "not told apart": (
-        "It cannot be told: on the test images {name} has {change} than the baseline, and the "
-        "interval, {ends}, holds zero."
+        "Not shown: on the test images {name} has {change} than the baseline; the 95 % interval, "
+        "{ends}, includes zero."
     ),
 }
 OF_PATHS = (
@@ -67,16 +67,17 @@ def _means(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _answer(run: RunFolder, row: Row) -> str:
-    name, value = f"{row['network']}, {row['architecture']},", row.get("to the baseline")
+    name = f"the {row['network'].replace('_', ' ')} network, {row['architecture']},"
+    value = row.get("to the baseline")
     if value is None:
         return f"The baseline stands: it is what was found, {row['architecture']}."
     low, high = row["95 % low"], row["95 % high"]
     if low is None or high is None:
         change = f"{value:+.2f} {run.label} against the baseline"
-        return f"It cannot be told: {name} has {change}; of one seed each there is no interval."
+        return f"Not shown: {name} has {change}; of one seed each there is no interval."
     answer = "better" if low > 0 else "worse" if high < 0 else "not told apart"
     change = f"{abs(value):.2f} {run.label} {'more' if value >= 0 else 'less'}"
-    return ANSWERS[answer].format(name=name, change=change, ends=f"95 %: {low:+.2f} to {high:+.2f}")
+    return ANSWERS[answer].format(name=name, change=change, ends=f"{low:+.2f} to {high:+.2f}")
 
 
 # ---- the table --------------------------------------------------------------------------------------
