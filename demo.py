@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Draw what a found network, or another trained detector, finds on your own pictures and videos.
 
-    python demo.py --config-file output/bccd/found.yaml --input pictures/ clip.mp4 --output drawn \\
-        --opts MODEL.WEIGHTS output/bccd/found.pth
+    python demo.py --config-file output/bccd/found.yaml --input pictures/ clip.mp4 --output drawn
 
 Options are those of detectron2's demo. Pictures keep their names, videos become .mp4, and no file is
 overwritten. Each picture and video has a line, also one that cannot be read; the last line counts
@@ -54,15 +53,11 @@ def main() -> None:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     # Only now: torch takes seconds to import.
-    from crnas_d2.config import read_config
     from crnas_d2.data.datasets import use_class_names
     from crnas_d2.engine.demo import draw_files, find_files, output_paths, show_webcam
-    from crnas_d2.engine.detector import Detector, check_detector
+    from crnas_d2.engine.detector import Detector, check_detector, detector_config
 
-    cfg = read_config(args.config_file, args.opts)
-    beside = Path(args.config_file).with_suffix(".pth")
-    if not cfg.MODEL.WEIGHTS and beside.is_file():
-        raise InputError(f"MODEL.WEIGHTS: '': weights are needed: --opts MODEL.WEIGHTS {beside}")
+    cfg = detector_config(args.config_file, args.opts)
     classes = use_class_names(cfg)
     check_detector(cfg)
     if args.webcam:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.config import read_config
-from crnas_d2.engine.detector import load_detector
+from crnas_d2.engine.detector import detector_config, load_detector
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import build_bottom_up
 from detectron2.layers import ShapeSpec
@@ -55,8 +54,6 @@ def load_found(config_file: str, weights: str = "") -> nn.Module:
     The module takes and returns what detectron2's detectors do: a list of dicts, each with an ``image``
     (C, H, W), resized as INPUT says, in the order of INPUT.FORMAT's channels, 0 to 255.
 
-    Raises InputError: no such files, or weights that are not all of this detector's. Of a search on
-        own data the JSON has to be where it was: it says how many classes there are.
+    Raises InputError: no such files, or weights that are not all of this detector's.
     """
-    path = weights or str(Path(config_file).with_suffix(".pth"))
-    return load_detector(read_config(config_file, ["MODEL.WEIGHTS", path]))
+    return load_detector(detector_config(config_file, ["MODEL.WEIGHTS", weights] if weights else []))

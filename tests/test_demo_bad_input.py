@@ -39,7 +39,7 @@ def folder(disc_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 WEIGHTS = ["--opts", "MODEL.WEIGHTS", "{}/found.pth"]
 NO_JSON = [*WEIGHTS, "DATASETS.TRAIN_JSON", "", "DATASETS.TEST_JSON", ""]
 BAD = {
-    "no weights": ([], "MODEL.WEIGHTS: '': weights are needed: --opts MODEL.WEIGHTS {}/found.pth"),
+    "no weights": (["--opts", "MODEL.WEIGHTS", ""], "MODEL.WEIGHTS: '': weights of a trained detector"),
     "no such weights": (["--opts", "MODEL.WEIGHTS", "no.pth"], "MODEL.WEIGHTS: no.pth: no such file"),
     "half the weights": (
         ["--opts", "MODEL.WEIGHTS", "{}/half.pth"],

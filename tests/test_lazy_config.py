@@ -17,7 +17,12 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 
 FILES = sorted((ROOT / "configs" / "LazyConfig").glob("*.py"))
-SMALL = ["train.max_iter=2", "train.device=cpu", "dataloader.train.num_workers=0"]
+SMALL = [
+    "train.max_iter=2",
+    "train.output_dir={}",
+    "train.device=cpu",
+    "dataloader.train.num_workers=0",
+]
 SMALL += ["dataloader.train.total_batch_size=2", "dataloader.train.dataset.names=shapes"]
 
 
@@ -42,7 +47,7 @@ def test_the_documents_lines_train_it(tmp_path: Path) -> None:
     tiny_shapes(tmp_path)
     text = (ROOT / "docs" / "GETTING_STARTED.md").read_text()
     (lines,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "LazyConfig" in b]
-    overrides = ", ".join(map(repr, SMALL))
+    overrides = ", ".join(map(repr, SMALL)).format(tmp_path / "out")
     lines = lines.replace('"train.max_iter=1200", "train.device=cuda"', overrides)
     assert overrides in lines
     place = f"{str(tmp_path / 'train.json')!r}, {str(tmp_path / 'images')!r}"
@@ -58,3 +63,4 @@ def test_the_documents_lines_train_it(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"\d\.\d+", done.stdout.partition("trained")[2])) == 2
+    assert {"model_final.pth", "metrics.json"} <= {path.name for path in (tmp_path / "out").iterdir()}

@@ -44,6 +44,7 @@ def search_folder(folder: Path) -> None:
 def trained_folder(folder: Path, base: Path, metrics: list[dict[str, float]]) -> None:
     """As train_net.py leaves it, cut off in its last line."""
     folder.mkdir()
+    (folder / "model_final.pth").touch()
     (folder / "config.yaml").write_text(yaml.safe_dump({"_BASE_": str(base)}))
     (folder / "metrics.json").write_text("".join(f"{json.dumps(m)}\n" for m in metrics) + '{"iterat')
 
@@ -54,17 +55,18 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_cost_against_ap(tool: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    search_folder(tmp_path / "search")
-    done = tool("--output", "t.svg", "search")
+    search_folder(tmp_path / "paper")  # is a name like any other
+    (tmp_path / "t.csv").write_text("a table of somebody else's")
+    done = tool("--output", "t.svg", "paper")
     assert done.returncode == 0, done.stderr
-    rows = rows_of(tmp_path / "t.csv")
-    own = [row for row in rows if row["from"] == "search"]
+    rows = rows_of(tmp_path / "t_points.csv")
+    own = [row for row in rows if row["from"] == "searches here"]
+    assert (tmp_path / "t.csv").read_text() == "a table of somebody else's"
     networks = ["baseline", "stages searched", "stages and rates searched"]
     assert [(row["network"], float(row["AP"])) for row in own] == [
         *((networks[0], 39.0), (networks[0], 41.0), (networks[1], 40.0), (networks[1], 42.0)),
         *((networks[2], 41.0), (networks[2], 43.0)),
     ]
-    assert {row["budget"] for row in own} == {"0.2"}  # the baseline's cost
     paper = [row for row in rows if row["from"] == "paper"]
     assert len(paper) == 6 + 6 + 4 and {row["network"] for row in paper} == {*networks}
     text = (tmp_path / "t.svg").read_text()
@@ -78,7 +80,7 @@ def test_the_papers_numbers(
     assert tool("--output", "paper.png").returncode == 0
     found = {
         (row["name"], row["network"]): (float(row["AP"]), float(row["GMACs"]))
-        for row in rows_of(tmp_path / "paper.csv")
+        for row in rows_of(tmp_path / "paper_points.csv")
     }
     tables = json.loads(PAPER.read_text())
     printed = tables["table1_faster_rcnn_fpn_coco_minival_1x"]
@@ -108,7 +110,7 @@ def test_accuracy_against_ap(
     trained_folder(tmp_path / "lone", other, [{"iteration": 9, "bbox/AP": 30.0}])
     done = tool("--accuracy", "--output", "a.png", "c0", "d0", "d1", "lone")
     assert done.returncode == 0, done.stderr
-    (row,) = rows_of(tmp_path / "a.csv")  # the last value; the mean of the seeds; the pair alone
+    (row,) = rows_of(tmp_path / "a_points.csv")  # the last value; the mean of the seeds; the pair alone
     assert (row["codes"], row["top1"], row["AP"]) == (
         *("resnet/3-4-6-3/000-0000-000000-000", "70.0", "36.5"),
     )
@@ -120,9 +122,15 @@ def test_accuracy_against_ap(
     [
         (["--output", "t.jpg"], "t.jpg: a name that ends in .png, .svg, .pdf is needed"),
         (["--output", "t.png", "none"], "none/results.json: has no table"),
-        (["--output", "t.png", "--accuracy", "none"], "none: a folder of train_net.py"),
+        (["--output", "t.png", "--accuracy"], "no folder: no architecture has both top1 and AP"),
+        (["--output", "t.png", "--accuracy", "none"], "none/config.yaml: no such file"),
+        (
+            ["--output", "t.png", "--accuracy", "foreign"],
+            "foreign: MODEL.BACKBONE.NAME: 'build_resnet_fpn",
+        ),
+        (["--output", "t.png", "broken"], "broken/results.json: not JSON"),
         (["--output", "t.png", "--accuracy", "lone"], "no architecture has both top1 and AP"),
-        (["--output", "t.png", "--accuracy", "untested"], "neither classification/top1 nor bbox/AP"),
+        (["--output", "t.png", "--accuracy", "untested"], "bbox/AP or classification/top1 in untested"),
     ],
 )
 def test_what_it_refuses(
@@ -134,6 +142,11 @@ def test_what_it_refuses(
     base = CONFIGS / "COCO-Detection" / "faster_rcnn_R_18_FPN_1x.yaml"
     trained_folder(tmp_path / "lone", base, [{"bbox/AP": 30.0}])
     trained_folder(tmp_path / "untested", base, [{"total_loss": 1.0}])
+    trained_folder(tmp_path / "foreign", base, [{"bbox/AP": 30.0}])
+    backbone = {"BACKBONE": {"NAME": "build_resnet_fpn_backbone"}}
+    (tmp_path / "foreign" / "config.yaml").write_text(yaml.safe_dump({"VERSION": 2, "MODEL": backbone}))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "results.json").write_text("{")
     done = tool(*arguments)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and line.startswith("error: ") and message in line

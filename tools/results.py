@@ -22,21 +22,35 @@ from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.config import read_config
 from crnas_d2.errors import InputError, run_tool
 from crnas_d2.modeling.build import architecture_of
+from detectron2.config import CfgNode
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+TESTED = {"bbox/AP", "classification/top1"}
 KEY = ("network", "seed")
 COLUMNS = (*KEY, "architecture", "backbone_gmacs", "backbone_mparams", "iterations", *METRICS)
 
 
-def row_of(name: str, folder: Path) -> dict[str, Any]:
-    """What a run of train_net.py found; InputError if the folder holds no finished one."""
+def finished(folder: Path) -> tuple[CfgNode, dict[str, Any]]:
+    """The config and the last line with a test's metrics of a run of train_net.py.
+
+    Raises InputError: the folder holds no finished one, or one of a backbone that is not ours.
+    """
     cfg = read_config(str(folder / "config.yaml"), [])
-    metrics = folder / "metrics.json"
+    if "crnas" not in (name := cfg.MODEL.BACKBONE.NAME):
+        raise InputError(f"{folder}: MODEL.BACKBONE.NAME: {name!r}: a backbone of ours is needed")
+    metrics, final = folder / "metrics.json", folder / "model_final.pth"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    results = [line for line in map(json.loads, lines) if "bbox/AP" in line]
-    final = folder / "model_final.pth"
+    whole = (json.loads(line) for line in lines if line.endswith("}"))  # not cut off by a kill
+    results = [line for line in whole if TESTED & line.keys()]
     if not results or not final.is_file():
-        raise InputError(f"{final}, bbox/AP in {metrics}: not there; a finished run is needed")
+        wanted = " or ".join(sorted(TESTED))
+        raise InputError(f"{final}, {wanted} in {metrics}: not there; a finished run is needed")
+    return cfg, results[-1]
+
+
+def row_of(name: str, folder: Path) -> dict[str, Any]:
+    """Of a finished run of a detector."""
+    cfg, result = finished(folder)
     architecture = architecture_of(cfg)
     costs = backbone_costs(cfg)(architecture)
     row = {
@@ -45,9 +59,9 @@ def row_of(name: str, folder: Path) -> dict[str, Any]:
         "architecture": str(architecture),
         "backbone_gmacs": round(costs["macs"] / 1e9, 4),
         "backbone_mparams": round(costs["params"] / 1e6, 4),
-        "iterations": results[-1]["iteration"],  # MAX_ITER says nothing where EPOCHS is set
+        "iterations": result["iteration"],  # MAX_ITER says nothing where EPOCHS is set
     }
-    return {**row, **{m: round(results[-1][f"bbox/{m}"], 3) for m in METRICS}}
+    return {**row, **{m: round(result[f"bbox/{m}"], 3) for m in METRICS}}
 
 
 def read_rows(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:

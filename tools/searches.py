@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from tabulate import tabulate
 
 from crnas_d2.errors import InputError, run_tool
 from crnas_d2.files import write_csv
-from crnas_d2.pipeline.table import NETWORKS
+from crnas_d2.pipeline.table import NETWORKS, read_results
 
 COLUMNS = ("search", "network", "seed", "architecture", "AP", "APs", "APm", "APl", "says")
 # Of Student's t by degrees of freedom, the 0.975 quantile; scipy is no requirement.
@@ -34,10 +33,7 @@ QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.2
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """A run's trainings of the baseline and the found network. InputError: it has not ended."""
-    path = folder / "results.json"
-    results = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    if NETWORKS not in results:
-        raise InputError(f"{path}: has no table; a finished search with the phase retrain is needed")
+    results = read_results(folder)
     (verdict,) = results["verdicts"].values()
     named = [
         r for r in results[NETWORKS] if r["network"] in ("baseline", "found") and r["seed"] != "mean"

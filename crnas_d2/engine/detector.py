@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from torch import nn
 
-from crnas_d2.data.datasets import HEADS, use_class_names
+from crnas_d2.config import read_config
+from crnas_d2.data.datasets import HEADS
 from crnas_d2.engine.setup import check_network, check_weights
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.checkpoint.weights import difference, read_checkpoint
@@ -45,13 +48,20 @@ def check_detector(cfg: CfgNode) -> None:
         raise InputError(f"MODEL.WEIGHTS: {path}: are not all of this detector's weights: {differs}")
 
 
-def load_detector(cfg: CfgNode) -> nn.Module:
-    """The detector of ``cfg`` with MODEL.WEIGHTS, in eval mode; of own data its classes are counted.
+def detector_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
+    """The config of a trained detector, not frozen.
 
-    Raises InputError: as check_detector does, or the JSON of its own data is not there.
+    MODEL.WEIGHTS is what ``opts``, KEY VALUE pairs, give; else the file of the config's name beside it,
+    such as found.pth of found.yaml; else what the config says.
     """
-    if cfg.DATASETS.TRAIN_JSON or cfg.DATASETS.TEST_JSON:
-        use_class_names(cfg)
+    cfg, beside = read_config(config_file, opts), Path(config_file).with_suffix(".pth")
+    if "MODEL.WEIGHTS" not in opts[::2] and beside.is_file():
+        cfg.MODEL.WEIGHTS = str(beside)
+    return cfg
+
+
+def load_detector(cfg: CfgNode) -> nn.Module:
+    """The detector of ``cfg`` with MODEL.WEIGHTS, in eval mode. InputError: as check_detector."""
     check_detector(cfg)
     model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)

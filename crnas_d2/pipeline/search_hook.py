@@ -127,7 +127,7 @@ def first_with_evidence(
     found = Difference(*scores, Spread(0.0, 1), images, level=0.9)  # 95 % on the side that counts
     kept = found.says == "better"
     text = (
-        f"{best.architecture} leads rate 1 everywhere by {best.score - undilated.score:.2f} AP on "
+        f"{best.architecture} is {best.score - undilated.score:+.2f} from rate 1 everywhere on "
         f"{scorer.images[-1]} images, less {luck:.2f} of luck: {found}; {'' if kept else 'not '}kept"
     )
     return (candidates if kept else [undilated]), text

@@ -15,6 +15,7 @@ from typing import Any
 from tabulate import tabulate
 
 from crnas_d2.architecture import Architecture
+from crnas_d2.errors import InputError
 from crnas_d2.evaluation.verdict import Difference, Spread, image_noise
 from crnas_d2.files import write_csv, write_text
 from crnas_d2.pipeline.plan import Plan
@@ -24,6 +25,18 @@ from crnas_d2.pipeline.trainings import WHOLE, Network, Trainings
 Row = dict[str, Any]
 PATHS, NETWORKS = "paths on the test set", "networks on the test set"  # in results.json
 MEANS = (None, "mean")  # rows that are printed: not those of a seed
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of a search that has retrained. Raises InputError: there is no such table."""
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if not results.get(NETWORKS):
+        raise InputError(f"{path}: has no table; a finished search with the phase retrain is needed")
+    return results
 
 
 def retrain(plan: Plan, trainings: Trainings, networks: Mapping[str, Network]) -> list[Row]:
