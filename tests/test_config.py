@@ -27,6 +27,11 @@ def test_no_default_of_detectron2_changes() -> None:
     assert set(after) - set(before) == set(KEYS)
 
 
+@pytest.mark.parametrize("name", KEYS)
+def test_every_key_says_what_it_means(name: str) -> None:
+    assert len(KEYS[name].meaning.split()) >= 3 and KEYS[name].meaning.endswith((".", "?", ")"))
+
+
 def test_defaults_are_allowed() -> None:
     cfg = read_config("")
     assert leaves(cfg)["SEARCH.EVAL.BATCH_SIZE"] == 8
