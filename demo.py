@@ -55,7 +55,8 @@ def main() -> None:
     # Only now: torch takes seconds to import.
     from crnas_d2.data.datasets import use_class_names
     from crnas_d2.engine.demo import draw_files, find_files, output_paths, show_webcam
-    from crnas_d2.engine.detector import Detector, check_detector, detector_config
+    from crnas_d2.engine.detector import check_detector, detector_config
+    from crnas_d2.engine.drawing import Detector
 
     cfg = detector_config(args.config_file, args.opts)
     classes = use_class_names(cfg)

@@ -15,6 +15,8 @@ from crnas_d2.modeling.build import build_bottom_up
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 
+STAGES = {"stem", "res2", "res3", "res4", "res5"}
+
 
 def build_backbone(
     architecture: str,
@@ -27,17 +29,20 @@ def build_backbone(
     Args:
         architecture: such as ``resnet/1-3-5-7/0-010-00120-0102112`` (CR-ResNet50; paper, Tables 5 and
             6) or ``mobilenetv2/1-1-2-3-4-3-3-1-1-1/0-0-00-000-0000-000-000-0-0-0``.
-        out_features: the stages that it returns, of res2 to res5; strides 4 to 32.
+        out_features: the stages that it returns, of stem and res2 to res5; those have strides 4 to 32.
         norm: for detectron2's get_norm, such as BN, SyncBN, FrozenBN or GN.
 
     Returns: a module from images (N, in_channels, H, W) to a dict of features by stage, each
         (N, channels, H / stride, W / stride); ``output_shape()`` has channels and strides.
-    Raises InputError: the text is no architecture, or ``norm`` is none that MODEL.CRNAS.NORM allows.
+    Raises InputError: the text is no architecture, ``norm`` is none that MODEL.CRNAS.NORM allows, or
+        ``out_features`` has none or others.
     """
     try:
         codes = Architecture.parse(architecture)
     except ValueError as error:
         raise InputError(str(error)) from error
+    if not out_features or not STAGES.issuperset(out_features):
+        raise InputError(f"out_features: {out_features}: allowed are {', '.join(sorted(STAGES))}")
     node = "MODEL.CRNAS."
     pairs: list[Any] = [
         *(f"{node}FAMILY", codes.family, f"{node}NORM", norm),

@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from detectors import TINY, assert_same_weights, tiny_shapes
+from detectors import ROOT, TINY, assert_same_weights, tiny_shapes
 
 import crnas_d2
 from crnas_d2.architecture import Architecture
@@ -57,6 +58,38 @@ def test_a_backbone_by_its_codes(family: str) -> None:
 def test_what_is_no_backbone(text: str, norm: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         crnas_d2.build_backbone(text, norm=norm)
+
+
+@pytest.mark.parametrize("features", [(), ("res2", "res9")])
+def test_stages_that_are_not_there(features: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=r"out_features: .*: allowed are res2, res3, res4, res5, stem"):
+        crnas_d2.build_backbone(CODES["resnet"], out_features=features)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"family": "vgg"}, "family: 'vgg': allowed are resnet_basic"),
+        ({"top_k": 0}, "top_k: 0: at least 1"),
+        ({"budget": 1}, "none of 10000 codes costs that"),
+    ],
+)
+def test_what_find_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        crnas_d2.find(lambda architecture: 0.0, **options)
+
+
+def test_without_opencv() -> None:
+    """Pictures alone need it; detectron2 leaves it to its users."""
+    code = "import sys; sys.modules['cv2'] = None\nimport crnas_d2\n"
+    code += "crnas_d2.build_backbone, crnas_d2.load_found\nimport crnas_d2.report.page\n"
+    code += "from crnas_d2.report.pictures import Cannot, pictures\n"
+    code += "try:\n    pictures(None, [])\nexcept Cannot as reason:\n    print(reason)"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cv2" in done.stdout and "pip install opencv-python" in done.stdout
 
 
 def test_a_found_detector(tmp_path: Path) -> None:

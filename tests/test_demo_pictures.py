@@ -26,7 +26,7 @@ from preparing import make_picture
 from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_class_names
 from crnas_d2.engine.demo import draw_files, find_files, output_paths, show_webcam
-from crnas_d2.engine.detector import Detector
+from crnas_d2.engine.drawing import Detector
 from crnas_d2.errors import InputError
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances

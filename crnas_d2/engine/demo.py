@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from crnas_d2.data.pictures import check_picture
 from crnas_d2.data.prepared import PICTURES
-from crnas_d2.engine.detector import Detector
+from crnas_d2.engine.drawing import Detector
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_atomically
 from detectron2.data.detection_utils import read_image

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,22 @@ def record_start(plan: Plan, expected: Estimate | None, resume: bool) -> None:
         "versions": {
             "Python": sys.version.split()[0],
             **{package.__name__: package.__version__ for package in packages},
+            **_commit(),
         },
         "bases": {budget.name: str(Path(path).resolve()) for budget, path in plan.bases.items()},
         "estimate": {work.name: seconds for work, seconds in expected.works} if expected else None,
     }
     with open(Path(plan.cfg.OUTPUT_DIR, STARTS), "a" if resume else "w", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _commit() -> dict[str, str]:
+    """Of crnas_d2, where it runs from a clone."""
+    clone = Path(crnas_d2.__file__).parent.parent
+    if not (clone / ".git").exists():
+        return {}
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "-C", str(clone), "describe", "--always", "--dirty"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return {"commit": found.stdout.strip()}
+    return {}

@@ -102,7 +102,8 @@ def beam(search: Search, label: str, top_k: int) -> Figure:
         axes.plot([], [], "o", ms=5, color=ORANGE, label=f"kept ({top_k} a block)")
         axes.plot([], [], "o", ms=3, color=GREY, label="others")
         axes.set(
-            xlabel="blocks with a rate, from the first on", ylabel="AP on archval, in the supernet"
+            xlabel="blocks with a rate, from the first on",
+            ylabel=f"{label} on archval, in the supernet",
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(axes)

@@ -13,14 +13,14 @@ import numpy as np
 from PIL import Image
 
 from crnas_d2.data.datasets import load_coco, register_coco
-from crnas_d2.engine.detector import Detector, check_detector
+from crnas_d2.engine.detector import check_detector
 from crnas_d2.errors import InputError
 from crnas_d2.files import write_atomically
 from crnas_d2.report.folder import RunFolder
 from crnas_d2.report.networks import Compared
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.utils.visualizer import Visualizer
 
 IMAGES = 4
 SIDE = 640  # pixels that the longer side is drawn with: labels keep their size
@@ -42,6 +42,11 @@ class Picture(NamedTuple):
 
 def pictures(run: RunFolder, networks: Sequence[Compared]) -> list[Picture]:
     """Of the first images of archval that have objects, for networks with weights. Raises Cannot."""
+    try:  # OpenCV, which a search itself does not need
+        from crnas_d2.engine.drawing import Detector
+        from detectron2.utils.visualizer import Visualizer
+    except ImportError as error:
+        raise Cannot(f"{error}; pip install opencv-python, and tools/report.py draws them") from error
     split, folder = run.path / "splits" / "archval.json", run.path / "report" / "pictures"
     if run.cfg is None or not split.is_file():
         raise Cannot("the split has not been written yet")
@@ -58,7 +63,9 @@ def pictures(run: RunFolder, networks: Sequence[Compared]) -> list[Picture]:
     if missing := [r["file_name"] for r in records if not Path(r["file_name"]).is_file()]:
         raise Cannot(f"{missing[0]} is not there")
     metadata = MetadataCatalog.get(archval)
-    detectors = {network.name: _detector(network, metadata.thing_classes) for network in networks}
+    configs = {network.name: _config(network) for network in networks}
+    names = metadata.thing_classes
+    detectors = {name: Detector(cfg, names, THRESHOLD) for name, cfg in configs.items()}
     found = []
     for number, record in enumerate(records):
         image = read_image(record["file_name"], "RGB")
@@ -72,7 +79,7 @@ def pictures(run: RunFolder, networks: Sequence[Compared]) -> list[Picture]:
     return found
 
 
-def _detector(network: Compared, classes: Sequence[str]) -> Detector:
+def _config(network: Compared) -> CfgNode:
     assert network.cfg is not None
     cfg = network.cfg.clone()
     cfg.defrost()
@@ -81,7 +88,7 @@ def _detector(network: Compared, classes: Sequence[str]) -> Detector:
         check_detector(cfg)
     except InputError as error:
         raise Cannot(f"{network.name}: {error}") from error
-    return Detector(cfg, classes, THRESHOLD)
+    return cfg
 
 
 def _write(path: Path, image: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from crnas_d2.architecture import Architecture
-from crnas_d2.config import read_config
+from crnas_d2.config import leaves, read_config
 from crnas_d2.engine.trainer import sampled_codes, seed_of
 from crnas_d2.modeling.build import space_of
 from crnas_d2.pipeline.estimate import shown
@@ -181,7 +181,10 @@ def again(run: RunFolder, networks: Networks) -> Section:
     if run.cfg is None:
         section.text.append("There is no config.yaml that this version can read.")
     else:
-        section.text.append(f"SEED {run.cfg.SEED}; all keys are in config.yaml.")
+        section.text.append(f"SEED {run.cfg.SEED}; below, the keys that are not at their defaults.")
+        defaults = leaves(read_config(""))
+        rows = [{"key": k, "value": str(v)} for k, v in leaves(run.cfg).items() if v != defaults[k]]
+        section.tables.append(Table(f"config.yaml: {len(rows)} keys", rows, folded=True))
     return section
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, BudgetSpec
+from crnas_d2.errors import InputError
 from crnas_d2.search.greedy import greedy_search
 from crnas_d2.search.journal import Candidate, ranked
 from crnas_d2.search.stage import stage_search
@@ -26,8 +27,12 @@ def find(
         budget: in (weighted) blocks, such as 8, 16 or 33.
         top_k: codes that the greedy search keeps after each block, at least 1.
 
-    Raises InputError: no code meets the budget.
+    Raises InputError: no such family, ``top_k`` below 1, or no code meets the budget.
     """
+    if family not in FAMILY_DEPTHS:
+        raise InputError(f"family: {family!r}: allowed are {', '.join(FAMILY_DEPTHS)}")
+    if top_k < 1:
+        raise InputError(f"top_k: {top_k}: at least 1 is needed")
 
     def costs(architecture: Architecture) -> Mapping[str, float]:
         return {**block_costs(architecture), "macs": 0.0}  # by which ties are broken
