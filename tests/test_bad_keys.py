@@ -39,6 +39,11 @@ def test_a_wanted_file_is_shown_as_it_was_named(bench: Bench) -> None:
 CONFIGS = {
     "a text for a number": (TRAIN, ["SOLVER.BASE_LR", "fast"], "BASE_LR"),
     "a number for a list": (TRAIN, ["MODEL.CRNAS.WIDTHS", 3], "WIDTHS"),
+    "a norm without statistics": (
+        SEARCH,
+        ["MODEL.CRNAS.NORM", "FrozenBN"],
+        "NORM: 'FrozenBN': a ",
+    ),
     "a text for a switch": (SEARCH, ["SEARCH.STAGE.ONLY_ELIGIBLE", "yes"], "ONLY_ELIGIBLE"),
     "negative rate": (TRAIN, ["SOLVER.BASE_LR", -1.0], "SOLVER: cannot be used: Invalid learning rate"),
     "negative momentum": (TRAIN, ["SOLVER.MOMENTUM", -1.0], "Invalid momentum value: -1.0"),

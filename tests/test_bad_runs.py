@@ -278,6 +278,9 @@ def test_a_search_evaluates_nothing(bench: Bench) -> None:
 def test_own_training_data_alone_is_not_evaluated_on_other_data(bench: Bench) -> None:
     none = ["DATASETS.TEST_JSON", "", "DATASETS.TEST_IMAGES", "", "DATASETS.TEST", ("bccd_val",)]
     assert bench.starts(TRAIN, *none).DATASETS.TEST == ()
-    error = bench.call(SEARCH, *none, "SEARCH.PHASES", ("stage", "retrain"))
+    assert bench.starts(SEARCH, *none, "SEARCH.PHASES", ("stage", "retrain")).SEARCH.PHASES == (
+        "stage",
+    )
+    error = bench.call(SEARCH, *none, "SEARCH.PHASES", ("retrain",))
     assert error.startswith("error: DATASETS.TEST: (): the phase retrain needs one test set")
     assert bench.starts(SEARCH, *none, "SEARCH.FINALISTS.NUM", 2).DATASETS.TEST == ()

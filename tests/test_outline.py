@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from detectors import FAMILIES, ROOT, command_line, run_script, tiny_shapes, tiny_yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from crnas_d2.config import read_config
 from crnas_d2.pipeline.configs import base_paths
@@ -172,7 +173,12 @@ def test_the_options(tmp_path: Path) -> None:
     assert "a new search in OUTPUT_DIR out" in said
     assert said.index("| stage supernet |") < said.index("about ") < said.index("it took ")
     assert re.search(r"it took .* s, [\d.]+ times what was estimated", said)
-    assert re.search(r"training: .*; all done in \d", said)  # the bars know the course
+    assert re.search(
+        r"training: .*; stage supernet done in .*, all done in \d", said
+    )  # the bars know the course
+    scalars = EventAccumulator(str(tmp_path / "out" / "stage")).Reload().Tags()["scalars"]
+    assert {"total_loss", "path/stage 0", "path/stage 3"} <= {*scalars}
+    assert {"stage/score", "stage/best so far"} <= {*scalars}
     said = run_script(script, "--timed", "--resume", *line, folder=tmp_path)
     assert "| 30 of 30" in said and "it took" not in said and "goes on in OUTPUT_DIR out" in said
 
@@ -187,6 +193,18 @@ def test_estimates_follow_from_what_is_left(tmp_path: Path) -> None:
     seconds = {work.name: seconds for work, seconds in found.works}
     # 3 and 2 trainings of as many iterations.
     assert seconds["stage finalists"] > seconds["noise"]
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs" / "OwnData").glob("[a-z]*.yaml")))
+def test_two_keys_are_enough(config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A person's own data without a test set: no table, and a line that says so."""
+    data = tiny_shapes(tmp_path / "shapes")[:4]
+    keys = command_line([*data, "OUTPUT_DIR", str(tmp_path / "out"), "SEARCH.ARCHVAL.SIZE", 4])
+    arguments = default_argument_parser().parse_args(["--config-file", str(config), *keys])
+    plan = plan_search(arguments)
+    assert tuple(plan.cfg.SEARCH.PHASES) == ("stage", "dilation")
+    assert "DATASETS.TEST_JSON): the phase retrain is left out" in caplog.text
+    assert "retraining" not in {work.name for work in course(plan)}
 
 
 def test_durations_are_easy_to_read() -> None:

@@ -27,21 +27,21 @@ def test_what_is_left_follows_from_what_was_spent() -> None:
     run = course()
     with run.at("a"):
         assert run.left(0, 1.0) is None  # nothing has been done yet
-        assert run.left(3, 3.0) == pytest.approx(3 * 1 + 5 * 5)
+        assert run.left(3, 3.0) == pytest.approx((3 * 1, 3 * 1 + 5 * 5))
         run.add(6, 6.0)
-        assert run.left(0, 0.0) == pytest.approx(25)
+        assert run.left(0, 0.0) == pytest.approx((0, 25))
     with run.at("b"):
         # b turns out to be five times as fast as a: 16 s for a cost of 12 + 20.
-        assert run.left(2, 10.0) == pytest.approx(3 * 10 * 16 / 32)
+        assert run.left(2, 10.0) == pytest.approx((3 * 10 * 16 / 32,) * 2)
         run.add(5, 25.0)
-        assert run.left(0, 0.0) == 0
-        assert run.left(7, 1.0) == 0  # more than was known beforehand
+        assert run.left(0, 0.0) == (0, 0)
+        assert run.left(7, 1.0) == (0, 0)  # more than was known beforehand
 
 
 def test_a_part_that_is_over_early_leaves_nothing() -> None:
     run = course()
     with run.at("b"):
-        assert run.left(1, 10.0) == pytest.approx(40)  # and nothing of a
+        assert run.left(1, 10.0) == pytest.approx((40, 40))  # and nothing of a
 
 
 def test_an_unknown_part_says_nothing() -> None:
@@ -51,7 +51,7 @@ def test_an_unknown_part_says_nothing() -> None:
         run.add(50, 50.0)
         assert run.left(3, 3.0) is None
     with run.at("a"):
-        assert run.left(1, 2.0) == pytest.approx(2 * 5 + 2 * 25)
+        assert run.left(1, 2.0) == pytest.approx((2 * 5, 2 * 5 + 2 * 25))
 
 
 def test_a_bar_shows_it() -> None:
@@ -64,12 +64,14 @@ def test_a_bar_shows_it() -> None:
         bar.update(3)
         bar.close()
     line = re.split(r"[\r\n]+", out.getvalue().strip())[-1]
-    assert line.startswith("training:  70%") and line.endswith("; best 3.20; all done in 10:30")
+    assert line.startswith("training:  70%") and line.endswith(
+        "; best 3.20; a done in 00:30, all done in 10:30"
+    )
     # 3 of cost 1 took 30 s; 3 more of them, and 3 of cost 20, are left.
     with progress.at("b"):
         bar = progress_bar(desc="search", total=3, file=out, mininterval=0)
         bar.close()  # nothing was done
-        assert progress._course.left(0, 0.0) == pytest.approx(600, abs=1)
+        assert progress._course.left(0, 0.0) == pytest.approx((600, 600), abs=1)
 
 
 def test_a_bar_without_a_course() -> None:
@@ -77,3 +79,7 @@ def test_a_bar_without_a_course() -> None:
     for _ in progress_bar(range(3), desc="some", file=out, mininterval=0):
         pass
     assert "3/3" in out.getvalue() and "all done" not in out.getvalue()
+    # Not on a terminal: each state a line, and no line is empty.
+    lines = out.getvalue().splitlines()
+    assert len(lines) >= 4 and all(line.startswith("some:") for line in lines)
+    assert "\r" not in out.getvalue()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import threading
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from crnas_d2.engine.setup import train_config
 from crnas_d2.engine.trainer import DetectionTrainer
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import architecture_of
+from crnas_d2.modeling.checkpoint.published import read_source
+from crnas_d2.modeling.checkpoint.weights import read_file
 from crnas_d2.pipeline.found import write_found
 from crnas_d2.pipeline.plan import plan_search
 from crnas_d2.pipeline.run import run_search
@@ -164,6 +169,21 @@ def test_a_training_starts_from_them(
     state = trainer.model.backbone.bottom_up.state_dict()
     assert torch.equal(state["res2.0.conv2.weight"], source["layer1.0.conv2.weight"])
     assert torch.equal(state["res5.1.conv2.norm.running_var"], source["layer4.1.bn2.running_var"])
+
+
+def test_an_address(source: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: Any) -> None:
+    """Fetched once; one that cannot be is a line."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    saved(source, tmp_path, "r18.pth")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/r18.pth"
+        found = read_source(address, "MODEL.CRNAS.WEIGHTS")
+        with pytest.raises(InputError, match=r"none\.pth: cannot be fetched \("):
+            read_file(address.replace("r18", "none"), "MODEL.CRNAS.WEIGHTS")
+        server.shutdown()
+    assert found is not None
 
 
 def test_model_weights_count_instead(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crnas_d2.architecture import Architecture
-from crnas_d2.modeling.backbone.supernet import Supernet
+from crnas_d2.architecture import DIGITS, Architecture
+from crnas_d2.modeling.backbone.supernet import StageSupernet, Supernet
 from detectron2.engine import HookBase
 
 
@@ -18,8 +18,11 @@ class PathSampler(HookBase):
     def before_step(self) -> None:
         path = self._supernet.space.sample(self._seed, self.trainer.iter, self._codes)
         self._supernet.set_path(path)
-        depths = {f"path/stage {i}": depth for i, depth in enumerate(path.stage_code)}
-        self.trainer.storage.put_scalars(smoothing_hint=False, **depths)
+        known = {f"path/stage {i}": depth for i, depth in enumerate(path.stage_code)}
+        if not isinstance(self._supernet, StageSupernet):  # whose paths have rate 1
+            rates = {f"path/blocks of rate {d + 1}": path.dilation_code.count(d) for d in DIGITS}
+            known.update(rates)
+        self.trainer.storage.put_scalars(smoothing_hint=False, **known)
 
     def after_train(self) -> None:
         self._supernet.set_path(None)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -30,36 +30,42 @@ class Course:
     """The parts of a run in their order; what is left of them, at the speed so far."""
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
-        self._parts, self._now = dict(parts), ""
+        self._parts, self.name = dict(parts), ""  # of the present part
         self._spent = self._seconds = 0.0  # by bars that are closed, in this run
 
     @contextmanager
     def at(self, name: str) -> Iterator[None]:
-        before, self._now = self._now, name
+        before, self.name = self.name, name
         try:
             yield
         finally:
-            self._now = before
+            self.name = before
 
     def add(self, units: float, seconds: float) -> None:
         """So much of the present part has been done, in this time."""
-        if part := self._parts.get(self._now):
+        if part := self._parts.get(self.name):
             part.done += units
             self._spent += units * part.cost
             self._seconds += seconds
 
-    def left(self, units: float, seconds: float) -> float | None:
-        """Seconds until the end if the present bar has come this far; None while nothing is known."""
-        if self._now not in self._parts:
+    def left(self, units: float, seconds: float) -> tuple[float, float] | None:
+        """Seconds until the end of the present part, and of the run, if its bar has come this far.
+
+        None while nothing is known.
+        """
+        if self.name not in self._parts:
             return None
         names = list(self._parts)
-        present = self._parts[self._now]
+        present = self._parts[self.name]
         costs = [present.cost * max(0.0, present.units - present.done - units)]
-        for name in names[names.index(self._now) + 1 :]:
+        for name in names[names.index(self.name) + 1 :]:
             part = self._parts[name]
             costs.append(part.cost * max(0.0, part.units - part.done))
         spent = self._spent + units * present.cost
-        return (self._seconds + seconds) / spent * sum(costs) if spent > 0 else None
+        if not spent:
+            return None
+        speed = (self._seconds + seconds) / spent
+        return speed * costs[0], speed * sum(costs)
 
 
 _course = Course({})  # of the run of this process
@@ -92,7 +98,10 @@ class Bar(tqdm):
     @property
     def format_dict(self) -> dict[str, Any]:
         left = _course.left(*self._share()) if self._is_open else None
-        rest = "" if left is None else f"; all done in {tqdm.format_interval(left)}"
+        rest = ""
+        if left is not None:
+            own, whole = map(tqdm.format_interval, left)
+            rest = f"; {_course.name} done in {own}, all done in {whole}"
         return {**super().format_dict, "rest": self.note() + rest}
 
     def close(self) -> None:
@@ -102,9 +111,25 @@ class Bar(tqdm):
             self._is_open = False
 
 
+class _Lines:
+    """A file in which each state of a bar is a line of its own."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self._file.write(line + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def progress_bar(*args: Any, **kwargs: Any) -> Bar:
-    """A tqdm bar, on rank 0 only; a line every ten seconds where standard error is a file."""
-    disable, interval = not comm.is_main_process(), 0.2 if sys.stderr.isatty() else 10
-    form = "{l_bar}{bar}{r_bar}{rest}"
-    options = {"mininterval": interval, "dynamic_ncols": True, "bar_format": form, **kwargs}
+    """A tqdm bar, on rank 0 only; a line every ten seconds where standard error is no terminal."""
+    disable, file = not comm.is_main_process(), kwargs.pop("file", sys.stderr)
+    options: dict[str, Any] = {"mininterval": 0.2, "dynamic_ncols": True, "file": file}
+    if not file.isatty():
+        options |= {"mininterval": 10, "file": _Lines(file)}
+    options |= {"bar_format": "{l_bar}{bar}{r_bar}{rest}", **kwargs}
     return Bar(*args, disable=disable, **options)

@@ -90,6 +90,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
     _check_keys(cfg)
     check_network(cfg)
     bases = base_paths(cfg, args.config_file)
+    _leave_out_retraining(cfg)
     content = _training_set(cfg)
     kind = "stage" if "stage" in cfg.SEARCH.PHASES else "dilation"
     first = supernet_config(cfg, "joint" if cfg.SEARCH.JOINT else kind)
@@ -139,6 +140,9 @@ def _check_keys(cfg: CfgNode) -> None:
     supernet, node = cfg.MODEL.CRNAS.SUPERNET, cfg.SEARCH
     if supernet:
         raise InputError(f"MODEL.CRNAS.SUPERNET: {supernet!r}: leave it empty, search_net.py sets it")
+    if (norm := cfg.MODEL.CRNAS.NORM) == "FrozenBN":
+        why = "a search recomputes statistics of BatchNorm; allowed are auto, BN, SyncBN"
+        raise InputError(f"MODEL.CRNAS.NORM: {norm!r}: {why}")
     if node.EVAL.TASK == "segm" and not cfg.MODEL.MASK_ON:
         raise InputError("SEARCH.EVAL.TASK: 'segm': MODEL.MASK_ON is False; allowed is bbox")
     if node.JOINT and not cfg.MODEL.CRNAS.SHARED:
@@ -159,6 +163,19 @@ def _check_keys(cfg: CfgNode) -> None:
         )
     if "stage" in node.PHASES and node.STAGE.SAMPLING == "eligible":
         stage_space_of(cfg).only_eligible(node.BUDGETS)  # which may limit blocks alone
+
+
+def _leave_out_retraining(cfg: CfgNode) -> None:
+    """Of own data without a test set, which the table of fresh seeds would need."""
+    phases = [phase for phase in cfg.SEARCH.PHASES if phase != "retrain"]
+    if (
+        cfg.DATASETS.TRAIN_JSON
+        and not cfg.DATASETS.TEST_JSON
+        and 0 < len(phases) < len(cfg.SEARCH.PHASES)
+    ):
+        cfg.SEARCH.PHASES = tuple(phases)
+        text = "no test set is named (DATASETS.TEST_JSON): the phase retrain is left out"
+        logging.getLogger(__name__).warning(text)
 
 
 def _training_set(cfg: CfgNode) -> Record:
