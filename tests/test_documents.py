@@ -1,8 +1,7 @@
-"""What the documents name is there, their commands are taken, and those of GETTING_STARTED.md run."""
+"""What the documents name is there, and their commands are taken, or run."""
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import shlex
@@ -12,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import pytest
 from detectors import ROOT
 
@@ -21,12 +21,21 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 IDS = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 # What stands for a person's own files and keys in a command.
 MINE = {"$MINE": "DATASETS.TRAIN_JSON mine/train.json", "{the same six}": "R_50", "...": ""}
-# GETTING_STARTED.md's commands, smaller: fewer pictures, steps, codes and images.
+# Commands that run, smaller: fewer pictures, steps, codes and images.
 SMALL = [
     *("SOLVER.MAX_ITER", "8", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "50", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.001"),
 ]
 SMALL_SEARCH = ["MODEL.CRNAS.STAGE_SPACE", "[[2], [1, 2], [2, 3], [2]]", "SEARCH.DILATION.TOP_K", "1"]
+SMALL_CONTEST = [
+    "SEARCH.FINALISTS.NUM",
+    "1",
+    "SEARCH.FINALISTS.SEEDS",
+    "1",
+    "SEARCH.RETRAIN.SEEDS",
+    "1",
+]
+SMALL_CONTEST += ["SEARCH.FINALISTS.TRY_LONGER", "False"]
 SMALL_SEARCH += ["SEARCH.ARCHVAL.SIZE", "20", "SEARCH.EVAL.RECALIBRATION_IMAGES", "6"]
 
 
@@ -54,10 +63,8 @@ def expanded(line: str) -> list[str]:
 def test_every_file_that_is_named_is_there(path: Path) -> None:
     text = path.read_text()
     links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)}
-    named = set(
-        re.findall(r"(?<![\w/.$-])((?:crnas_d2|tools|tests|benchmarks|requirements)/[\w/]+\.\w+)", text)
-    )
-    named |= set(re.findall(r"(?<![\w/.$-])(configs/[\w/-]+\.yaml)", text))
+    folders = "crnas_d2|tools|tests|benchmarks|requirements|configs|docs"
+    named = set(re.findall(rf"(?<![\w/.$-])((?:{folders})/[\w/-]+\.\w+)", text))
     places = {link: path.parent / link for link in links if link and "://" not in link}
     places |= {name: ROOT / name for name in named}
     assert not [name for name, place in places.items() if not place.exists()]
@@ -123,21 +130,31 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
+RUN = ["docs/GETTING_STARTED.md", "README.md"]  # docs/OWN_DATA.md: test_prepared_chain.py
+
+
 @pytest.mark.slow
-def test_getting_started(tmp_path: Path) -> None:
-    """All its commands, in their order, in a folder of their own."""
-    for name in ("configs", "tools", "train_net.py", "search_net.py"):
+@pytest.mark.parametrize("document", RUN)
+def test_its_commands_run(document: str, tmp_path: Path) -> None:
+    """All commands, in their order, in a folder of their own, and then its lines of Python.
+
+    Not those that stand in docs/OWN_DATA.md, too.
+    """
+    for name in ("configs", "tools", "train_net.py", "search_net.py", "demo.py"):
         os.symlink(ROOT / name, tmp_path / name)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    count = 0
-    for program, *words in commands(ROOT / "docs" / "GETTING_STARTED.md"):
-        if program != "python":
+    elsewhere, count = list(commands(ROOT / "docs" / "OWN_DATA.md")), 0
+    for command in commands(ROOT / document):
+        program, script, *rest = command
+        if program != "python" or command in elsewhere:
             continue
-        script, *rest = words
         if "crnas_d2.data.shapes" in rest:
             rest += ["--train", "60", "--val", "12"]
         if script in ("train_net.py", "search_net.py"):
             rest += [*SMALL, *(SMALL_SEARCH if script == "search_net.py" else ())]
+            rest += SMALL_CONTEST if "configs/Shapes/search_long.yaml" in rest else []
+        if script == "demo.py":
+            write_pictures(tmp_path, tmp_path / "output" / "demo" / "data" / "images")
         done = subprocess.run(
             [sys.executable, script, *rest],
             cwd=tmp_path,
@@ -145,13 +162,26 @@ def test_getting_started(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
         count += 1
     assert count >= 5 and (tmp_path / "output" / "shapes" / "found" / "model_final.pth").is_file()
-    assert glob.glob(str(tmp_path / "output" / "shapes" / "report.html"))
-    text = (ROOT / "docs" / "GETTING_STARTED.md").read_text()
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+    assert (tmp_path / "output" / "shapes" / "report.html").is_file()
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL):
         if "LazyConfig" not in block:  # test_lazy_config.py
             done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment)
             assert done.returncode == 0, block
     shutil.rmtree(tmp_path)
+
+
+def write_pictures(folder: Path, images: Path) -> None:
+    """pictures/ and clip.mp4, of a picture."""
+    picture = images / "val_00001.jpg"
+    (folder / "pictures").mkdir()
+    shutil.copy(picture, folder / "pictures")
+    image = cv2.imread(str(picture))
+    video = cv2.VideoWriter(
+        str(folder / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, image.shape[1::-1]
+    )
+    for _ in range(3):
+        video.write(image)
+    video.release()

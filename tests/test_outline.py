@@ -205,6 +205,8 @@ def test_two_keys_are_enough(config: Path, tmp_path: Path, caplog: pytest.LogCap
     assert tuple(plan.cfg.SEARCH.PHASES) == ("stage", "dilation")
     assert "DATASETS.TEST_JSON): the phase retrain is left out" in caplog.text
     assert "retraining" not in {work.name for work in course(plan)}
+    (count,) = re.findall(r"stage codes in the supernet: .*, (\d+) in all", outline(plan, course(plan)))
+    assert int(count) < 10_000  # those of depths that no code of the budget has are left out
 
 
 def test_durations_are_easy_to_read() -> None:

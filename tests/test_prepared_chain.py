@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,7 @@ from detectors import ROOT, command_line, run_script
 
 from crnas_d2.config import read_config
 
-# Of each: the pictures, the JSONs' source on the command line, where A stands for a split.
-FORMS = {
-    "yolo": ("images/A", ["mine/images/A", "--classes", "mine/data.yaml"]),
-    "voc": ("JPEGImages", ["mine", "--split", "A"]),
-}
+PICTURES = {"yolo": "images/A", "voc": "JPEGImages"}  # A stands for a split
 SPLITS = {"train": 14, "test": 6}
 # Small pictures, narrow heads and a short schedule, after which boxes of BCCD's size are met at times.
 SHORT = [
@@ -41,7 +39,7 @@ def write_labels(form: str, shared: Path, mine: Path) -> dict[str, tuple[int, in
     images = iter(content["images"])
     counts = {}
     for split, number in SPLITS.items():
-        pictures = mine / FORMS[form][0].replace("A", split)
+        pictures = mine / PICTURES[form].replace("A", split)
         pictures.mkdir(parents=True, exist_ok=True)
         total = 0
         for image in (next(images) for _ in range(number)):
@@ -78,36 +76,57 @@ def write_labels(form: str, shared: Path, mine: Path) -> dict[str, tuple[int, in
     return counts
 
 
+def checked(out: Path) -> None:
+    """What a search on them leaves."""
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    assert {row["network"] for row in rows} >= {"baseline"}
+    assert read_config(str(out / "found.yaml")).MODEL.ROI_HEADS.NUM_CLASSES == 3
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-def test_from_labels_to_found(form: str, tmp_path: Path, shared_data: Path) -> None:
-    counts = write_labels(form, shared_data, tmp_path / "mine")
+def test_the_commands_of_own_data(tmp_path: Path, shared_data: Path) -> None:
+    """Of docs/OWN_DATA.md, as they stand there, with labels of YOLO; r18 for r50, and small."""
+    counts = write_labels("yolo", shared_data, tmp_path / "mine")
+    torch.save(reference_of(RESNET18).state_dict(), tmp_path / "resnet18.pth")
+    (tmp_path / "new").mkdir()
+    shutil.copy(next((tmp_path / "mine" / "images" / "test").iterdir()), tmp_path / "new")
+    text = (ROOT / "docs" / "OWN_DATA.md").read_text().replace("\\\n", " ")
+    (mine,) = re.findall(r'^ {4}MINE="(.*)"$', text, re.MULTILINE)
+    mine = re.sub(r"https://\S+", "resnet18.pth", mine)
+    lines = re.findall(r"^ {4}python (.*)$", text, re.MULTILINE)
+    said = []
+    for line in lines:
+        line = line.replace("$MINE", mine).replace("configs/OwnData/r50", f"{ROOT}/configs/OwnData/r18")
+        script, *words = shlex.split(line)
+        words += command_line(SHORT) if script == "search_net.py" else []
+        words += command_line(["SOLVER.MAX_ITER", 1]) if "output/mine/again" in words else []
+        said.append(run_script(str(ROOT / script), *words, folder=tmp_path))
+    assert len(said) == 7
+    for (images, boxes), shown in zip(counts.values(), said):
+        assert f"{images} images" in shown and f"{boxes} boxes" in shown
+    assert "14 images" in said[2] and "Evaluation results for bbox" in said[4]
+    checked(tmp_path / "output" / "mine")
+    assert (tmp_path / "output" / "mine" / "again" / "model_final.pth").is_file()
+    assert len(list((tmp_path / "drawn").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_from_voc_to_found(tmp_path: Path, shared_data: Path) -> None:
+    counts = write_labels("voc", shared_data, tmp_path / "mine")
     torch.save(reference_of(RESNET18).state_dict(), tmp_path / "resnet18.pth")
 
     def start(script: str, *options: Any) -> str:
         return run_script(str(ROOT / script), *options, folder=tmp_path)
 
-    pictures, source = FORMS[form]
     keys = []
     for split, ours in (("train", "TRAIN"), ("test", "TEST")):
-        line = [part.replace("A", split) for part in source]
-        shown = start("tools/prepare_data.py", form, *line, "--output", f"mine/{split}.json")
+        line = ["voc", "mine", "--split", split, "--output", f"mine/{split}.json"]
+        shown = start("tools/prepare_data.py", *line)
         images, boxes = counts[split]
         assert f"{images} images" in shown and f"{boxes} boxes" in shown
         keys += [f"DATASETS.{ours}_JSON", f"mine/{split}.json"]
-        keys += [f"DATASETS.{ours}_IMAGES", f"mine/{pictures.replace('A', split)}"]
+        keys += [f"DATASETS.{ours}_IMAGES", f"mine/{PICTURES['voc']}"]
     config = ["--config-file", str(ROOT / "configs" / "OwnData" / "r18.yaml")]
     mine = [*keys, *SHORT, "MODEL.CRNAS.WEIGHTS", "resnet18.pth"]
-    plan = start("search_net.py", "--plan", *config, *mine)
-    assert "14 images" in plan and not (tmp_path / "output").exists()
     start("search_net.py", *config, "OUTPUT_DIR", "out", *mine)
-
-    out = tmp_path / "out"
-    rows = list(csv.DictReader((out / "table.csv").open()))
-    assert {row["network"] for row in rows} >= {"baseline"}
-    assert read_config(str(out / "found.yaml")).MODEL.ROI_HEADS.NUM_CLASSES == 3
-    found = ["--config-file", "out/found.yaml"]
-    shown = start("train_net.py", "--eval-only", *found, "MODEL.WEIGHTS", "out/found.pth")
-    assert "Evaluation results for bbox" in shown
-    start("train_net.py", *found, "OUTPUT_DIR", "again", *command_line(["SOLVER.MAX_ITER", 1]))
-    assert (tmp_path / "again" / "model_final.pth").is_file()
+    checked(tmp_path / "out")

@@ -6,7 +6,9 @@ python tools/model_zoo.py > docs/MODEL_ZOO.md
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from flops import report
@@ -22,9 +24,10 @@ HEAD = """\
 Every config of a network. Multiply-accumulates and parameters are those of the whole network at
 the size of its test images, counted by `tools/flops.py`; classifiers see 224x224. *Paper* is what
 the paper prints: box AP on COCO minival (Tables 1, 4, 7, 8, 9), of Mask R-CNN box / mask AP
-(Table 3), AP50 on VOC 2007 (Table 2). **No network of ours has been trained on COCO, VOC or
-ImageNet**, so there are no weights to download; what was trained on small data is in
-[RESULTS.md](RESULTS.md) and [EVIDENCE.md](EVIDENCE.md). How to train each: [PAPER.md](PAPER.md).
+(Table 3), AP50 on VOC 2007 (Table 2). *Ours* is the mean AP on the test set of our own trainings,
+with their number. **No network of ours has been trained on COCO, VOC or ImageNet**, so there are
+no weights to download; what was trained on small data is in [RESULTS.md](RESULTS.md) and
+[EVIDENCE.md](EVIDENCE.md). How to train each: [PAPER.md](PAPER.md).
 Made by `python tools/model_zoo.py > docs/MODEL_ZOO.md`."""
 TITLES = {
     "COCO-Detection": "COCO, boxes",
@@ -62,6 +65,23 @@ PAPER = {
     },
 }
 
+# Rows of docs/results with the config's architecture: what it gave.
+OURS = {
+    ("Composites", "faster_rcnn_R_18"): "ranking_composites.csv",
+    ("Composites", "faster_rcnn_R_18_tuned"): "searches_composites.csv",
+}
+
+
+def ours(path: Path) -> str:
+    """The mean AP and the number of our trainings."""
+    if (name := OURS.get((path.parent.name, path.stem))) is None:
+        return ""
+    architecture = str(architecture_of(read_config(str(path))))
+    with (ROOT / "docs" / "results" / name).open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["architecture"] == architecture]
+    scores = [float(row["AP"]) for row in rows if row.get("network", "baseline") == "baseline"]
+    return f"{fmean(scores):.1f} ({len(scores)})"
+
 
 def configs(folder: str) -> list[Path]:
     """Those of networks: no base config, and no search."""
@@ -84,6 +104,7 @@ def row(path: Path) -> dict[str, Any]:
         "GMACs": f"{counted['macs_g']:.2f}",
         "parameters (M)": f"{counted['params_m']:.2f}",
         "paper": known.get(path.stem, ""),
+        "ours": ours(path),
     }
 
 
@@ -91,6 +112,6 @@ if __name__ == "__main__":
     print(HEAD)
     for folder, title in TITLES.items():
         rows = [row(path) for path in configs(folder)]
-        kept = [{k: v for k, v in r.items() if k != "paper" or folder in PAPER} for r in rows]
+        kept = [{k: v for k, v in row.items() if any(r[k] for r in rows)} for row in rows]
         print(f"\n## {title}\n")
         print(tabulate(kept, headers="keys", tablefmt="github", disable_numparse=True))

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.data.coco_json import Record, load_json
 from crnas_d2.modeling.build import architecture_of, stage_space_of
-from crnas_d2.pipeline.configs import network_config
+from crnas_d2.pipeline.configs import network_config, supernet_config
 from crnas_d2.pipeline.course import Work
 from crnas_d2.pipeline.plan import Plan
 from detectron2.config import CfgNode
@@ -147,9 +147,10 @@ def _space(plan: Plan) -> Iterator[str]:
         figures = f"{known['macs'] / 1e9:.3g} GMACs, {known['params'] / 1e6:.3g} M parameters"
         yield f"budget {budget}: baseline {baseline}, its backbone {figures} ({Path(base).name})"
     if "stage" in plan.cfg.SEARCH.PHASES:
-        depths = stage_space_of(plan.cfg).depths
+        kind = "joint" if plan.cfg.SEARCH.JOINT else "stage"
+        depths = stage_space_of(supernet_config(plan.cfg, kind)).depths
         shown = " x ".join(f"{{{', '.join(map(str, of))}}}" for of in depths if len(of) > 1)
-        yield f"stage codes: {shown}, {math.prod(map(len, depths))} in all"
+        yield f"stage codes in the supernet: {shown}, {math.prod(map(len, depths))} in all"
 
 
 def _weights(plan: Plan) -> Iterator[str]:
