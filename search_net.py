@@ -22,7 +22,7 @@ from crnas_d2.errors import InputError
 from crnas_d2.files import EARLY, write_to_log
 from crnas_d2.launch import run
 from crnas_d2.pipeline.course import Work, begin_progress, course
-from crnas_d2.pipeline.estimate import estimate, shown
+from crnas_d2.pipeline.estimate import Estimate, estimate, shown
 from crnas_d2.pipeline.outline import outline
 from crnas_d2.pipeline.plan import Plan, plan_search
 from crnas_d2.pipeline.run import run_search
@@ -67,11 +67,23 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
     start = time.perf_counter()
     written = run_search(plan, resume=args.resume)
     if expected and expected.seconds:
-        seconds = time.perf_counter() - start
-        factor = seconds / expected.seconds
-        logger.info("it took %s, %.2f times what was estimated", shown(seconds), factor)
+        tell_how_far_off(plan, expected, time.perf_counter() - start)
     if comm.is_main_process():
         print("written:", ", ".join([*written, *report(Path(plan.cfg.OUTPUT_DIR))]))
+
+
+def tell_how_far_off(plan: Plan, expected: Estimate, seconds: float) -> None:
+    """Log what the run took beside what was estimated."""
+    logger = logging.getLogger("crnas_d2")
+    factor = seconds / expected.seconds
+    logger.info("it took %s, %.2f times what was estimated", shown(seconds), factor)
+    size = sum(path.stat().st_size for path in Path(plan.cfg.OUTPUT_DIR).rglob("model_*.pth"))
+    text = "checkpoints have %.1f GB, %.2f times what was estimated"
+    logger.info(text, size / 1e9, size / expected.disk_bytes)
+    if expected.gpu_bytes:
+        peak = torch.cuda.max_memory_allocated()
+        text = "the peak of GPU memory was %.1f GB, %.2f times what was estimated for training"
+        logger.info(text, peak / 1e9, peak / expected.gpu_bytes)
 
 
 def report(folder: Path) -> list[str]:

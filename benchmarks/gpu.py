@@ -27,11 +27,12 @@ import torch
 from tabulate import tabulate
 
 import detectron2
+from crnas_d2.data.shapes import make_shapes
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PAPER = ["--config-file", str(ROOT / "configs" / "Search" / "resnet.yaml")]
-COMPOSITES = ["--config-file", str(ROOT / "configs" / "Composites" / "search.yaml")]
+SHAPES = ["--config-file", str(ROOT / "configs" / "Shapes" / "search.yaml")]
 # KEY VALUE pairs: one GPU of the eight of the paper's 16 images; batches larger than needed waste time.
 BATCH = ["SOLVER.IMS_PER_BATCH", "8"]
 AMP = ["SOLVER.AMP.ENABLED", "True"]
@@ -45,13 +46,21 @@ TINY = [
 ]
 
 
-def runs(tiny: bool) -> dict[str, list[str]]:
-    """Arguments of each, by the name of its row."""
+def runs(tiny: bool, folder: Path) -> dict[str, list[str]]:
+    """Arguments of each, by the name of its row; ``folder``: of generated pictures."""
     steps = ["train_step.py", "--steps", "2" if tiny else "20", *PAPER]
-    memory, search = ["memory.py", *PAPER], ["search.py", "--step", "stage", *COMPOSITES]
-    search += ["--images", "8", "--train-steps", "40"]
+    memory, search = ["memory.py", *PAPER], ["search.py", "--step", "stage", *SHAPES]
+    search += ["--images", "8", "--train-steps", "100"]
+    search += ["DATASETS.TRAIN_JSON", str(folder / "train.json")]
+    search += ["DATASETS.TRAIN_IMAGES", str(folder / "images")]
+    search += [
+        "DATASETS.TEST_JSON",
+        str(folder / "val.json"),
+        "DATASETS.TEST_IMAGES",
+        str(folder / "images"),
+    ]
     size = TINY if tiny else BATCH
-    of_search = ["MODEL.DEVICE", "cpu", "SOLVER.BASE_LR", "0.04"] if tiny else []
+    of_search = ["MODEL.DEVICE", "cpu"] if tiny else []
     found = {
         "step": [*steps, *size],
         "step, mixed precision": [*steps, *size, *AMP],
@@ -75,7 +84,8 @@ def measured(arguments: list[str], seconds: float) -> dict[str, Any]:
             return {"problem": f"not finished after {seconds:.0f} s"}
         if done.returncode or not file.is_file():
             errors = re.findall(r"^[\w.]*(?:Error|Exception).*$|^error: .*$", done.stderr, re.MULTILINE)
-            return {"problem": errors[-1] if errors else f"status {done.returncode}"}
+            last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+            return {"problem": (errors or last or [f"status {done.returncode}"])[-1]}
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
@@ -89,14 +99,18 @@ def main() -> None:
     device = torch.cuda.get_device_name() if cuda and not args.tiny else "cpu"
     print(f"{device}, torch {torch.__version__}, detectron2 {detectron2.__version__}")
     end, found = time.monotonic() + 60 * args.minutes, {}
-    left = list(runs(args.tiny).items())
+    data = tempfile.TemporaryDirectory()
+    make_shapes(Path(data.name), 60, 4)
+    left = list(runs(args.tiny, Path(data.name)).items())
     while left:
         name, arguments = left.pop(0)
         seconds = (end - time.monotonic()) / (len(left) + 1)
         started = time.monotonic()
         found[name] = {**measured(arguments, seconds), "seconds": time.monotonic() - started}
         print(f"{name}: {found[name].get('problem', 'done')}", flush=True)
-    columns = ("ratio", "ratio_pinned", "baseline", "ours", "seconds", "problem")
+    data.cleanup()
+    columns = ("ratio", "ratio_wall", "ratio_pinned", "baseline", "ours", "images_per_second")
+    columns += ("seconds", "problem")
     rows = [{"run": name, **{c: of.get(c) for c in columns}} for name, of in found.items()]
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3g"))
     for name, of in found.items():

@@ -6,7 +6,8 @@
 The plain loop recomputes a candidate's BatchNorm statistics, sets the path, builds
 build_detection_test_loader and runs inference_on_dataset with COCOEvaluator. Both score the same
 candidates with the same weights on the same images. ratio_pinned: threads, batch size (1, which is
-the stock loader's), proposals and recalibration are equal, and so have the scores to be, to 1e-9.
+the stock loader's), proposals and recalibration are equal, and so have the scores to be, to 1e-9 (on
+a GPU to 0.1 AP).
 ratio: both with the number of threads that suits them better, ours with its own batch size.
 macs: multiply-accumulates of the backbone's convolutions, ours over the plain loop's.
 Times are wall seconds, so nothing else should run.
@@ -42,6 +43,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+
+GPU_TOLERANCE = 0.1  # AP; as tests/test_gpu.py allows
 
 
 class AlongPaths(nn.Module):
@@ -124,7 +127,9 @@ def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dic
             print(f"plain, {threads} threads, batch 1: {stock[threads]:.1f} s")
             macs = shared / counter.total
             worst = max(abs(score - plain) for (_, score), plain in zip(seen, scores))
-            if worst > 1e-9 or not any(scores):
+            # On a GPU convolutions of groups and of single images may be other algorithms.
+            limit = 1e-9 if cfg.MODEL.DEVICE == "cpu" else GPU_TOLERANCE
+            if worst > limit or not any(scores):
                 raise SystemExit(f"scores differ by {worst}, the highest is {max(scores)}")
     best, plain = min(ours, key=ours.get), min(stock, key=stock.get)
     pinned = {threads: stock[threads] / ours[threads, 1] for threads in stock}
@@ -135,6 +140,7 @@ def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dic
         "ratio_pinned": min(pinned.values()),
         "ratio_pinned_by_threads": {str(threads): ratio for threads, ratio in pinned.items()},
         "macs": macs,
+        "images_per_second": len(candidates) * images / ours[best],
         "candidates": len(candidates),
         "highest_score": max(scores),
         "setting": f"{plain} threads, batch 1 against {best[0]} threads, batch {best[1]}, "

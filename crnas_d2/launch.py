@@ -203,4 +203,6 @@ def _line(error: Exception) -> str:
         return str(error).splitlines()[-1].split(f"{InputError.__qualname__}: ")[-1]
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"{error}; fix it and continue with --resume"
+    if isinstance(error, torch.cuda.OutOfMemoryError):  # not of a step or a score, which name a key
+        return f"the GPU's memory is too small: {str(error).splitlines()[0]}"
     return str(error) if isinstance(error, (FloatingPointError, MemoryIsFull)) else ""

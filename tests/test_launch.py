@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.multiprocessing as mp
 from detectors import ROOT, tiny_yaml
 
@@ -195,6 +196,14 @@ def test_options_that_torchrun_and_srun_replace(
     assert [process.rank for process in joined] == [3]
     expected = f"error: {option}: {value}: leave it out under torchrun and srun\n"
     assert called(monkeypatch, capsys, *CONFIG, option, value) == (2, expected)
+
+
+def test_a_full_memory_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, launch._exit_on_error():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 1
+    assert line == "error: the GPU's memory is too small: CUDA out of memory. Tried to allocate 2 GiB."
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

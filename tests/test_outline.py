@@ -173,6 +173,8 @@ def test_the_options(tmp_path: Path) -> None:
     assert "a new search in OUTPUT_DIR out" in said
     assert said.index("| stage supernet |") < said.index("about ") < said.index("it took ")
     assert re.search(r"it took .* s, [\d.]+ times what was estimated", said)
+    (factor,) = re.findall(r"checkpoints have .* GB, ([\d.]+) times what was estimated", said)
+    assert 0.1 < float(factor) < 2
     assert re.search(
         r"training: .*; stage supernet done in .*, all done in \d", said
     )  # the bars know the course
