@@ -34,7 +34,7 @@ OWN_DATA = ROOT / "configs" / "OwnData"
 # By config: the network, a space around it that is quick to search, and torchvision's name of the first
 # 3x3 convolution of the first stage.
 CHAINS = {
-    "r18": (RESNET18, [[1, 2], [2, 3], [2], [2]], "layer1.0.conv2.weight"),
+    "r18": (RESNET18, [[1, 2], [2, 3], [2], [2]], "layer1.0.conv1.weight"),
     "r50": (RESNET50, [[2, 3], [4, 5], [6], [3]], "layer1.0.conv2.weight"),
     "mnv2": (
         MOBILENETV2,
@@ -114,8 +114,7 @@ def test_every_network_of_a_search_starts_from_them(
     for cfg, state in started:
         firsts.setdefault(cfg.OUTPUT_DIR, (cfg, state))
     for cfg, state in firsts.values():
-        equal = [v for v in state.values() if v.shape == expected.shape and torch.equal(v, expected)]
-        assert equal, cfg.OUTPUT_DIR
+        assert equal_in_res2(state, expected), cfg.OUTPUT_DIR
     assert caplog.text.count(f"blocks from those of {weights}, by position: stem <- stem, ") == 1 + len(
         alone
     )
@@ -130,6 +129,34 @@ def test_every_network_of_a_search_starts_from_them(
     cfg = read_config(str(out / "found.yaml"))
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.EPOCHS, cfg.INPUT.MIN_SIZE_TEST) == (1, 0, 64)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3 and cfg.MODEL.ROI_BOX_HEAD.FC_DIM == 16
+
+
+def equal_in_res2(state: dict[str, torch.Tensor], expected: torch.Tensor) -> list[str]:
+    """Names of the weights of the first stage that are those of a file."""
+    alike = {k: v for k, v in state.items() if "bottom_up.res2." in k and v.shape == expected.shape}
+    return [name for name, value in alike.items() if torch.equal(value, expected)]
+
+
+@pytest.mark.slow
+def test_both_separate_supernets_start_from_them(
+    tmp_path: Path, shared_data: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every branch of the stage supernet, and every rate of the dilation supernet of what won."""
+    network, space, theirs = CHAINS["r18"]
+    reference = reference_of(network)
+    weights = saved(reference.state_dict(), tmp_path, "resnet.pth")
+    own = [*own_data(shared_data / "fruits_nuts"), *SMALL, "MODEL.CRNAS.WEIGHTS", weights]
+    own += ["MODEL.CRNAS.STAGE_SPACE", space, "OUTPUT_DIR", str(tmp_path / "out")]
+    own += ["MODEL.CRNAS.SHARED", False, "SEARCH.JOINT", False, "SEARCH.FINALISTS.NUM", 0]
+    own += ["SEARCH.PHASES", ("stage", "dilation")]
+    monkeypatch.setattr("crnas_d2.pipeline.search_hook.check_told_apart", lambda *_: None)
+    run_search(plan_search(arguments("r18", *own)), resume=False)
+    first = reference.state_dict()[theirs]
+    found = {Path(cfg.OUTPUT_DIR).name: len(equal_in_res2(state, first)) for cfg, state in started}
+    assert found.keys() == {"stage", "dilation"} and found["stage"] == 2  # depths 1 and 2
+    second = reference.state_dict()[theirs.replace("conv1", "conv2")]  # which takes the rate
+    rates = [equal_in_res2(state, second) for cfg, state in started if "dilation" in cfg.OUTPUT_DIR]
+    assert found["dilation"] == 1 and [len(names) for names in rates] == [3]
 
 
 # ---- one training --------------------------------------------------------------------------------
