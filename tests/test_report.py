@@ -97,7 +97,14 @@ def test_the_baseline_stands(run: Path) -> None:
 def test_figures_have_their_data_beside_them(run: Path, tmp_path: Path) -> None:
     page = page_of(with_config(run, tmp_path))
     files = {path.stem: path for path in (run / "report").glob("*.csv")}
-    names = ("test_set", "computation", "finalists", "losses", "joint_paths")
+    names = (
+        "test_set",
+        "computation",
+        "finalists",
+        "losses",
+        "joint_paths_blocks",
+        "joint_paths_digit",
+    )
     of_searches = ("stage_candidates", "stage_race", "dilation_candidates", "dilation_beam")
     assert set(files) == {*names, *of_searches} and page.figures == len(files)
     rows = list(csv.DictReader(files["stage_candidates"].open()))
@@ -115,10 +122,16 @@ def test_figures_have_their_data_beside_them(run: Path, tmp_path: Path) -> None:
     kept = [row["kept"] for row in csv.DictReader(files["dilation_beam"].open())]
     assert kept == ["True", "True", "True"]
     # 60 iterations: each stage has drawn 60 depths.
-    drawn = list(csv.DictReader(files["joint_paths"].open()))
+    drawn = list(csv.DictReader(files["joint_paths_blocks"].open()))
     for stage in "1234":
         assert sum(int(row["times"]) for row in drawn if row["stage"] == stage) == 60
     assert {row["alternative"] for row in drawn if row["stage"] == "3"} == {"1", "3"}
+    # And a digit for each block of them.
+    digits = list(csv.DictReader(files["joint_paths_digit"].open()))
+    for stage in "1234":
+        of_stage = [row for row in drawn if row["stage"] == stage]
+        blocks = sum(int(row["alternative"]) * int(row["times"]) for row in of_stage)
+        assert sum(int(row["times"]) for row in digits if row["stage"] == stage) == blocks
 
 
 def test_the_beam_is_what_the_search_keeps() -> None:

@@ -71,7 +71,7 @@ def candidates(search: Search, label: str, kinds: Mapping[str, str]) -> Figure:
         for r in search.whole
     ]
     out = {name for name, kind in kinds.items() if kind == "baseline"} - is_there
-    missing = "; the baseline is not among them" if out and search.phase == "stage" else ""
+    missing = "; the baseline is not among them" if out else ""
     caption = f"{search.name}: {len(whole)} whole codes that were scored{missing}; {ERROR}"
     return Figure(f"{search.name}_candidates", caption, drawn.svg, rows)
 
@@ -141,8 +141,8 @@ def losses(trainings: Sequence[Training]) -> Figure:
     return Figure("losses", "loss of the supernets' paths", drawn.svg, rows)
 
 
-def paths(supernet: str, counts: Sequence[Mapping[int, int]], position: str) -> Figure:
-    """How often each alternative was sampled, by position: a stage's depths, or a block's digits."""
+def paths(supernet: str, position: str, kind: str, counts: Sequence[Mapping[int, int]]) -> Figure:
+    """How often each alternative, a number of blocks or a digit, was sampled, by stage or block."""
     rows = [
         {position: place, "alternative": alternative, "times": times}
         for place, of in enumerate(counts, start=1)
@@ -161,10 +161,11 @@ def paths(supernet: str, counts: Sequence[Mapping[int, int]], position: str) -> 
                 axes.text(x, y, row["times"], ha="center", va="center", fontsize=7)
         axes.set_yticks(range(len(alternatives)), list(map(str, alternatives)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel=position, ylabel="blocks" if position == "stage" else "digit")
+        axes.set(xlabel=position, ylabel=kind)
         axes.set(xlim=(0.4, len(counts) + 0.6), ylim=(-0.6, len(alternatives) - 0.4))
-    caption = f"{supernet} supernet: how often training has drawn each alternative"
-    return Figure(f"{supernet}_paths", caption, drawn.svg, rows)
+    drawn_are = "each number of blocks" if kind == "blocks" else "each digit (rate 1, 2, 3)"
+    caption = f"{supernet} supernet: how often training has drawn {drawn_are}"
+    return Figure(f"{supernet}_paths_{kind}", caption, drawn.svg, rows)
 
 
 def is_greedy(search: Search) -> bool:

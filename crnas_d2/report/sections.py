@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby, zip_longest
 from typing import Any
 
 from crnas_d2.architecture import Architecture
@@ -14,13 +14,14 @@ from crnas_d2.modeling.build import space_of
 from crnas_d2.pipeline.estimate import shown
 from crnas_d2.report import charts
 from crnas_d2.report.answer import diverged, found, scores_alone
+from crnas_d2.report.figures import Figure
 from crnas_d2.report.folder import RunFolder, Search, Training, best_first
 from crnas_d2.report.networks import Compared, macs_by_stage
 from crnas_d2.report.parts import Section, Table
 from crnas_d2.report.pictures import OBJECTS, THRESHOLD, Cannot, pictures
 from crnas_d2.report.sketch import sketch
 from crnas_d2.search.journal import open_digits
-from crnas_d2.space import DilationSpace
+from crnas_d2.space import DilationSpace, JointSpace
 
 Row = Mapping[str, Any]
 Networks = Sequence[Compared]
@@ -81,22 +82,36 @@ def searches(run: RunFolder, networks: Networks) -> Section:
         section.figures.append(charts.losses(supernets))
         for training in supernets:
             if (training.folder / "config.yaml").is_file():
-                section.figures.append(charts.paths(training.folder.name, *_sampled(training)))
+                section.figures += _sampled(training)
     else:
         section.text.append("No supernet has been trained yet.")
     return section
 
 
-def _sampled(training: Training) -> tuple[list[Counter[int]], str]:
-    """How often each depth, or digit, was drawn by position: draws are a function of the iteration."""
-    cfg = read_config(str(training.folder / "config.yaml"))
+def _sampled(training: Training) -> list[Figure]:
+    """How often each depth and each digit was drawn: draws are a function of the iteration."""
+    cfg, name = read_config(str(training.folder / "config.yaml")), training.folder.name
     space, seed = space_of(cfg), seed_of(cfg)
-    codes, is_dilation = sampled_codes(cfg, space), isinstance(space, DilationSpace)
-    counts: list[Counter[int]] = [Counter() for _ in space.alternatives]
-    for iteration in range(training.iterations):
-        for count, value in zip(counts, space.code_of(space.sample(seed, iteration, codes))):
-            count[value] += 1
-    return counts, "block" if is_dilation else "stage"
+    codes = sampled_codes(cfg, space)
+    paths = [space.sample(seed, iteration, codes) for iteration in range(training.iterations)]
+    if isinstance(space, DilationSpace):
+        return [charts.paths(name, "block", "digit", _counts(path.dilation_code for path in paths))]
+    found = [charts.paths(name, "stage", "blocks", _counts(path.stage_code for path in paths))]
+    if isinstance(space, JointSpace):
+        digits = ([*zip_longest(*path.digits_by_stage())] for path in paths)
+        by_stage = _counts(row for rows in digits for row in rows)
+        found.append(charts.paths(name, "stage", "digit", by_stage))
+    return found
+
+
+def _counts(codes: Iterable[Sequence[int | None]]) -> list[Counter[int]]:
+    """Of the numbers at each position; None is not counted."""
+    counts: dict[int, Counter[int]] = {}
+    for code in codes:
+        for position, number in enumerate(code):
+            if number is not None:
+                counts.setdefault(position, Counter())[number] += 1
+    return [counts[position] for position in sorted(counts)]
 
 
 # ---- what it cost ---------------------------------------------------------------------------------
