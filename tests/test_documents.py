@@ -20,7 +20,8 @@ from crnas_d2.config import read_config
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 IDS = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 # What stands for a person's own files and keys in a command.
-MINE = {"$MINE": "DATASETS.TRAIN_JSON mine/train.json", "{the same six}": "R_50", "...": ""}
+MINE = {"$MINE": "DATASETS.TRAIN_JSON mine/train.json", "$SHORT": "", "...": ""}
+MINE |= {"{the same six}": "R_50"}
 # Commands that run, smaller: fewer pictures, steps, codes and images.
 SMALL = [
     *("SOLVER.MAX_ITER", "8", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
