@@ -185,7 +185,12 @@ def test_the_options(tmp_path: Path) -> None:
     assert "| 30 of 30" in said and "it took" not in said and "goes on in OUTPUT_DIR out" in said
 
 
-def test_estimates_follow_from_what_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slow", [5.0, 0.0])
+def test_estimates_follow_from_what_is_left(
+    slow: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first step or score of each is slow, and is not repeated."""
+    monkeypatch.setattr("crnas_d2.pipeline.estimate.SLOW", slow)
     plan = planned(tmp_path, *ALL)
     works = course(plan)
     found = estimate(plan, works)

@@ -26,7 +26,7 @@ from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, stage_space_of
 from crnas_d2.pipeline.configs import network_config, supernet_config
-from crnas_d2.pipeline.course import Work
+from crnas_d2.pipeline.course import SHARED, Work
 from crnas_d2.pipeline.plan import Plan
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from crnas_d2.space import DilationSpace
@@ -37,6 +37,7 @@ from detectron2.utils.events import EventStorage
 IMAGES = 8  # that the steps are timed on
 STEPS = 3  # timed of each; one before them allocates
 GROUP = 4  # candidates that are scored together
+SLOW = 5.0  # seconds; what takes longer the first time is not repeated
 
 
 class Estimate(NamedTuple):
@@ -173,29 +174,33 @@ def _ends(trainer: DetectionTrainer) -> Sequence[Architecture | None]:
 
 
 def _seconds_of(work: Callable[[], object]) -> float:
-    work()
+    first = _timed(work)
+    return first if first > SLOW else _timed(lambda: [work() for _ in range(STEPS)]) / STEPS
+
+
+def _timed(work: Callable[[], object]) -> float:
     start = time.perf_counter()
-    for _ in range(STEPS):
-        work()
+    work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / STEPS
+    return time.perf_counter() - start
 
 
 def _score_seconds(cfg: CfgNode, group: Sequence[Architecture], split: Split) -> float:
-    """Of a candidate on an image, scored together with others; the first of them warms up."""
+    """Of a candidate on an image, scored together with others; the first of them warms up.
+
+    Where the first is slow, it is measured alone, and what candidates share is taken off.
+    """
     cfg.SEARCH.EVAL.RECALIBRATION_IMAGES = min(IMAGES, cfg.SEARCH.EVAL.RECALIBRATION_IMAGES)
     cfg.freeze()
     model = SupernetTrainer.build_model(cfg)
     scorer = build_scorer(cfg, split, model)
     first, *others = group
-    scorer.detect([first], 0)
-    start = time.perf_counter()
-    scorer.detect(others, 0)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
     images = scorer.images[0] + cfg.SEARCH.EVAL.RECALIBRATION_IMAGES
-    return (time.perf_counter() - start) / (len(others) * images)
+    alone = _timed(lambda: scorer.detect([first], 0))
+    if alone > SLOW:
+        return SHARED * alone / images
+    return _timed(lambda: scorer.detect(others, 0)) / (len(others) * images)
 
 
 def _stage_codes(plan: Plan) -> list[Architecture]:
