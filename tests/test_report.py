@@ -206,7 +206,7 @@ def test_another_metric_is_named(run: Path, tmp_path: Path) -> None:
     assert [float(row["score"]) for row in rows] == [80.0, 80.5]
     assert [row["role"] for row in rows] == ["baseline", "found"]
     page = (run / "report.html").read_text()
-    assert "AP50 on archval, in the supernet" in page and ">AP on archval" not in page
+    assert page.count(">AP50 on archval<") >= 2 and ">AP on archval<" not in page
 
 
 def test_a_network_that_diverged_is_in_no_mean(run: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from crnas_d2.search.journal import open_digits
 
 Row = Mapping[str, Any]
 MANY = 100  # candidates, whose bars are drawn thinner
-ERROR = "bars: standard error over images; the supernet's own noise is not in it"
+ERROR = "scores in the supernet; bars: standard error over images, without the supernet's own noise"
 
 
 def seeds(
@@ -62,7 +62,7 @@ def candidates(search: Search, label: str, kinds: Mapping[str, str]) -> Figure:
                 axes.errorbar(at, scores, errors, lw=line, color=colour, label=label_of, **mark)
                 if kind == "baseline":
                     axes.axhline(scores[-1], color=colour, lw=0.6, ls="--")
-        axes.set(xlabel="candidates, by their score", ylabel=f"{label} on archval, in the supernet")
+        axes.set(xlabel="candidates, by their score", ylabel=f"{label} on archval")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(axes)
     keys = ("architecture", "score", "error", "macs", "params")
@@ -103,11 +103,11 @@ def beam(search: Search, label: str, top_k: int) -> Figure:
         axes.plot([], [], "o", ms=3, color=GREY, label="others")
         axes.set(
             xlabel="blocks with a rate, from the first on",
-            ylabel=f"{label} on archval, in the supernet",
+            ylabel=f"{label} on archval",
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(axes)
-    caption = f"{search.name}: the beam of the greedy search; blocks without a rate take all in turn"
+    caption = f"{search.name}: the beam in the supernet; blocks without a rate take all in turn"
     return Figure(f"{search.name}_beam", caption, drawn.svg, rows)
 
 
