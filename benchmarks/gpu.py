@@ -51,14 +51,9 @@ def runs(tiny: bool, folder: Path) -> dict[str, list[str]]:
     steps = ["train_step.py", "--steps", "2" if tiny else "20", *PAPER]
     memory, search = ["memory.py", *PAPER], ["search.py", "--step", "stage", *SHAPES]
     search += ["--images", "8", "--train-steps", "100"]
-    search += ["DATASETS.TRAIN_JSON", str(folder / "train.json")]
-    search += ["DATASETS.TRAIN_IMAGES", str(folder / "images")]
-    search += [
-        "DATASETS.TEST_JSON",
-        str(folder / "val.json"),
-        "DATASETS.TEST_IMAGES",
-        str(folder / "images"),
-    ]
+    for side, split in (("TRAIN", "train"), ("TEST", "val")):
+        search += [f"DATASETS.{side}_JSON", str(folder / f"{split}.json")]
+        search += [f"DATASETS.{side}_IMAGES", str(folder / "images")]
     size = TINY if tiny else BATCH
     of_search = ["MODEL.DEVICE", "cpu"] if tiny else []
     found = {
@@ -99,16 +94,15 @@ def main() -> None:
     device = torch.cuda.get_device_name() if cuda and not args.tiny else "cpu"
     print(f"{device}, torch {torch.__version__}, detectron2 {detectron2.__version__}")
     end, found = time.monotonic() + 60 * args.minutes, {}
-    data = tempfile.TemporaryDirectory()
-    make_shapes(Path(data.name), 60, 4)
-    left = list(runs(args.tiny, Path(data.name)).items())
-    while left:
-        name, arguments = left.pop(0)
-        seconds = (end - time.monotonic()) / (len(left) + 1)
-        started = time.monotonic()
-        found[name] = {**measured(arguments, seconds), "seconds": time.monotonic() - started}
-        print(f"{name}: {found[name].get('problem', 'done')}", flush=True)
-    data.cleanup()
+    with tempfile.TemporaryDirectory() as folder:
+        make_shapes(folder, 60, 4)
+        left = list(runs(args.tiny, Path(folder)).items())
+        while left:
+            name, arguments = left.pop(0)
+            seconds = (end - time.monotonic()) / (len(left) + 1)
+            started = time.monotonic()
+            found[name] = {**measured(arguments, seconds), "seconds": time.monotonic() - started}
+            print(f"{name}: {found[name].get('problem', 'done')}", flush=True)
     columns = ("ratio", "ratio_wall", "ratio_pinned", "baseline", "ours", "images_per_second")
     columns += ("seconds", "problem")
     rows = [{"run": name, **{c: of.get(c) for c in columns}} for name, of in found.items()]

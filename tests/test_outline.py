@@ -178,6 +178,8 @@ def test_the_options(tmp_path: Path) -> None:
     assert re.search(
         r"training: .*; stage supernet done in .*, all done in \d", said
     )  # the bars know the course
+    start = json.loads((tmp_path / "out" / "starts.jsonl").read_text().splitlines()[0])
+    assert ("commit" in start["versions"]) == (ROOT / ".git").exists()
     scalars = EventAccumulator(str(tmp_path / "out" / "stage")).Reload().Tags()["scalars"]
     assert {"total_loss", "path/stage 0", "path/stage 3"} <= {*scalars}
     assert {"stage/score", "stage/best so far"} <= {*scalars}

@@ -130,7 +130,7 @@ def test_accuracy_against_ap(
         ),
         (["--output", "t.png", "broken"], "broken/results.json: not JSON"),
         (["--output", "t.png", "--accuracy", "lone"], "no architecture has both top1 and AP"),
-        (["--output", "t.png", "--accuracy", "untested"], "bbox/AP or classification/top1 in untested"),
+        (["--output", "t.png", "--accuracy", "untested"], "classification/top1 or bbox/AP in untested"),
     ],
 )
 def test_what_it_refuses(

@@ -63,6 +63,13 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
         results.row_of("base", folder)
 
 
+def test_a_classifier_has_no_row_of_a_detector(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "run", tmp_path / "data", 0, 50.0)
+    (folder / "metrics.json").write_text('{"iteration": 6, "classification/top1": 70.0}\n')
+    with pytest.raises(InputError, match=r"bbox/AP in .*: not there"):
+        results.row_of("base", folder)
+
+
 def test_a_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For each architecture, data and number of its seed; another schedule is refused."""
     trained: list[CfgNode] = []

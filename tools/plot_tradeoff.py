@@ -75,12 +75,11 @@ def joined(folders: Iterable[Path]) -> list[Row]:
     """
     found: dict[str, dict[str, list[float]]] = {}
     for folder in folders:
-        cfg, metrics = finished(folder)
-        known = {name: metrics[key] for name, key in METRICS.items() if key in metrics}
-        if not known:
-            raise InputError(f"{folder / 'metrics.json'}: has neither {' nor '.join(METRICS.values())}")
-        for name, value in known.items():
-            found.setdefault(str(architecture_of(cfg)), {}).setdefault(name, []).append(value)
+        cfg, metrics = finished(folder, METRICS.values())
+        of_codes = found.setdefault(str(architecture_of(cfg)), {})
+        for name, key in METRICS.items():
+            if key in metrics:
+                of_codes.setdefault(name, []).append(metrics[key])
     pairs = {codes: of for codes, of in found.items() if len(of) == len(METRICS)}
     if not pairs:
         there = ", ".join(found) or "no folder"

@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import statistics
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,12 @@ from crnas_d2.modeling.build import architecture_of
 from detectron2.config import CfgNode
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-TESTED = {"bbox/AP", "classification/top1"}
 KEY = ("network", "seed")
 COLUMNS = (*KEY, "architecture", "backbone_gmacs", "backbone_mparams", "iterations", *METRICS)
 
 
-def finished(folder: Path) -> tuple[CfgNode, dict[str, Any]]:
-    """The config and the last line with a test's metrics of a run of train_net.py.
+def finished(folder: Path, wanted: Collection[str]) -> tuple[CfgNode, dict[str, Any]]:
+    """The config of a run of train_net.py, and the last line with a metric that is ``wanted``.
 
     Raises InputError: the folder holds no finished one, or one of a backbone that is not ours.
     """
@@ -41,16 +41,16 @@ def finished(folder: Path) -> tuple[CfgNode, dict[str, Any]]:
     metrics, final = folder / "metrics.json", folder / "model_final.pth"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     whole = (json.loads(line) for line in lines if line.endswith("}"))  # not cut off by a kill
-    results = [line for line in whole if TESTED & line.keys()]
+    results = [line for line in whole if not line.keys().isdisjoint(wanted)]
     if not results or not final.is_file():
-        wanted = " or ".join(sorted(TESTED))
-        raise InputError(f"{final}, {wanted} in {metrics}: not there; a finished run is needed")
+        named = " or ".join(wanted)
+        raise InputError(f"{final}, {named} in {metrics}: not there; a finished run is needed")
     return cfg, results[-1]
 
 
 def row_of(name: str, folder: Path) -> dict[str, Any]:
     """Of a finished run of a detector."""
-    cfg, result = finished(folder)
+    cfg, result = finished(folder, ["bbox/AP"])
     architecture = architecture_of(cfg)
     costs = backbone_costs(cfg)(architecture)
     row = {

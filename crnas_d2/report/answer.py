@@ -44,7 +44,7 @@ def found(run: RunFolder, networks: Networks) -> Section:
         section.text.append("No network is known yet.")
     if run.results.get(NETWORKS):
         section.figures.append(_seeds_on_test(run, networks))
-    if run.tested and not any("APs" in row for row in run.tested):
+    elif run.tested:  # paths, by the one metric of the search
         section.text.append("AP by size of the objects is not in it: the phase retrain measures that.")
     for noise in run.results.get("noise", []):
         section.text.append(f"Noise of {noise['base']}: {noise['text']}.")

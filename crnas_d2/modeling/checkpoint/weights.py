@@ -40,7 +40,8 @@ def read_file(path: str, key: str) -> dict[str, Any]:
     try:
         file = PathManager.get_local_path(path)
     except Exception as error:  # of the network, or of no such scheme
-        raise InputError(f"{key}: {path}: cannot be fetched ({error})") from error
+        why = textwrap.shorten(str(error), 120, placeholder=" ...")
+        raise InputError(f"{key}: {path}: cannot be fetched ({why})") from error
     try:
         if path.endswith(".pkl"):
             content = load_arrays(file)
