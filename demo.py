@@ -54,10 +54,13 @@ def main() -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     # Only now: torch takes seconds to import.
     from crnas_d2.data.datasets import use_class_names
-    from crnas_d2.engine.demo import draw_files, find_files, output_paths, show_webcam
     from crnas_d2.engine.detector import check_detector, detector_config
-    from crnas_d2.engine.drawing import Detector
 
+    try:  # OpenCV, which nothing else here needs
+        from crnas_d2.engine.demo import draw_files, find_files, output_paths, show_webcam
+        from crnas_d2.engine.drawing import Detector
+    except ImportError as error:
+        raise InputError(f"{error}; pip install opencv-python") from error
     cfg = detector_config(args.config_file, args.opts)
     classes = use_class_names(cfg)
     check_detector(cfg)

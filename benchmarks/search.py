@@ -129,7 +129,9 @@ def measure(cfg: CfgNode, detector: nn.Module, folder: Path, images: int) -> dic
             worst = max(abs(score - plain) for (_, score), plain in zip(seen, scores))
             # On a GPU convolutions of groups and of single images may be other algorithms.
             limit = 1e-9 if cfg.MODEL.DEVICE == "cpu" else GPU_TOLERANCE
-            if worst > limit or not any(scores):
+            if not any(scores):
+                raise SystemExit("nothing is detected: more --train-steps")
+            if worst > limit:
                 raise SystemExit(f"scores differ by {worst}, the highest is {max(scores)}")
     best, plain = min(ours, key=ours.get), min(stock, key=stock.get)
     pinned = {threads: stock[threads] / ours[threads, 1] for threads in stock}

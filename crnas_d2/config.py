@@ -29,20 +29,6 @@ CHECKS = {
     "DATALOADER.NUM_WORKERS": at_least(0),
 }
 
-# Keys of SEARCH in earlier versions, most of them without a node, what replaces them, and what is gone.
-SINCE = "EVIDENCE|NUM|SEEDS|SCHEDULE|TRY_LONGER|METHOD|SIZE|CONFIDENCE"  # were never there
-NESTED = [name for name in KEYS if re.match(rf"SEARCH\.\w+\.(?!{SINCE})", name)]
-RENAMED = {
-    **{f"SEARCH.{name.split('.')[2]}": name for name in NESTED},
-    "SEARCH.ARCHVAL_SIZE": "SEARCH.ARCHVAL.SIZE",
-    "SEARCH.DILATION_SEARCH": "SEARCH.DILATION.METHOD",
-    "SEARCH.RACE_CONFIDENCE": "SEARCH.RACE.CONFIDENCE",
-    "SEARCH.STAGE_SEARCH": "SEARCH.STAGE.METHOD",
-    "SEARCH.STEPS": "SEARCH.PHASES",
-    "MODEL.CRNAS.NESTED_DEPTHS": "MODEL.CRNAS.SHARED",
-}
-REMOVED = ("SEARCH.CACHE_ON_DEVICE", "SEARCH.COMPILE", "SEARCH.GROUP_SIZE")
-
 
 def add_crnas_config(cfg: CfgNode) -> None:
     """Add our keys to a detectron2 config, in place; none of its own defaults changes."""
@@ -52,10 +38,6 @@ def add_crnas_config(cfg: CfgNode) -> None:
         for part in nodes:
             node = node.setdefault(part, CfgNode())
         node[last] = key.default
-    for old, new in RENAMED.items():
-        cfg.register_renamed_key(old, new)
-    for old in REMOVED:
-        cfg.register_deprecated_key(old)  # a warning, and its value is ignored
 
 
 def read_config(config_file: str, opts: Sequence[str] = (), as_asked: bool = False) -> CfgNode:

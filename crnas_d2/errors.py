@@ -18,6 +18,10 @@ class MemoryIsFull(RuntimeError):
     """The GPU's memory is too small; the line names the keys to lower. Status 1."""
 
 
+class Diverged(FloatingPointError):
+    """The loss of a training is not finite, which all of its processes have seen alike."""
+
+
 def run_tool(main: Callable[[], None]) -> None:
     """What a tool does; an InputError, or a file that fails, is its one line, with status 2."""
     try:

@@ -7,15 +7,45 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import IO, Any
 
+from crnas_d2.errors import InputError
+
+PATIENCE = 20  # seconds in which a killed run is gone
+HELD: list[IO[str]] = []  # open as long as a run of this process
 EARLY = MemoryHandler(1000)  # what is logged before log.txt is open, and lost if it never is
+
+
+def hold(folder: str) -> None:
+    """Keep OUTPUT_DIR for this process. Raises InputError: another one has it; on Windows, never.
+
+    Its death, however it comes, sets the folder free; what was killed may take some seconds to go.
+    Unlike flock's, this lock is not handed on to the workers of a DataLoader.
+    """
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        HELD[:] = [Path(folder, ".lock").open("a", encoding="utf-8")]
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return fcntl.lockf(HELD[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    return None  # a file system without locks
+                if time.monotonic() > end:
+                    why = "another run writes in it; wait for its end, or name another folder"
+                    raise InputError(f"OUTPUT_DIR: {folder}: {why}") from error
+            time.sleep(0.1)
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:

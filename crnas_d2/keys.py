@@ -45,7 +45,9 @@ NETWORK = {
     ),
     "MODEL.CRNAS.STAGE_CODE": Key([3, 4, 6, 3], "Blocks in each stage (paper, Table 5)."),
     "MODEL.CRNAS.DILATION_CODE": Key(
-        [], "One digit a block: 0, 1, 2 for rates 1, 2, 3 (paper, Table 6). Empty: rate 1 everywhere."
+        [],
+        "One digit a block: 0, 1, 2 for dilation rates 1, 2, 3 (paper, Table 6). Empty: rate 1 "
+        "everywhere.",
     ),
     "MODEL.CRNAS.SUPERNET": Key(
         "",
@@ -87,8 +89,8 @@ NETWORK = {
     ),
     "MODEL.CRNAS.SHARED": Key(
         False,
-        "Depth n is the first n blocks of one chain, and the three rates of a choice block have "
-        "one weight, instead of a chain and a weight of their own (paper, Figure 2).",
+        "Depth n is the first n blocks of one chain, and the three dilation rates of a choice block "
+        "have one weight, instead of a chain and a weight of their own (paper, Figure 2).",
     ),
     "MODEL.CRNAS.WEIGHTS": Key(
         "",
@@ -105,7 +107,6 @@ NETWORK = {
         7, "Stacked cells; the paper's 7 have FPN.OUT_CHANNELS 384 (Table 9).", at_least(1)
     ),
     "MODEL.CLASSIFIER.NUM_CLASSES": Key(1000, "Of META_ARCHITECTURE ImageClassifier.", at_least(1)),
-    "MODEL.CLASSIFIER.IN_FEATURE": Key("res5", "The stage that the classifier pools."),
     "INPUT.CLASSIFIER_CROP": Key(224, "Pixels: the side of what a classifier sees.", at_least(1)),
     "INPUT.CLASSIFIER_TEST_RESIZE": Key(
         256, "Pixels: the shorter side of a classifier's test image before it is cropped."
@@ -118,7 +119,7 @@ SCHEDULE_AND_DATA = {
         "SOLVER.STEPS; 0: Detectron2's keys count. The paper's 1x is 13 (Sec. 4.1).",
         at_least(0),
     ),
-    "SOLVER.STEP_EPOCHS": Key((), "After how many epochs the rate falls; the paper's 1x has 8 and 11."),
+    "SOLVER.STEP_EPOCHS": Key((), "Epochs after which the learning rate drops; the paper's 1x: 8, 11."),
     "SOLVER.MIN_ITER": Key(
         0,
         "Iterations that a schedule in epochs has at least, for small sets; its steps move along.",
@@ -155,9 +156,10 @@ SEARCH = {
         "What the found network may cost; one stage supernet serves all. A number: blocks (8, 16, "
         "33) in the ResNet series, weighted blocks (16) in MobileNetV2 (paper, A.2). Or limits "
         "that hold together, each a value and by what fraction the cost may differ: {macs: "
-        "[4.1e9, 0.02], params: [25e6, 0.1]}, of FOUND_BASE's network at its test size: blocks, "
-        "macs and params of the backbone, and latency, seconds that the whole detector takes for "
-        "an image on MODEL.DEVICE.",
+        "[46.7e9, 0.02], params: [23.5e6, 0.1]} for configs/OwnData/r50.yaml. They are of "
+        "FOUND_BASE's network at its test size: blocks, macs and params of the backbone, and latency, "
+        "seconds that the whole detector takes for an image on MODEL.DEVICE. Costs other than blocks "
+        "need STAGE.ONLY_ELIGIBLE False and STAGE.SAMPLING uniform.",
     ),
     "SEARCH.FOUND_BASE": Key(
         (),
@@ -209,8 +211,8 @@ SEARCH = {
     ),
     "SEARCH.DILATION.EVIDENCE": Key(
         False,
-        "Rates above 1 are found only if the same weights score better with them than with rate 1 "
-        "everywhere, with 95 % certainty over archval's images and less the luck of the greedy "
+        "Dilation rates above 1 are found only if the same weights score better with them than with "
+        "rate 1 everywhere, with 95 % certainty over archval's images and less the luck of the greedy "
         "search.",
     ),
     "SEARCH.EVALUATIONS": Key(200, "Candidates of each evolutionary or random search.", at_least(1)),
@@ -254,7 +256,10 @@ SEARCH = {
         at_least(0),
     ),
     "SEARCH.FINALISTS.SEEDS": Key(
-        3, "Rounds of finalists: each trains the better half of them with one more seed.", at_least(1)
+        3,
+        "Rounds. The first trains all finalists with one seed, each later one the better half with one "
+        "more.",
+        at_least(1),
     ),
     "SEARCH.FINALISTS.SCHEDULE": Key(
         1.0,
@@ -268,8 +273,8 @@ SEARCH = {
     ),
     "SEARCH.INHERIT": Key(
         False,
-        "Networks trained alone start from their paths in the joint supernet, not from scratch; "
-        "the noise of seeds is then known after its training.",
+        "Networks trained alone start from their paths in the joint supernet, not from scratch, and "
+        "found.yaml from found.pth; the noise of seeds is then known after the supernet's training.",
     ),
     "SEARCH.RETRAIN.SEEDS": Key(
         1, "Trainings of each network in the table that ends a run.", at_least(1)

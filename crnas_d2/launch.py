@@ -162,12 +162,29 @@ def run(prepare: Prepare, work: Work, parser: argparse.ArgumentParser) -> None:
     _run_in_group(0, [process], prepare, work, args)
 
 
+def _use_gpu(device: str) -> None:
+    """Let the GPU with a number, as cuda:1, be the current one, whose name and memory are looked at.
+
+    Raises InputError: there is no such GPU, or several processes would share it.
+    """
+    named, gpus = torch.device(device), torch.cuda.device_count()
+    if named.type != "cuda" or named.index is None:
+        return
+    if (processes := comm.get_world_size()) > 1:
+        why = f"{processes} processes take one GPU each; allowed is cuda"
+        raise InputError(f"MODEL.DEVICE: {device}: {why}")
+    if named.index >= gpus:
+        raise InputError(f"MODEL.DEVICE: {device}: allowed are cuda:0 to cuda:{gpus - 1}")
+    torch.cuda.set_device(named)
+
+
 def _run_by_options(prepare: Prepare, work: Work, args: argparse.Namespace) -> None:
     processes = from_options(args)
+    device, gpus = read_config(args.config_file, args.opts).MODEL.DEVICE, torch.cuda.device_count()
     if processes[0].world_size == 1:
+        _use_gpu(device)
         work(prepare(args), args)
         return
-    device, gpus = read_config(args.config_file, args.opts).MODEL.DEVICE, torch.cuda.device_count()
     if torch.device(device).type == "cuda" and len(processes) > gpus:
         raise InputError(f"--num-gpus: {len(processes)}: there are {gpus}; allowed are 1 to {gpus}")
     try:
@@ -185,8 +202,11 @@ def _run_in_group(
 ) -> None:
     cfg = read_config(args.config_file, args.opts)
     join(processes[i], cfg.MODEL.DEVICE, cfg.DIST_TIMEOUT_MINUTES)
+    prepared: Any = None
     try:
-        prepared = prepare(args) if comm.is_main_process() else None
+        if comm.is_main_process():
+            _use_gpu(cfg.MODEL.DEVICE)
+            prepared = prepare(args)
     except InputError as error:
         prepared = error
     shared = comm.all_gather(prepared)[0]

@@ -167,5 +167,6 @@ def with_config(run: Path, tmp_path: Path) -> Path:
     start |= {"device": "cpu", "versions": {"torch": "2"}, "bases": {"N5": str(base)}}
     start |= {"environment": {"DETECTRON2_DATASETS": "/data"}, "launcher": "by torchrun"}
     start["estimate"] = {"joint supernet": 100.0}
-    write_lines(run / "starts.jsonl", [start, {**start, "command": "search_net.py --resume"}])
+    resumed = {**start, "command": "search_net.py --resume", "estimate": None}
+    write_lines(run / "starts.jsonl", [start, resumed])
     return run

@@ -182,6 +182,34 @@ def test_the_classes_of_a_registered_set(bench: Bench, name: str) -> None:
         assert error == f"error: {shown}\n"
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_the_test_sets_classes_are_the_registered_training_sets(bench: Bench, own: bool) -> None:
+    """A test set of your own or a registered one; --eval-only trains on nothing."""
+
+    def reversed_names(content: dict[str, Any]) -> None:
+        for category, name in zip(content["categories"], ("triangle", "square", "disc")):
+            category["name"] = name
+
+    names, images = [f"{i} for {bench.folder} {own}" for i in range(2)], str(bench.shapes / "images")
+    changed = bench.json(reversed_names)
+    for name, path in zip(names, (str(bench.shapes / "train.json"), changed)):
+        register_coco(name, path, images)
+    none = [part for key in DATA_KEYS for part in (f"DATASETS.{key}", "")]
+    options = [*none, "DATASETS.TRAIN", (names[0],), "MODEL.ROI_HEADS.NUM_CLASSES", 3]
+    test = ["DATASETS.TEST_JSON", changed, "DATASETS.TEST_IMAGES", images]
+    test = test if own else ["DATASETS.TEST", (names[1],)]
+    retrains = ["SEARCH.PHASES", ("stage", "retrain")]
+    shown = "DATASETS.TEST_JSON" if own else f"DATASETS.TEST: {names[1]!r}"
+    for name in (TRAIN, SEARCH):
+        error = bench.call(name, *options, *test, *retrains)
+        assert error.startswith(
+            f"error: {shown}: classes ['triangle', 'square', 'disc']; the training "
+        )
+        assert bench.starts(name, *options, "DATASETS.TEST", (names[0],), *retrains)
+    weights = ["MODEL.WEIGHTS", bench.checkpoint()]
+    assert bench.starts(TRAIN, "--eval-only", *options, *test, *weights)
+
+
 def test_all_bad_images_in_one_line(bench: Bench) -> None:
     """Also of the test set (cases 04, 05, 15, 26); each kind is in test_pictures.py."""
     images = bench.folder / "images"

@@ -13,6 +13,8 @@ from bench import SEARCH, TRAIN, Bench, snapshot
 from detectors import ROOT, TINY
 
 from crnas_d2.config import read_config
+from crnas_d2.data.datasets import register_coco
+from crnas_d2.pipeline.configs import OWN_DATA
 
 
 def test_the_bench_lets_good_input_start(bench: Bench) -> None:
@@ -203,6 +205,29 @@ def test_networks_alone_start_without_weights(bench: Bench, keys: list[Any]) -> 
     path.write_text(f"_BASE_: {bench.base()}\nMODEL: {{WEIGHTS: r50.pth}}\n")
     error = bench.call(SEARCH, "SEARCH.FOUND_BASE", (str(path),), *keys)
     assert f"MODEL.WEIGHTS: r50.pth: in SEARCH.FOUND_BASE: {path}: networks trained alone" in error
+
+
+@pytest.mark.parametrize("side", ["TRAIN", "TEST"])
+def test_networks_alone_have_the_data_of_the_search(bench: Bench, side: str) -> None:
+    """Else the table would be of other pictures; a search alone needs no test set."""
+    names = [f"{i} for {bench.folder}" for i in range(2)]
+    for name in names:
+        register_coco(name, str(bench.shapes / "train.json"), str(bench.shapes / "images"))
+    none = [part for key in OWN_DATA for part in (f"DATASETS.{key}", "")]
+    sets = {"DATASETS.TRAIN": (names[0],), "DATASETS.TEST": (names[0],)}
+    sets |= {"MODEL.ROI_HEADS.NUM_CLASSES": 3}
+    options = [*none, *(part for pair in sets.items() for part in pair)]
+    options += ["SEARCH.PHASES", ("stage", "retrain"), "SEARCH.FOUND_BASE"]
+    path = bench.folder / "with_data.yaml"
+    for of in (names[0], names[1]):
+        keys = {**sets, f"DATASETS.{side}": (of,)}
+        path.write_text(read_config("", [*TINY, *(p for pair in keys.items() for p in pair)]).dump())
+        if of == names[0]:
+            assert bench.starts(SEARCH, *options, (str(path),))
+            assert side == "TRAIN" or bench.starts(SEARCH, *options, (str(path),), "DATASETS.TEST", ())
+    error = bench.call(SEARCH, *options, (str(path),))
+    shown = f"DATASETS.{side}: {(names[0],)}: SEARCH.FOUND_BASE: {path} has {(names[1],)}"
+    assert error == f"error: {shown}; the same are needed\n"
 
 
 @pytest.mark.parametrize("kind", ["stage", "dilation"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ from typing import Any
 import pytest
 import torch
 from bench import SEARCH, TRAIN, Bench, of
+from detectors import ROOT
 from test_checkpoint import DAMAGES, Trap
 
+from crnas_d2 import files
 from crnas_d2.data.splits import write_splits
+from crnas_d2.errors import InputError
 from crnas_d2.pipeline.configs import supernet_config
 from crnas_d2.pipeline.plan import plan_search
 from detectron2.engine import default_argument_parser
@@ -149,6 +154,7 @@ def test_another_space(
     bench.earlier_run(*own)
     error = bench.call(TRAIN, "--resume", *other)
     assert error.startswith(f"error: --resume: {bench.output / 'model_0000001.pth'}: {shown}")
+    assert error.endswith("; set the config back, or start in another OUTPUT_DIR\n")
     assert bench.starts(TRAIN, "--resume", *own)
 
 
@@ -238,7 +244,7 @@ OF_A_SEARCH = (
     *("stage/last_checkpoint", "dilation_N5/last_checkpoint", "joint/last_checkpoint"),
     *("trainings/train_0/resnet_1-2-1-1_0-00-0-0/last_checkpoint", "trainings/journal.jsonl"),
     *("stage/journal.jsonl", "stage/race.jsonl", "stage/matches", "dilation_N16/matches"),
-    "latency.jsonl",
+    *("test/matches", "latency.jsonl"),
 )
 
 
@@ -259,6 +265,13 @@ def test_a_folder_that_is_a_file(bench: Bench, flags: list[str]) -> None:
     bench.output.write_text("a file")
     for name in (TRAIN,) if "--eval-only" in flags else (TRAIN, SEARCH):
         assert f"OUTPUT_DIR: '{bench.output}': is not a folder" in bench.call(name, *flags)
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"], ["--eval-only"]])
+def test_a_training_is_not_written_into_a_search(bench: Bench, flags: list[str]) -> None:
+    (bench.output / "splits").mkdir(parents=True)
+    error = bench.call(TRAIN, *flags, "MODEL.WEIGHTS", bench.checkpoint())
+    assert error == f"error: OUTPUT_DIR: {bench.output}: holds a search; name another folder\n"
 
 
 def test_eval_only_does_not_evaluate_random_weights(bench: Bench) -> None:
@@ -284,3 +297,18 @@ def test_own_training_data_alone_is_not_evaluated_on_other_data(bench: Bench) ->
     error = bench.call(SEARCH, *none, "SEARCH.PHASES", ("retrain",))
     assert error.startswith("error: DATASETS.TEST: (): the phase retrain needs one test set")
     assert bench.starts(SEARCH, *none, "SEARCH.FINALISTS.NUM", 2).DATASETS.TEST == ()
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a killed one keep it; locks are between processes, so the other is a real one."""
+    code = "import sys, time; from crnas_d2.files import hold; hold(sys.argv[1]); print(flush=True)"
+    command = [sys.executable, "-c", f"{code}; time.sleep(60)", str(tmp_path)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+    assert other.stdout is not None and other.stdout.readline()
+    monkeypatch.setattr(files, "PATIENCE", 0.3)
+    with pytest.raises(InputError, match="another run writes in it"):
+        files.hold(str(tmp_path))
+    other.kill()
+    monkeypatch.setattr(files, "PATIENCE", 20)
+    files.hold(str(tmp_path))
+    other.communicate()

@@ -189,7 +189,7 @@ def test_a_resumed_run_is_the_same_run(kind: str, cut: int, tmp_path: Path) -> N
 REFUSED = [
     (["MODEL.CLASSIFIER.NUM_CLASSES", 1000], ["MODEL.CLASSIFIER.NUM_CLASSES: 1000: ", "has 3"]),
     (["MODEL.CLASSIFIER.NUM_CLASSES", 0], ["MODEL.CLASSIFIER.NUM_CLASSES: 0: ", "at least 1"]),
-    (["MODEL.CLASSIFIER.IN_FEATURE", "res4"], ["MODEL.CLASSIFIER.IN_FEATURE: 'res4': ", "res5"]),
+    (["MODEL.CRNAS.OUT_FEATURES", ["res4"]], ["MODEL.BACKBONE.NAME: ", "returns res4; ", "needs res5"]),
     (["INPUT.CLASSIFIER_CROP", 37], ["INPUT.CLASSIFIER_CROP: 37: ", "1 to 36"]),
     (["INPUT.CLASSIFIER_CROP", 0], ["INPUT.CLASSIFIER_CROP: 0: ", "at least 1"]),
     (["DATASETS.TRAIN", ("bccd_train",)], ["MODEL.META_ARCHITECTURE: ", "boxes", "a detector"]),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from crnas_d2 import config
-from crnas_d2.config import CHECKS, REMOVED, RENAMED, add_crnas_config, leaves, read_config
+from crnas_d2.config import CHECKS, add_crnas_config, leaves, read_config
 from crnas_d2.errors import InputError
 from crnas_d2.keys import KEYS, RESUME_ALWAYS, RESUME_UNTIL_SCORED
 from detectron2.config import get_cfg
@@ -35,8 +35,7 @@ def test_every_key_says_what_it_means(name: str) -> None:
 def test_defaults_are_allowed() -> None:
     cfg = read_config("")
     assert leaves(cfg)["SEARCH.EVAL.BATCH_SIZE"] == 8
-    assert set(leaves(cfg)) >= {*RESUME_ALWAYS, *RESUME_UNTIL_SCORED, *RENAMED.values()}
-    assert not set(leaves(cfg)) & set(RENAMED)
+    assert set(leaves(cfg)) >= {*RESUME_ALWAYS, *RESUME_UNTIL_SCORED}
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -51,23 +50,23 @@ def test_a_value_that_is_not_allowed(name: str) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", RENAMED)
 @pytest.mark.parametrize("where", ["file", "command line"])
-def test_a_key_of_an_earlier_version(name: str, where: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("SEARCH.ARCHVAL_SIZE", "; did you mean SEARCH.ARCHVAL.SIZE?"),
+        ("MODEL.CRNAS.STAGE_CODES", "; did you mean MODEL.CRNAS.STAGE_CODE?"),
+        ("SEARCH.NOTHING_LIKE_IT", ""),
+    ],
+)
+def test_an_unknown_key(name: str, said: str, where: str, tmp_path: Path) -> None:
     *nodes, last = name.split(".")
     text = "".join(f"{node}: {{" for node in nodes) + f"{last}: 1" + "}" * len(nodes)
     file = written(tmp_path / "old.yaml", text)
     with pytest.raises(InputError) as caught:
         read_config(file) if where == "file" else read_config("", [name, 1])
-    assert f": Key {name} was renamed to {RENAMED[name]}" in str(caught.value)
-
-
-def test_keys_that_are_gone_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    cfg = read_config("", [item for name in REMOVED for item in (name, 1)])
-    assert not leaves(cfg).keys() & set(REMOVED)
-    assert all(name in caplog.text for name in REMOVED)
-    with pytest.raises(InputError, match=r"SEARCH\.METHOD: .*no such key"):
-        read_config("", ["SEARCH.METHOD", "random"])  # never a key: it could be either phase's
+    shown = {"file": f"--config-file: {file}: no such key: {name}"}
+    assert str(caught.value) == shown.get(where, f"{name}: 1: no such key") + said
 
 
 @pytest.mark.parametrize("name", ["INPUT.MIN_SIZE_TRAIN", "MODEL.PIXEL_STD"])

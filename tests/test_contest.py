@@ -67,7 +67,7 @@ def test_verdict_and_table(whole: Path) -> None:
     assert len(noise["scores"]) == 2 and noise["seeds"] == pytest.approx(
         np.std(noise["scores"], ddof=1)
     )
-    assert "on 4 images of archval: seeds differ by" in noise["text"]
+    assert "on 4 images of archval: seeds have a standard deviation of" in noise["text"]
     assert "half as many iterations again" in noise["text"]
     found = yaml.safe_load((whole / "found.yaml").read_text())["MODEL"]["CRNAS"]["STAGE_CODE"]
     with (whole / "table.csv").open(newline="") as file:

@@ -174,6 +174,15 @@ def test_other_test_classes(folder: Path, names: list[str]) -> None:
     assert refusal(use_own_data, config(folder)) == shown
 
 
+def test_sizes_with_a_decimal_point_are_integers(folder: Path) -> None:
+    images = json.loads((folder / "train.json").read_text())["images"]
+    change(folder / "train.json", images=[{**i, "height": 64.0, "width": 64.0} for i in images])
+    cfg = config(folder)
+    completed = use_own_data(cfg)["TRAIN"]["images"]
+    for image in (*completed, *DatasetCatalog.get(cfg.DATASETS.TRAIN[0])):
+        assert {type(image["height"]), type(image["width"])} == {int}
+
+
 # ---- a COCO JSON ---------------------------------------------------------------------------------
 
 
@@ -217,7 +226,7 @@ def test_a_record_that_lacks_an_entry(folder: Path, part: str) -> None:
 def test_no_file(tmp_path: Path) -> None:
     for path, why in ((tmp_path / "x.json", "No such file or directory"), (tmp_path, "Is a directory")):
         message = refusal(read_coco_json, str(path), "KEY")
-        assert message == f"KEY: {path}: {why}; a COCO JSON is needed"
+        assert message == f"KEY: {path}: {why}; a COCO JSON is needed (docs/DATASETS.md)"
 
 
 # ---- registered sets -----------------------------------------------------------------------------

@@ -109,6 +109,10 @@ BAD = {
         ["--output", "{}/earlier", *WEIGHTS],
         "--output: {}/earlier/a.jpg: is there already; another folder is needed",
     ),
+    "other colours": (
+        [*WEIGHTS, "INPUT.FORMAT", "YUV"],
+        "INPUT.FORMAT: 'YUV': allowed are RGB and BGR",
+    ),
     "both sources": (["--webcam"], "--webcam: not allowed with argument --input/--video-input"),
 }
 # Without what would work.
@@ -140,6 +144,16 @@ def test_an_incomplete_command_line(case: str, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputError) as caught:
         script("demo.py").main()
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_without_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    for name in ("demo", "drawing"):
+        monkeypatch.delitem(sys.modules, f"crnas_d2.engine.{name}", raising=False)
+    line = ["--config-file", "x.yaml", "--input", "a", "--output", "b"]
+    monkeypatch.setattr(sys, "argv", ["demo.py", *line])
+    with pytest.raises(InputError, match=r"^[^\n]*cv2[^\n]*; pip install opencv-python$"):
+        script("demo.py").main()
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -25,7 +25,7 @@ from preparing import make_picture
 
 from crnas_d2.config import read_config
 from crnas_d2.data.datasets import use_class_names
-from crnas_d2.engine.demo import draw_files, find_files, output_paths, show_webcam
+from crnas_d2.engine.demo import _draw_video, draw_files, find_files, output_paths, show_webcam
 from crnas_d2.engine.drawing import Detector
 from crnas_d2.errors import InputError
 from detectron2.config import CfgNode
@@ -83,6 +83,17 @@ def make_video(path: Path) -> None:
     for number in range(FRAMES):
         writer.write(np.full((SIZE[1], SIZE[0], 3), 40 * number, np.uint8))
     writer.release()
+
+
+def test_a_video_that_breaks_off(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header says how many frames there were."""
+    make_video(tmp_path / "clip.avi")
+    draw = detector.draw_video
+    monkeypatch.setattr(detector, "draw_video", lambda video: itertools.islice(draw(video), 2))
+    said = _draw_video(detector, tmp_path / "clip.avi", tmp_path / "drawn.mp4")
+    assert said == f"2 frames of {FRAMES}"
 
 
 def frames_of(path: Path) -> list[np.ndarray]:

@@ -180,6 +180,7 @@ def test_images_are_normalised_as_the_network_does_it(tiny: Path) -> None:
     tool = script("tools/erf.py")
     options = ["MODEL.PIXEL_MEAN", "[8.0, 8.0, 8.0]", "MODEL.PIXEL_STD", "[2.0, 2.0, 2.0]"]
     network = tool.load(str(tiny / "tiny.yaml"), None, ["p3"], [*options, "INPUT.FORMAT", "RGB"])
+    (tiny / "images" / "._a.png").write_bytes(b"of macOS")
     paths = tool.files_in(tiny / "images", 5)
     assert [Path(path).name for path in paths] == ["a.png", "b.jpg"]
     first, second = tool.inputs(network, paths, 2)
@@ -240,7 +241,7 @@ BAD = [  # options, KEY VALUE pairs, the error
     (["--num-images", "0"], [], "--num-images: 0: at least 1 is needed"),
     (["--positions", "-1"], [], "--positions: -1: at least 1 is needed"),
     (["--images", "no"], [], "--images: no: a folder with images is needed"),
-    (["--images", "."], [], "--images: .: a folder with images is needed"),
+    (["--images", "."], [], "--images: .: a folder with images is needed: .bmp, .jpeg, "),
     (["--images", "torn"], [], "--images: 1 of 1 images cannot be used: torn/a.png: "),
     (["--output", "tiny.yaml"], [], "--output: tiny.yaml: is not a folder"),
     (["--config-file", "tiny.yaml", "no.yaml"], [], "--config-file: no.yaml: "),

@@ -61,7 +61,7 @@ def test_a_broken_image_in_archtrain(bench: Bench, workers: int) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: {path}: cannot be read as an image: ") and "truncated" in last
-    assert last.endswith("; replace it, and --resume continues a training")
+    assert last.endswith("; replace it, and --resume continues the training")
 
 
 # ---- while a run is under way --------------------------------------------------------------------

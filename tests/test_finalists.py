@@ -1,4 +1,4 @@
-"""Finalists and the verdict on simulated scores: what the rules gain, and how often they are wrong."""
+"""Contests of simulated scores: what finalists gain, and how often a verdict is wrong."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from detectors import TINY
+from made_up import MadeUp
 
 from crnas_d2.architecture import Architecture
+from crnas_d2.budget import Budget
+from crnas_d2.config import read_config
 from crnas_d2.evaluation.verdict import Difference, Spread, smallest_difference
+from crnas_d2.pipeline.contest import Contest, Facts
+from crnas_d2.pipeline.plan import Plan
 from crnas_d2.search.finalists import compete, winner
 from crnas_d2.space import RESNET_DEPTHS, StageSpace
 
 NO_IMAGES = np.zeros(1)
 CODES = StageSpace("resnet", RESNET_DEPTHS).eligible(16)[:150]
 SUPERNET = 1.5  # noise of its scores, AP
+CONFIG = read_config("", [*TINY, "SEARCH.FINALISTS.NUM", 4, "SEARCH.FINALISTS.SEEDS", 3])
+BUDGET = Budget.parse(16)
+PAIRS = ((0, 1), (0, 2), (1, 0), (2, 0))  # last digits, of a greedy search's best codes
 
 
 class Simulation:
@@ -37,12 +46,15 @@ class Simulation:
     def train(self, architecture: Architecture, seed: int) -> float:
         return self.truth[architecture] + self.rng.normal(0, self.seeds)
 
-    def run(self) -> tuple[Architecture, Difference]:
-        scores = compete(self.first, [self.baseline], 3, self.train)
-        best = winner(scores)
-        spread = Spread.of(list(scores.values()))
-        found = Difference(scores[best], scores[self.baseline], spread, NO_IMAGES, len(scores) - 1)
-        return best, found
+    def run(self) -> tuple[Architecture, Facts]:
+        """The contests of both searches; no rate changes anything."""
+        CONFIG.MODEL.CRNAS.STAGE_CODE = list(self.baseline.stage_code)
+        contest = Contest(Plan(CONFIG, {BUDGET: ""}, "", None), MadeUp(self.train, None))
+        first, _ = contest.choose(BUDGET, self.first)
+        (*zeros, _) = first.dilation_code
+        rates = [Architecture(first.family, first.stage_code, (*zeros[:-1], *pair)) for pair in PAIRS]
+        self.truth |= dict.fromkeys(rates, self.truth[first])
+        return contest.choose(BUDGET, rates, first)
 
 
 @pytest.mark.parametrize(("seeds", "times"), [(0.6, 1.3), (1.5, 1.0)])
@@ -60,7 +72,7 @@ def test_finalists_gain_more_than_the_first_of_the_supernet(seeds: float, times:
 @pytest.mark.parametrize("seeds", [0.6, 1.5])
 def test_equal_networks_are_rarely_called_better(seeds: float) -> None:
     rng = np.random.default_rng(1)
-    says = Counter(Simulation(rng, 0.0, seeds).run()[1].says for _ in range(600))
+    says = Counter(Simulation(rng, 0.0, seeds).run()[1]["says"] for _ in range(600))
     assert says["better"] <= 0.05 * 600 and says["worse"] <= 0.05 * 600
 
 
@@ -68,8 +80,8 @@ def test_a_planted_network_is_found_and_called_better() -> None:
     rng, found = np.random.default_rng(2), 0
     for _ in range(300):
         one = Simulation(rng, 0.0, 0.6, planted=3.0)
-        best, difference = one.run()
-        found += one.truth[best] > one.truth[one.baseline] and difference.says == "better"
+        best, facts = one.run()
+        found += one.truth[best] > one.truth[one.baseline] and facts["says"] == "better"
     assert found >= 0.8 * 300
 
 

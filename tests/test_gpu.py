@@ -117,7 +117,8 @@ def test_features_are_the_cpus(device: str, family: str) -> None:
 
 
 @functools.cache
-def _scored(folder: Path, device: str, *options: Any) -> list[float]:
+def _scored(folder: Path, device: str, *options: Any) -> tuple[list[float], list[torch.Tensor]]:
+    """Of four paths the AP, and the statistics of all their layers."""
     cfg = config(folder, device, "MODEL.CRNAS.SUPERNET", "stage", *options)
     content = read_coco_json(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).json_file, "DATASETS.TRAIN")
     torch.manual_seed(0)
@@ -129,7 +130,8 @@ def _scored(folder: Path, device: str, *options: Any) -> list[float]:
     assert supernet is not None
     codes = [supernet.space.sample(0, number) for number in range(4)]
     scorer.ensure(codes)
-    return [scores[0] for scores in scorer.scores(codes, 0)]
+    layers = [torch.cat(of).cpu() for code in codes for of in scorer._statistics[code].values()]
+    return [scores[0] for scores in scorer.scores(codes, 0)], layers
 
 
 @pytest.fixture(scope="module")
@@ -145,22 +147,23 @@ def detecting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @anywhere
 @pytest.mark.parametrize(
-    ("options", "tolerance"),
+    "options",
     [
-        pytest.param([], 0.1, id="float32"),
-        pytest.param(["SEARCH.EVAL.CHANNELS_LAST", True], 0.1, id="channels_last"),
-        pytest.param(["SEARCH.EVAL.AMP", "bf16"], 0.5, id="bf16"),
+        pytest.param([], id="float32"),
+        pytest.param(["SEARCH.EVAL.CHANNELS_LAST", True], id="channels_last"),
+        pytest.param(["SEARCH.EVAL.AMP", "bf16"], id="bf16"),
     ],
 )
-def test_scores_are_the_cpus(
-    device: str, options: list[Any], tolerance: float, detecting: Path
-) -> None:
-    """In AP; a detection near a threshold may change sides."""
-    expected = _scored(detecting, "cpu")
+def test_scores_are_the_cpus(device: str, options: list[Any], detecting: Path) -> None:
+    """What a path is normalised by is close; a detection near a threshold may change sides."""
+    tolerance = 0.5  # AP: on so few images one detection can be 0.3, in float32, too
+    expected, layers = _scored(detecting, "cpu")
     folder = detecting / f"{device}{options}"
     folder.mkdir(exist_ok=True)
     (folder / "weights.pth").write_bytes((detecting / "weights.pth").read_bytes())
-    found = _scored(folder, device, *options)
+    found, others = _scored(folder, device, *options)
+    for one, other in zip(layers, others):
+        assert (other - one).norm() < (0.05 if "bf16" in options else 1e-4) * one.norm()
     assert max(expected) > 2 * tolerance
     assert found == pytest.approx(expected, abs=tolerance)
 

@@ -65,6 +65,8 @@ def test_a_network_starts_as_its_path(
     assert not list(out.rglob("inherited.pth"))
     (verdict,) = json.loads((out / "results.json").read_text())["verdicts"].values()
     assert "trained alone on archtrain, from its path in the supernet, seed " in verdict["weights"]
+    # Its schedule is too short for random weights: who trains the found network starts from found.pth.
+    assert read_config(str(out / "found.yaml")).MODEL.WEIGHTS == str((out / "found.pth").resolve())
 
     # A finished run trains nothing again, not even in a folder that has moved.
     moved = out.rename(tmp_path / "moved")

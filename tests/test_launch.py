@@ -198,6 +198,51 @@ def test_options_that_torchrun_and_srun_replace(
     assert called(monkeypatch, capsys, *CONFIG, option, value) == (2, expected)
 
 
+@pytest.mark.parametrize(
+    ("device", "processes", "found"),
+    [
+        ("cuda", 1, []),
+        ("cpu", 1, []),
+        ("cpu:0", 2, []),
+        ("cuda", 2, []),
+        ("cuda:1", 1, [torch.device("cuda:1")]),
+        ("cuda:2", 1, "allowed are cuda:0 to cuda:1"),
+        ("cuda:0", 2, "2 processes take one GPU each; allowed is cuda"),
+    ],
+)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_gpu_by_its_number(
+    device: str,
+    processes: int,
+    found: Any,
+    grouped: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """It is the current one before anything is looked at; grouped: as under torchrun."""
+    events: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", events.append)
+    monkeypatch.setattr(comm, "get_world_size", lambda: processes)
+    monkeypatch.setattr(comm, "all_gather", lambda prepared: [prepared])
+    monkeypatch.setattr(launch, "join", print)
+    monkeypatch.setattr(launch, "leave", print)
+    args = default_argument_parser().parse_args(["--dist-url", "auto", "MODEL.DEVICE", device])
+    args.config_file = str(tiny_yaml(tmp_path / "any.yaml"))
+    parts = (lambda _: events.append("prepared"), lambda *_: None, args)
+    run = (launch._run_in_group, 0, [RANK_3]) if grouped else (launch._run_by_options,)
+    if isinstance(found, list):
+        run[0](*run[1:], *parts)
+        assert events == [*found, "prepared"]
+        return
+    with pytest.raises((InputError, SystemExit)):
+        run[0](*run[1:], *parts)
+    with pytest.raises(InputError, match=f"^MODEL.DEVICE: {device}: {found}$"):
+        launch._use_gpu(device)
+    assert not events
+
+
 def test_a_full_memory_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop, launch._exit_on_error():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee")

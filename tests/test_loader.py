@@ -19,6 +19,7 @@ from crnas_d2.data.loader import batches, build_train_loader
 from crnas_d2.data.shapes import make_shapes
 from crnas_d2.errors import InputError
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
 
 WIDE, TALL, BATCH = 7, 4, 4
 
@@ -252,6 +253,19 @@ REFUSED = [
         "a multiple of 8 is needed, at least one (2 processes times SOLVER.ACCUMULATE 4)",
     ),
 ]
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize("entry", ["file_name", "width"])
+def test_only_a_file_in_training_is_to_be_replaced(is_train: bool, entry: str, cfg: CfgNode) -> None:
+    """An entry of another width is no fault of the file, and a test is not continued."""
+    record = {**DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]}
+    record[entry] = {"file_name": __file__, "width": 65}[entry]
+    with pytest.raises(InputError) as caught:
+        loader._mapper(cfg, labelled=False, is_train=is_train)(record)
+    ends = "; replace it, and --resume continues the training"
+    assert str(caught.value).endswith(ends) == (is_train and entry == "file_name")
+    assert str(caught.value).startswith(f"{record['file_name']}: ")
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -147,13 +147,13 @@ def test_a_score_of_nan_is_an_error() -> None:
         matched(content, found, "bbox", "AP")
 
 
-def test_a_class_that_archval_does_not_have_is_an_error() -> None:
+def test_a_class_that_is_not_there_is_an_error() -> None:
     """And not the first class of the next image."""
     content, found = random_data(0, "bbox")
     truth = GroundTruth(content, "bbox", "AP")
     detections = as_arrays(truth, found)
     detections.column[5] = 4
-    with pytest.raises(ValueError, match="a detection of class 4; archval has 4"):
+    with pytest.raises(ValueError, match="a detection of class 4; there are 4"):
         match(truth, detections, range(IMAGES))
 
 
@@ -165,11 +165,11 @@ def test_a_metric_without_an_object_is_refused(task: str) -> None:
     content, _ = random_data(0, task)
     content["annotations"] = [a for a in content["annotations"] if a["area"] <= 96**2]
     GroundTruth(content, task, "APm")
-    expected = rf"SEARCH\.EVAL\.METRIC: {task} APl: archval of 20 images has no object that counts"
+    expected = rf"SEARCH\.EVAL\.METRIC: {task} APl: 20 images have no object that counts"
     with pytest.raises(InputError, match=expected):
         GroundTruth(content, task, "APl")
     content["annotations"] = []
-    with pytest.raises(InputError, match=f"{task} AP: archval of 20 images has no object"):
+    with pytest.raises(InputError, match=f"{task} AP: 20 images have no object"):
         GroundTruth(content, task, "AP")
 
 
@@ -177,9 +177,9 @@ def test_masks_that_are_none() -> None:
     content, _ = random_data(0, "segm")
     broken = copy.deepcopy(content)
     broken["annotations"][3]["segmentation"] = [[]]
-    with pytest.raises(InputError, match=r"SEARCH\.EVAL\.TASK: 'segm': annotations\[3\] of archval"):
+    with pytest.raises(InputError, match=r"SEARCH\.EVAL\.TASK: 'segm': annotations\[3\]: its"):
         GroundTruth(broken, "segm", "AP")
     del broken["annotations"][3]["segmentation"]
-    with pytest.raises(InputError, match=r"annotations\[3\] of archval: its segmentation is neither"):
+    with pytest.raises(InputError, match=r"annotations\[3\]: its segmentation is neither"):
         GroundTruth(broken, "segm", "AP")
     GroundTruth(broken, "bbox", "AP")

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detectors import FAMILIES, ROOT, command_line, run_script, tiny_shapes, tiny_yaml
+from detectors import FAMILIES, ROOT, TINY, command_line, run_script, tiny_shapes, tiny_yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from crnas_d2.config import read_config
+from crnas_d2.data.datasets import register_coco
 from crnas_d2.pipeline.configs import base_paths
 from crnas_d2.pipeline.course import Work, candidates, course, entrants
 from crnas_d2.pipeline.estimate import Estimate, estimate, shown
@@ -21,6 +22,7 @@ from crnas_d2.pipeline.plan import Plan, plan_search
 from crnas_d2.pipeline.run import run_search
 from detectron2.data import transforms
 from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
 
 ALL = [
     *("SEARCH.PHASES", ("stage", "dilation", "retrain")),
@@ -157,6 +159,27 @@ def test_what_a_person_may_want_to_look_at(tmp_path: Path) -> None:
     assert (search.name, search.units, search.images) == ("stage search", 4, 4 + 4)
 
 
+@pytest.mark.parametrize(
+    ("options", "processes", "named"),
+    [
+        (["SOLVER.IMS_PER_BATCH", 2], 1, "supernets: "),
+        (["SOLVER.IMS_PER_BATCH", 6, "SOLVER.ACCUMULATE", 2], 1, "supernets: "),
+        (["SOLVER.IMS_PER_BATCH", 2, "SEARCH.FINALISTS.NUM", 2], 1, "supernets and networks alone: "),
+        (["SOLVER.IMS_PER_BATCH", 6, "MODEL.CRNAS.NORM", "BN"], 2, "supernets: "),
+        (["SOLVER.IMS_PER_BATCH", 4], 1, ""),
+        (["SOLVER.IMS_PER_BATCH", 6], 2, ""),  # SyncBN
+    ],
+)
+def test_batchnorm_over_few_images(
+    options: list[Any], processes: int, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(tmp_path, *options)
+    monkeypatch.setattr(comm, "get_world_size", lambda: processes)
+    text = outline(plan, [])
+    line = f"  odd: {named}BatchNorm sees fewer than 4 images at once (SOLVER.IMS_PER_BATCH "
+    assert (line in text) == ("BatchNorm" in text) == bool(named)
+
+
 def test_the_options(tmp_path: Path) -> None:
     """--plan writes nothing; --timed in a search ends with how far off it was."""
     config = tiny_yaml(tmp_path / "tiny.yaml")
@@ -191,9 +214,15 @@ def test_the_options(tmp_path: Path) -> None:
 def test_estimates_follow_from_what_is_left(
     slow: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the first step or score of each is slow, and is not repeated."""
+    """Also where the first step or score of each is slow, and is not repeated.
+
+    The few images that are scored need no object of the metric's size.
+    """
     monkeypatch.setattr("crnas_d2.pipeline.estimate.SLOW", slow)
-    plan = planned(tmp_path, *ALL)
+    plan = planned(tmp_path, *ALL, "SEARCH.EVAL.METRIC", "APs")
+    assert plan.parts is not None
+    part = plan.parts["archtrain"]
+    part["annotations"] = [a for a in part["annotations"] if a["area"] > 32**2]
     works = course(plan)
     found = estimate(plan, works)
     assert [work for work, _ in found.works] == works and found.gpu_bytes is None
@@ -235,3 +264,14 @@ def test_the_test_set_is_told_of(tmp_path: Path) -> None:
     shown = outline(planned(tmp_path / "again", *ALL, *same), [])
     assert "odd: 12 of its images are in the training set, too" in shown
     assert "test set" not in outline(planned(tmp_path / "none", "SEARCH.PHASES", ("stage",)), [])
+    # The phase "test" reads the search's own test set; FOUND_BASE's config may have none.
+    base = tmp_path / "base.yaml"
+    base.write_text(read_config("", [*TINY, "DATASETS.TEST", ()]).dump())
+    keys = ["SEARCH.PHASES", ("stage", "test"), "SEARCH.FOUND_BASE", (str(base),)]
+    keys += ["SEARCH.FINALISTS.NUM", 0, "MODEL.ROI_HEADS.NUM_CLASSES", 3]
+    for side, file in (("TRAIN", "train"), ("TEST", "val")):
+        name, shapes = f"{side} in {tmp_path}", tmp_path / "shapes"
+        register_coco(name, str(shapes / f"{file}.json"), str(shapes / "images"))
+        keys += [f"DATASETS.{side}", (name,)]
+        keys += [f"DATASETS.{side}_JSON", "", f"DATASETS.{side}_IMAGES", ""]
+    assert "test set: 4 images, " in outline(planned(tmp_path / "paths", *ALL, *keys), [])

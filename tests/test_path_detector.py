@@ -20,6 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.layers import ROIAlign
+from detectron2.structures import Instances
 
 
 def test_a_score_is_the_plain_loops(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def before_boxes(
     scorer = build_scorer(cfg, split, detector)
     statistics = scorer._detector.statistics(paths)
     for number, inputs in scorer._archval.mine():
-        scorer._detector.detect(paths, statistics, number, inputs)
+        list(scorer._detector.detect(paths, statistics, number, inputs, masks=False))
     for hook in hooks:
         hook.remove()
     return found, dtypes
@@ -170,6 +171,34 @@ def test_mixed_precision_leaves_coordinates_alone(
     scores(cfg, split, detector, [find_supernet(detector).space.sample(0, 0)])
     assert seen == {"roi": {torch.float32}, "conv": {torch.bfloat16}, "mask": {torch.float32}}
     assert not detector.backbone._forward_hooks and not detector.roi_heads._forward_hooks
+
+
+def test_masks_are_as_asked_and_of_one_member_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are as large as the images; boxes are the same without them."""
+    options = [*HEADS["MaskRCNN"], "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+    cfg, split, detector = trained(tmp_path, "stage", "SOLVER.MAX_ITER", 1, *options)
+    paths = [find_supernet(detector).space.sample(0, i) for i in range(3)]
+    scorer = build_scorer(cfg, split, detector)
+    statistics = scorer._detector.statistics(paths)
+    number, inputs = next(iter(scorer._archval.mine()))
+    events: list[str] = []
+    detector.register_forward_hook(lambda *_: events.append("detects"))
+    found: list[list[Instances]] = []
+    for masks in (True, False):
+        events.clear()
+        for _, instances in scorer._detector.detect(paths, statistics, number, inputs, masks):
+            events.append("yields")
+            found += [instances]
+            assert all(len(i) and i.has("pred_masks") == masks for i in instances)
+        assert events == ["detects", "yields"] * 3 and detector.roi_heads.mask_on
+    for instances, boxed in zip(found[:3], found[3:]):
+        for field in ("scores", "pred_classes"):
+            assert all(torch.equal(i.get(field), b.get(field)) for i, b in zip(instances, boxed))
+        assert all(
+            torch.equal(i.pred_boxes.tensor, b.pred_boxes.tensor) for i, b in zip(instances, boxed)
+        )
 
 
 def test_partial_codes_meet_the_same_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,20 @@ def test_a_named_code_outside_the_budgets_is_warned_of(
     assert ("meets none of SEARCH.BUDGETS" in caplog.text) == warned
 
 
+@pytest.mark.parametrize("alone", [["SEARCH.FINALISTS.NUM", 2], []], ids=["finalists", "a table"])
+def test_a_named_code_is_compared_at_its_own_cost(tmp_path: Path, alone: list[Any]) -> None:
+    """Of several budgets only the one that it meets counts, with that one's baseline."""
+    phases = ("dilation",) if alone else ("dilation", "retrain")
+    options = ["SEARCH.PHASES", phases, *N6, *alone]
+    plan = planned(tmp_path, {"five": N5, "six": N6}, *options, "SEARCH.BUDGETS", (5, 6))
+    assert [Path(base).name for base in plan.bases.values()] == ["six.yaml"]
+    for bases, budgets in (({"five": N5}, (6,)), ({"five": N5}, (5,))):
+        with pytest.raises(InputError) as caught:
+            planned(tmp_path, bases, *options, "SEARCH.BUDGETS", budgets)
+        shown = "MODEL.CRNAS.STAGE_CODE: (1, 2, 1, 2): it is compared with resnet/1-2-1-1/0-00-0-0 of "
+        assert str(caught.value).startswith(shown)
+
+
 PARAMS_OF_N6 = {"params": [12796, 0.02]}
 
 

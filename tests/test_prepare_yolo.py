@@ -124,10 +124,10 @@ def test_yolo_boxes_at_the_edge_and_of_no_area(yolo: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "shown"),
     [
-        ("3 0.5 0.5 0.1 0.1", "line 2: class 3: allowed is 0 to 2"),
-        ("-1 0.5 0.5 0.1 0.1", "line 2: class -1: allowed is 0 to 2"),
-        ("0.5 0.5 0.5 0.1 0.1", "line 2: class 0.5: allowed is 0 to 2"),
-        ("nan 0.5 0.5 0.1 0.1", "line 2: class nan: allowed is 0 to 2"),
+        ("3 0.5 0.5 0.1 0.1", "line 2: class 3: allowed are 0 to 2; 3 names are given"),
+        ("-1 0.5 0.5 0.1 0.1", "line 2: class -1: allowed are 0 to 2; 3 names are given"),
+        ("0.5 0.5 0.5 0.1 0.1", "line 2: class 0.5: allowed are 0 to 2; 3 names are given"),
+        ("nan 0.5 0.5 0.1 0.1", "line 2: class nan: allowed are 0 to 2; 3 names are given"),
         ("dog 0.5 0.5 0.1 0.1", "line 2: 'dog': a number is needed"),
         ("0,0.5,0.5,0.1,0.1", "line 2: '0,0.5,0.5,0.1,0.1': 1 columns; allowed is class x y w h, or"),
         ("0 0.5 0.5 0.1", "line 2: '0 0.5 0.5 0.1': 4 columns"),

@@ -22,11 +22,16 @@ from detectron2.config import CfgNode
 results = script("tools/results.py")
 
 
-def finished(folder: Path, data: Path, seed: int, ap: float, iteration: int = 6) -> Path:
+COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def finished(
+    folder: Path, data: Path, seed: int, ap: float, iteration: int = 6, named: Any = COCO
+) -> Path:
     """The OUTPUT_DIR of a run of 6 iterations, as detectron2 writes it."""
     cfg = tiny_config(data, folder, "SEED", seed)
     (folder / "config.yaml").write_text(cfg.dump())
-    metrics = {f"bbox/{m}": ap for m in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+    metrics = {f"bbox/{m}": ap for m in named}
     lines = [{"iteration": 3, "total_loss": 1.0}, {"iteration": iteration, **metrics}]
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if iteration == 6:
@@ -42,6 +47,23 @@ def test_rows_and_summary(tmp_path: Path) -> None:
     assert rows[0]["architecture"] == "resnet/1-2-1-1/0-00-0-0" and rows[0]["iterations"] == 6
     assert "52.00 ± 2.00" in results.summary(rows)
     assert "±" not in results.summary(rows[:1])
+
+
+def test_a_csv_of_coco_and_of_pascal_voc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which has three metrics; written, and read again."""
+    voc = finished(tmp_path / "voc", tmp_path / "data", 0, 50.0, named=COCO[:3])
+    coco = finished(tmp_path / "coco", tmp_path / "data", 0, 40.0)
+    line = ["results.py", "--csv", str(tmp_path / "new" / "runs.csv")]
+    for runs in ([f"a={voc}"], [f"b={coco}"], []):
+        monkeypatch.setattr("sys.argv", [*line, *runs])
+        results.main()
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert first.count("50.00") == 3 and second.count("40.00") == 6
+    monkeypatch.setattr("sys.argv", [*line, str(voc)])
+    with pytest.raises(InputError, match=f"^{voc}: NAME=FOLDER is needed$"):
+        results.main()
 
 
 def test_scoring_may_change_until_a_candidate_is_scored(tmp_path: Path) -> None:

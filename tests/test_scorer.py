@@ -60,16 +60,17 @@ def test_every_score_is_cocoevals_of_the_same_detections(
     detect, results = PathDetector.detect, {}
     ids = sorted(category["id"] for category in split.archval_content["categories"])
 
-    def noting(self: PathDetector, group: Any, statistics: Any, number: int, inputs: Any) -> Any:
-        found = detect(self, group, statistics, number, inputs)
-        for architecture, outputs in zip(group, found):
+    def noting(self: PathDetector, group: Any, *args: Any) -> Any:
+        _, _, inputs, masks = args
+        assert masks == (task == "segm")
+        for member, outputs in detect(self, group, *args):
             for image, instances in zip(inputs, outputs):
                 for result in instances_to_coco_json(instances, image["image_id"]):
                     result["category_id"] = ids[result["category_id"]]
                     if task == "segm":
                         del result["bbox"]  # else pycocotools takes the box's area for the mask's
-                    results.setdefault(str(architecture), []).append(result)
-        return found
+                    results.setdefault(str(group[member]), []).append(result)
+            yield member, outputs
 
     monkeypatch.setattr(PathDetector, "detect", noting)
     searched(cfg, split, detector)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from crnas_d2.data import shapes
+from crnas_d2.errors import InputError
 
 SMALL = (96, 128)  # height, width
 
@@ -176,3 +178,12 @@ def test_numbers_out_of_range_are_refused(tmp_path, options):
 def test_torch_is_not_imported():
     code = "import sys, crnas_d2.data.shapes; assert not {'torch', 'detectron2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "size", "shown"),
+    [((0, 2, 0), SMALL, "train is 0: it must be at least 1"), ((3, 2, 0), (64, 16), "side is 16: ")],
+)
+def test_numbers_are_named_as_the_options(numbers: Any, size: Any, shown: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^{shown}"):
+        shapes.make_shapes(tmp_path / "set", *numbers, size=size)

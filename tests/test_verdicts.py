@@ -9,51 +9,29 @@ from typing import Any
 
 import pytest
 from detectors import TINY
+from made_up import MadeUp, Score
 
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
 from crnas_d2.config import read_config
 from crnas_d2.pipeline.contest import Contest
 from crnas_d2.pipeline.plan import Plan
-from crnas_d2.pipeline.trainings import ARCHTRAIN, LONGER, Network
+from crnas_d2.pipeline.table import retrain
+from crnas_d2.pipeline.trainings import Network, baseline_of
 
 BASELINE, *OTHERS = (
     Architecture.undilated("resnet", code) for code in [(1, 2, 1, 1), (2, 1, 1, 1), (1, 1, 1, 2)]
 )
 BUDGET = Budget.parse(5)
-Score = Callable[[Architecture, int], float]
-
-
-class MadeUp:
-    """Trainings without training: ``score`` gives a score, or raises."""
-
-    def __init__(self, score: Score) -> None:
-        self._score = score
-        self.records: dict[tuple[Network, str, int], dict[str, Any]] = {}
-
-    def __call__(self, network: Network, data: str, number: int) -> float:
-        key = (network, data, number)
-        if key not in self.records:
-            score = self._score(network.architecture, number) + (3.0 if data == LONGER else 0.0)
-            self.records[key] = {"score": score}
-        return self.records[key]["score"]
-
-    def failed(self, network: Network, data: str, number: int, why: str) -> None:
-        self.records[network, data, number] = {"score": 0.0, "failed": why}
-
-    def of(self, network: Network, data: str) -> list[dict[str, Any]]:
-        return [r for key, r in self.records.items() if key[:2] == (network, data)]
-
-    def matches(self, network: Network, data: str, seeds: int) -> list[Any]:
-        return []
 
 
 @pytest.fixture
 def contest(tmp_path: Path) -> Callable[..., Contest]:
-    def make(score: Score, *options: Any) -> Contest:
+    def make(score: Score, *options: Any, images: float = 0) -> Contest:
         cfg = read_config("", [*TINY, "SEARCH.FINALISTS.NUM", 2, *options])
         (tmp_path / "base.yaml").write_text(read_config("", TINY).dump())
-        return Contest(Plan(cfg, {BUDGET: str(tmp_path / "base.yaml")}, "", None), MadeUp(score))
+        plan = Plan(cfg, {BUDGET: str(tmp_path / "base.yaml")}, "", None)
+        return Contest(plan, MadeUp(score, images))
 
     return make
 
@@ -78,19 +56,43 @@ def test_a_finalist_that_diverges_is_not_the_end(contest: Callable[..., Contest]
         return 50 + 0.1 * number + (architecture == OTHERS[1])
 
     one = contest(score)
-    for _ in range(2):  # and resumed: it is not tried again
-        best, facts = one.choose(BUDGET, OTHERS)
-        assert best == OTHERS[1] and facts["says"] == "better" and facts["finalists"] == 2
-    failed = one.trainings.of(Network(OTHERS[0], next(iter(one.plan.bases.values()))), ARCHTRAIN)
-    assert [record["failed"] for record in failed] == ["the loss is nan"]
+    best, facts = one.choose(BUDGET, OTHERS)
+    assert best == OTHERS[1] and facts["says"] == "better" and facts["finalists"] == 2
+    assert facts["high"] - facts["low"] < 1  # its score of 0 is not in the spread of seeds
 
 
-def test_a_baseline_that_diverges_is(contest: Callable[..., Contest]) -> None:
-    def score(architecture: Architecture, number: int) -> float:
-        raise FloatingPointError("the loss is nan")
+@pytest.mark.parametrize(("images", "half"), [(0.0, 0.285), (40.0, 3.66)])
+def test_the_interval_of_a_verdict(contest: Callable[..., Contest], images: float, half: float) -> None:
+    """By hand: the best of two, so 97.5 % each way; seeds 0.1 apart, with 4 degrees of freedom.
 
-    with pytest.raises(FloatingPointError):
-        contest(score).choose(BUDGET, OTHERS)
+    Student's t is 3.495 there, for 0.1 * sqrt(2 / 3). 400 images whose values differ by 40 make a mean
+    uncertain by 2; that of three seeds by 2 / sqrt(3), the difference of two networks by
+    sqrt(2) times that, which the normal distribution's 2.241 makes 3.66.
+    """
+    one = contest(lambda a, n: 50 + 0.1 * n + 5 * (a == OTHERS[0]), images=images)
+    _, facts = one.choose(BUDGET, OTHERS)
+    assert facts["difference"] == pytest.approx(5.0)
+    assert (facts["high"] - facts["low"]) / 2 == pytest.approx(half, rel=0.1)
+    assert "best of 2 finalists, 3 seeds, 400 images" in facts["text"]
+    assert ("of seeds alone" in facts["text"]) == (not images)
+
+
+def test_the_table_compares_with_the_baseline(contest: Callable[..., Contest]) -> None:
+    """By hand, as above, for one network, with 95 %: Student's t is 2.776 with 4 degrees of freedom."""
+    one = contest(lambda a, n: 50 + 0.1 * n - 2 * (a == OTHERS[0]), "SEARCH.RETRAIN.SEEDS", 3)
+    base = next(iter(one.plan.bases.values()))
+    networks = {"baseline": baseline_of(one.plan, base), "found": Network(OTHERS[0], base)}
+    rows = retrain(one.plan, one.trainings, networks)
+    assert [(r["network"], r["seed"]) for r in rows] == [
+        (name, seed) for name in networks for seed in (0, 1, 2, "mean")
+    ]
+    found = rows[-1]
+    assert found["AP"] == pytest.approx(48.1) and found["spread of seeds"] == pytest.approx(0.1)
+    assert found["to the baseline"] == pytest.approx(-2.0) and found["verdict"] == "worse"
+    half = 2.776 * 0.1 * (2 / 3) ** 0.5
+    ends = found["95 % low"], found["95 % high"]
+    assert ends == pytest.approx((-2 - half, -2 + half), abs=0.02)
+    assert "to the baseline" not in rows[3]
 
 
 def test_the_winner_of_the_stage_search_is_not_dropped(contest: Callable[..., Contest]) -> None:
@@ -107,10 +109,10 @@ def test_the_winner_of_the_stage_search_is_not_dropped(contest: Callable[..., Co
 def test_one_seed_judges_nothing(contest: Callable[..., Contest], seeds: int) -> None:
     options = ["SEARCH.FINALISTS.SEEDS", seeds, "SEARCH.FINALISTS.TRY_LONGER", True]
     one = contest(lambda a, n: 50 + 0.1 * n + (a == OTHERS[0]), *options)
-    if seeds == 1:  # made-up trainings have no matches, which noise needs
-        (noise,) = one.noise()
-        assert "one seed says nothing" in noise["text"] and "the schedule is short" not in noise["text"]
-        assert noise["longer"] == 53.0
+    (noise,) = one.noise()
+    assert ("one seed says nothing" in noise["text"]) == (seeds == 1)
+    assert ("the schedule is short" in noise["text"]) == (seeds > 1)
+    assert noise["longer"] == 53.0
     _, facts = one.choose(BUDGET, OTHERS)
     assert (facts["low"] is None) == (seeds == 1)
     assert facts["says"] == ("not told apart" if seeds == 1 else "better")

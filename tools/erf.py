@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from tabulate import tabulate
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from crnas_d2.analysis.erf import INPUT, PLATE, SHARE, draw, noise, receptive_fields, side_of
 from crnas_d2.config import read_config
 from crnas_d2.data.imagenet import ClassificationMapper
 from crnas_d2.data.pictures import check_decodes
+from crnas_d2.data.prepared import PICTURES
 from crnas_d2.engine.checkpoint import SafeCheckpointer
 from crnas_d2.engine.progress import progress_bar
 from crnas_d2.engine.setup import check_network, check_weights, published_weights
@@ -79,9 +79,11 @@ def load(config_file: str, weights: str | None, levels: list[str], opts: list[st
 def files_in(folder: Path, count: int) -> list[str]:
     """The first images by name. Raises InputError: there are none, or one cannot be read."""
     found = sorted(folder.iterdir()) if folder.is_dir() else []
-    paths = [str(path) for path in found if path.suffix.lower() in IMG_EXTENSIONS][:count]
+    usable = [path for path in found if path.suffix.lower() in PICTURES and path.name[0] != "."]
+    paths = [str(path) for path in usable[:count]]
     if not paths:
-        raise InputError(f"--images: {folder}: a folder with images is needed: {IMG_EXTENSIONS}")
+        allowed = ", ".join(PICTURES)
+        raise InputError(f"--images: {folder}: a folder with images is needed: {allowed}")
     check_decodes(paths, "--images")
     return paths
 

@@ -25,9 +25,11 @@ Every config of a network. Multiply-accumulates and parameters are those of the 
 the size of its test images, counted by `tools/flops.py`; classifiers see 224x224. *Paper* is what
 the paper prints: box AP on COCO minival (Tables 1, 4, 7, 8, 9), of Mask R-CNN box / mask AP
 (Table 3), AP50 on VOC 2007 (Table 2). *Ours* is the mean AP on the test set of our own trainings,
-with their number. **No network of ours has been trained on COCO, VOC or ImageNet**, so there are
-no weights to download; what was trained on small data is in [RESULTS.md](RESULTS.md) and
-[EVIDENCE.md](EVIDENCE.md). How to train each: [PAPER.md](PAPER.md).
+with their number; those of a `_tuned` network started from its path in a supernet of
+search_inherit.yaml, which the config alone does not repeat. **No network of ours has been trained
+on COCO, VOC or ImageNet**, so there are no weights to download; what was trained on small data is
+in [RESULTS.md](RESULTS.md) and [EVIDENCE.md](EVIDENCE.md). How to train those of the paper:
+[PAPER.md](PAPER.md).
 Made by `python tools/model_zoo.py > docs/MODEL_ZOO.md`."""
 TITLES = {
     "COCO-Detection": "COCO, boxes",

@@ -19,14 +19,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from crnas_d2.analysis.ranking import Trained, best_of, ceiling, interval, kendall, regret, spearman
+from crnas_d2.analysis.ranking import (
+    Trained,
+    best_of,
+    ceiling,
+    first_of,
+    interval,
+    kendall,
+    lead,
+    regret,
+    spearman,
+)
 from crnas_d2.architecture import Architecture
+from crnas_d2.config import read_config
 from crnas_d2.engine.setup import start_run
 from crnas_d2.errors import InputError
+from crnas_d2.evaluation.matches import Matches
 from crnas_d2.files import write_csv
 from crnas_d2.launch import run
 from crnas_d2.modeling.build import architecture_of
@@ -35,18 +48,27 @@ from crnas_d2.pipeline.plan import Plan, plan_search
 from crnas_d2.pipeline.run import register_splits
 from crnas_d2.pipeline.trainings import WHOLE, Network, Trainings
 from crnas_d2.search.journal import Journal
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 BOOTSTRAPS = 50
-FINALISTS = 4  # a supernet's first ones of these codes, compared with as many drawn at random
+FINALISTS = 4  # the supernet's first of the codes studied, compared with as many drawn at random
 KNOWN = ("architecture", "seed", "AP")  # columns; others: scores of supernets, and bootstraps
 
 
 def prepare(args: argparse.Namespace) -> Plan:
     args.resume = True  # and as a search that retrains is checked
+    phases = read_config(args.config_file, args.opts).SEARCH.PHASES
     args.opts = [*args.opts, "SEARCH.PHASES", "('stage', 'dilation', 'retrain')"]
     plan = plan_search(args)
+    base = network_config(plan.cfg, next(iter(plan.bases.values())))
+    names = base.DATASETS.TEST if "retrain" in plan.cfg.SEARCH.PHASES else ()
+    if not any("json_file" in MetadataCatalog.get(name).as_dict() for name in names):
+        raise InputError(f"DATASETS.TEST: {tuple(names)}: a test set with a COCO JSON is needed")
+    plan.cfg.defrost()
+    plan.cfg.SEARCH.PHASES = phases  # as OUTPUT_DIR/config.yaml has them
+    plan.cfg.freeze()
     for folder in supernets_of(plan, args).values():
         if not Path(folder, "stage", "journal.jsonl").is_file():
             raise InputError(f"OUTPUT_DIR, --also: {folder!r}: a finished stage search is needed")
@@ -82,30 +104,29 @@ def work(plan: Plan, args: argparse.Namespace) -> None:
     start_run(plan.cfg, args, quiet=True)
     archtrain, split = register_splits(plan)
     trainings, base = Trainings(plan, archtrain, split.archval), next(iter(plan.bases.values()))
-    codes = chosen(plan, args.codes)
+    networks = [Network(Architecture.parse(code), base) for code in chosen(plan, args.codes)]
     supernets = {name: scores_of(folder) for name, folder in supernets_of(plan, args).items()}
+    rows: dict[tuple[Network, int], dict[str, Any]] = {}
     for number in range(args.seeds):
-        for code in codes:
-            trainings(Network(Architecture.parse(code), base), WHOLE, number)
-            networks = [Network(Architecture.parse(of), base) for of in codes]
-            rows = [row for of in networks for row in rows_of(of, trainings, supernets)]
+        for network in networks:
+            score, code = trainings(network, WHOLE, number), str(network.architecture)
+            row: dict[str, Any] = dict(zip(KNOWN, (code, number, round(score, 3))))
+            for supernet, scores in supernets.items():
+                row[supernet] = round(scores[code], 4) if code in scores else ""
+            of = trainings.matches(network, WHOLE, number + 1)  # of those that have not diverged
+            has_diverged = "failed" in trainings.of(network, WHOLE)[number]
+            aps = [0.0] * BOOTSTRAPS if has_diverged else bootstraps(of[-1])
+            rows[network, number] = row | {f"b{i}": round(ap, 3) for i, ap in enumerate(aps)}
             if comm.is_main_process():
-                write_csv(Path(args.csv), rows)
+                order = sorted(rows, key=lambda key: (networks.index(key[0]), key[1]))
+                write_csv(Path(args.csv), [rows[key] for key in order])
 
 
-def rows_of(
-    network: Network, trainings: Trainings, supernets: dict[str, dict[str, float]]
-) -> list[dict[str, Any]]:
-    """One for each training; bootstraps are the same for all rows."""
-    records, code, rows = trainings.of(network, WHOLE), str(network.architecture), []
-    for number, of in enumerate(trainings.matches(network, WHOLE, len(records))):
-        images = len(of.image_ids)
-        draws = np.random.default_rng(0).multinomial(images, [1 / images] * images, BOOTSTRAPS)
-        row: dict[str, Any] = dict(zip(KNOWN, (code, number, round(records[number]["score"], 3))))
-        for supernet, scores in supernets.items():
-            row[supernet] = round(scores[code], 4) if code in scores else ""
-        rows.append(row | {f"b{i}": round(ap, 3) for i, ap in enumerate(of.scores(draws).tolist())})
-    return rows
+def bootstraps(of: Matches) -> list[float]:
+    """APs of a training, given its matches, on draws of images that are the same for all trainings."""
+    images = len(of.image_ids)
+    draws = np.random.default_rng(0).multinomial(images, [1 / images] * images, BOOTSTRAPS)
+    return of.scores(draws).tolist()
 
 
 def summary(path: Path) -> Iterator[dict[str, Any]]:
@@ -135,9 +156,10 @@ def numbers(codes: dict[str, Trained]) -> dict[str, Any]:
         found[f"ceiling of {name}"] = round(ceiling(every, correlation), 2) if seeds > 1 else None
     found["regret"] = round(regret(codes), 2)
     if seeds > 1:  # one chooses, the others judge
-        first = sorted(every, key=lambda code: -code.score)[:FINALISTS]
-        found[f"best of the first {FINALISTS}"] = round(best_of(first, FINALISTS), 2)
-        found[f"best of {FINALISTS} at random"] = round(best_of(every, FINALISTS), 2)
+        first = first_of(every, FINALISTS)
+        found[f"best of its first {FINALISTS} of these"] = round(best_of(first, FINALISTS), 2)
+        value, low, high = lead(every, FINALISTS)
+        found[f"more than of {FINALISTS} at random"] = f"{value:.2f} ({low:.2f} .. {high:.2f})"
     return found
 
 
@@ -152,7 +174,8 @@ def plot(path: Path, codes: dict[str, Trained], supernet: str) -> None:
     axes.set_xlabel(f"{supernet}: AP of the path on archval")
     axes.set_ylabel("trained alone: AP on the test set")
     figure.savefig(path.with_suffix(".png"), dpi=110)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # the same file each time
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
 if __name__ == "__main__":

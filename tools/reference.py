@@ -14,7 +14,7 @@ HEAD = """\
 # Every key
 
 Our keys beside [Detectron2's own](https://detectron2.readthedocs.io/en/latest/modules/config.html),
-which all count, too. Made by `python tools/reference.py > docs/REFERENCE.md` from
+which all work as usual. Made by `python tools/reference.py > docs/REFERENCE.md` from
 [crnas_d2/keys.py](../crnas_d2/keys.py). A value is given on the command line as `KEY VALUE`, or in a
 config:
 

@@ -22,12 +22,12 @@ from tabulate import tabulate
 from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.config import read_config
 from crnas_d2.errors import InputError, run_tool
+from crnas_d2.files import write_csv
 from crnas_d2.modeling.build import architecture_of
 from detectron2.config import CfgNode
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # Pascal VOC has the first three
 KEY = ("network", "seed")
-COLUMNS = (*KEY, "architecture", "backbone_gmacs", "backbone_mparams", "iterations", *METRICS)
 
 
 def finished(folder: Path, wanted: Collection[str]) -> tuple[CfgNode, dict[str, Any]]:
@@ -61,7 +61,8 @@ def row_of(name: str, folder: Path) -> dict[str, Any]:
         "backbone_mparams": round(costs["params"] / 1e6, 4),
         "iterations": result["iteration"],  # MAX_ITER says nothing where EPOCHS is set
     }
-    return {**row, **{m: round(result[f"bbox/{m}"], 3) for m in METRICS}}
+    found = {m: result[f"bbox/{m}"] for m in METRICS if f"bbox/{m}" in result}
+    return {**row, **{m: round(value, 3) for m, value in found.items()}}
 
 
 def read_rows(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
@@ -81,7 +82,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
     for name, runs in networks.items():
         line = {k: runs[0][k] for k in ("architecture", "backbone_gmacs", "backbone_mparams")}
         for metric in METRICS:
-            values = [float(run[metric]) for run in runs]
+            values = [float(run[metric]) for run in runs if run.get(metric)]
+            if not values:
+                continue
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             line[metric] = f"{statistics.mean(values):.2f}{spread}"
         table.append({"network": name, "seeds": len(runs), **line})
@@ -95,16 +98,14 @@ def main() -> None:
     args = parser.parse_args()
     rows = read_rows(args.csv)
     for run in args.runs:
-        name, _, folder = run.partition("=")
+        name, is_pair, folder = run.partition("=")
+        if not is_pair:
+            raise InputError(f"{run}: NAME=FOLDER is needed")
         row = {key: str(value) for key, value in row_of(name, Path(folder)).items()}
         rows[tuple(row[key] for key in KEY)] = row
     ordered = [rows[key] for key in sorted(rows)]
     if args.runs:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with args.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(ordered)
+        write_csv(args.csv, ordered)
     print(summary(ordered))
 
 

@@ -57,7 +57,7 @@ class _Parts(nn.Module):
     def forward(self, images: torch.Tensor) -> list[Any]:
         model, features = self.model, self.model.backbone(images)
         if hasattr(model, "fc"):  # a classifier
-            return [features, model.fc(features[model.in_feature].mean(dim=(2, 3)))]
+            return [features, model.fc(features["res5"].mean(dim=(2, 3)))]
         if hasattr(model, "head"):  # RetinaNet
             return [features, model.head([features[name] for name in model.head_in_features])]
         rpn, heads = model.proposal_generator, model.roi_heads

@@ -63,7 +63,8 @@ def load_json(path: str, key: str) -> Any:
         with open(path, encoding="utf-8-sig") as file:
             return json.load(file)
     except OSError as error:
-        raise InputError(f"{key}: {path}: {error.strerror}; a COCO JSON is needed") from error
+        why = f"{error.strerror}; a COCO JSON is needed (docs/DATASETS.md)"
+        raise InputError(f"{key}: {path}: {why}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{key}: {path}: not a JSON file ({error})") from error
     finally:
@@ -73,7 +74,8 @@ def load_json(path: str, key: str) -> Any:
 def read_coco_json(
     path: str, key: str, annotated: bool = True, mask_format: str | None = None
 ) -> Record:
-    """A checked COCO JSON, completed: each annotation has area and iscrowd, and ids are 1, 2, ...
+    """A checked COCO JSON, completed: each annotation has area and iscrowd, ids are 1, 2, ..., and
+    sizes of images are integers, also those written as 640.0.
 
     ``annotated``: at least one annotation is needed; else the list may be empty or missing.
     ``mask_format``: if given, masks are needed, and of this INPUT.MASK_FORMAT; empty stands for any.
@@ -111,6 +113,8 @@ def read_coco_json(
         _warn(f"{where}: {images} entries are of {files} images, each with its own boxes")
     if mask_format is not None:
         _check_masks(content, path, mask_format)
+    for image in content["images"]:  # masks are allocated by them
+        image["height"], image["width"] = int(image["height"]), int(image["width"])
     # pycocotools takes the id 0 for "no match", and cannot read texts.
     annotations.sort(key=lambda annotation: f"{annotation.get('id')!s:0>20}")
     for number, annotation in enumerate(annotations, start=1):

@@ -49,7 +49,7 @@ def load_coco(name: str, json_file: str, images: str) -> list[dict[str, Any]]:
     number_of = classes["thing_dataset_id_to_contiguous_id"]
     records: dict[Any, dict[str, Any]] = {}
     for image in sorted(content["images"], key=itemgetter("id")):
-        record = {"image_id": image["id"], "height": image["height"], "width": image["width"]}
+        record = {"image_id": image["id"], **{side: int(image[side]) for side in ("height", "width")}}
         path = os.path.join(images, image["file_name"])
         records[image["id"]] = {**record, "file_name": path, "annotations": []}
     for annotation in annotations:
@@ -92,14 +92,14 @@ def as_scored(name: str) -> Iterator[str]:
     content = read_coco_json(metadata.json_file, name, annotated=False)
     if not content["annotations"]:
         del content["annotations"]
-    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
-        file.write(json.dumps(content))
-        file.flush()
-        MetadataCatalog.get(file.name).set(json_file=file.name, **_classes(content))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "scored.json")
+        file.write_text(json.dumps(content), encoding="utf-8")
+        MetadataCatalog.get(str(file)).set(json_file=str(file), **_classes(content))
         try:
-            yield file.name
+            yield str(file)
         finally:
-            MetadataCatalog.remove(file.name)
+            MetadataCatalog.remove(str(file))
 
 
 def check_voc(name: str, key: str) -> None:
@@ -181,10 +181,31 @@ def use_own_data(
     classes = [_classes(content)["thing_classes"] for content in contents.values()]
     if classes:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(classes[0])
-        if classes[-1] != classes[0]:
-            why = f"classes {classes[-1]}; the training classes are {classes[0]}"
-            raise InputError(f"DATASETS.TEST_JSON: {why}")
+        _check_same(classes[0], classes[-1], "DATASETS.TEST_JSON")
     return contents
+
+
+def check_same_classes(cfg: CfgNode) -> None:
+    """Raise InputError if the first sets of DATASETS.TRAIN and TEST, checked, differ in classes."""
+    own, sets = cfg.DATASETS.TEST_JSON, [*cfg.DATASETS.TRAIN[:1], *cfg.DATASETS.TEST[:1]]
+    if len(sets) < 2 or (own and cfg.DATASETS.TRAIN_JSON):  # use_own_data has compared those
+        return
+    train, test = map(_class_names, sets)
+    _check_same(train, test, "DATASETS.TEST_JSON" if own else f"DATASETS.TEST: {sets[1]!r}")
+
+
+def _check_same(train: list[str], test: list[str], named: str) -> None:
+    if test != train:
+        raise InputError(f"{named}: classes {test}; the training classes are {train}")
+
+
+def _class_names(name: str, key: str = "") -> Any:
+    """Of a registered set; None if it has none. ``key``: that an InputError names."""
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("thing_classes")
+    if names is None and hasattr(metadata, "json_file"):
+        names = _classes({"categories": read_categories(metadata.json_file, key)})["thing_classes"]
+    return names
 
 
 def use_class_names(cfg: CfgNode) -> list[str]:
@@ -205,10 +226,7 @@ def use_class_names(cfg: CfgNode) -> list[str]:
     if not sides:
         raise InputError("DATASETS.TRAIN: (): a set with the names of the classes is needed")
     key, name = f"DATASETS.{sides[0]}", cfg.DATASETS[sides[0]][0]
-    metadata = MetadataCatalog.get(name)
-    names = metadata.get("thing_classes")
-    if names is None and hasattr(metadata, "json_file"):
-        names = _classes({"categories": read_categories(metadata.json_file, key)})["thing_classes"]
+    names = _class_names(name, key)
     if names is None:
         raise InputError(f"{key}: {name!r}: not a registered data set with names of classes")
     _check_num_classes(cfg, len(names), f"{key} {name!r}")

@@ -72,6 +72,7 @@ class NamingMapper:
     """
 
     mapper: Mapper
+    trains: bool = False
 
     def __call__(self, record: dict[str, Any]) -> Any:
         try:
@@ -79,8 +80,9 @@ class NamingMapper:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
             # detectron2's ValueErrors are about annotations, or about the image's size.
-            what = "" if isinstance(error, ValueError) else "cannot be read as an image: "
-            why = f"{what}{why}; replace it, and --resume continues a training"
+            if not isinstance(error, ValueError):
+                after = "; replace it, and --resume continues the training" if self.trains else ""
+                why = f"cannot be read as an image: {why}{after}"
             raise InputError(f"{record['file_name']}: {why}") from error
 
 
@@ -215,9 +217,9 @@ def _read(cfg: CfgNode, labelled: bool) -> list[dict[str, Any]]:
 
 def _mapper(cfg: CfgNode, labelled: bool, is_train: bool) -> NamingMapper:
     if not labelled:
-        return NamingMapper(DatasetMapper(cfg, is_train=is_train))
+        return NamingMapper(DatasetMapper(cfg, is_train=is_train), is_train)
     crop, resize = cfg.INPUT.CLASSIFIER_CROP, cfg.INPUT.CLASSIFIER_TEST_RESIZE
-    return NamingMapper(ClassificationMapper(crop, resize, cfg.INPUT.FORMAT, is_train))
+    return NamingMapper(ClassificationMapper(crop, resize, cfg.INPUT.FORMAT, is_train), is_train)
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:

@@ -71,14 +71,20 @@ def _why(path: str, entry: dict[str, Any] | None = None) -> str:
         return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
+def orientation_of(picture: Image.Image) -> int:
+    """By EXIF; 1 is upright."""
+    with suppress(Exception):  # damaged EXIF data, which detectron2 ignores, too
+        return picture.getexif().get(ORIENTATION, 1)
+    return 1
+
+
 def _header_problem(picture: Image.Image, entry: dict[str, Any]) -> str:
     if picture.mode.startswith(REFUSED_MODES):
         return f"mode {picture.mode}: 8 bits a channel are needed; more would be clipped"
     size, expected, turned, orientation = picture.size, (entry.get("width"), entry.get("height")), "", 1
     # A PNG can have its EXIF after the pixels, which would be decoded for it: only if it can explain.
     if picture.format != "PNG" or "exif" in picture.info or size != expected:
-        with suppress(Exception):  # damaged EXIF data, which detectron2 ignores, too
-            orientation = picture.getexif().get(ORIENTATION, 1)
+        orientation = orientation_of(picture)
     if picture.format == "TIFF" and orientation != 1:
         return "a TIFF with an EXIF rotation, which Pillow and detectron2 both apply: save it upright"
     if orientation in TRANSPOSED:

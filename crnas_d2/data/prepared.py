@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from crnas_d2.data.pictures import ORIENTATION, TRANSPOSED, check_headers
+from crnas_d2.data.pictures import TRANSPOSED, check_headers, orientation_of
 from crnas_d2.errors import InputError
 
 Record = dict[str, Any]
@@ -113,10 +113,8 @@ def picture_sizes(names: Sequence[str], folder: Path) -> dict[str, tuple[int, in
 
 def _size(path: Path) -> tuple[int, int]:
     with suppress(Exception), Image.open(path) as picture:  # check_headers says what is wrong
-        (width, height), orientation = picture.size, 1
-        with suppress(Exception):  # damaged EXIF data, which detectron2 ignores, too
-            orientation = picture.getexif().get(ORIENTATION, 1)
-        return (height, width) if orientation in TRANSPOSED else (width, height)
+        width, height = picture.size
+        return (height, width) if orientation_of(picture) in TRANSPOSED else (width, height)
     return 0, 0
 
 

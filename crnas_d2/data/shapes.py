@@ -135,7 +135,7 @@ def make_shapes(
     """
     folder = Path(folder).absolute()
     asked = {"train": num_train, "val": num_val, "seed": seed, "size": min(size)}
-    for (name, value), least in zip(asked.items(), (1, 1, 0, 32)):
+    for name, value, least in zip(("train", "val", "seed", "side"), asked.values(), (1, 1, 0, 32)):
         if value < least:
             raise InputError(f"{name} is {value}: it must be at least {least}")
     height, width = size

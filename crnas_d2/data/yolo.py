@@ -121,7 +121,8 @@ def _read_labels(path: Path, num_classes: int) -> Iterator[tuple[int, list[float
         category, *values = values
         if not 0 <= category < num_classes or category != int(category):
             raise InputError(
-                f"{where}: class {words[0]}: allowed is 0 to {num_classes - 1}: so many names are given"
+                f"{where}: class {words[0]}: allowed are 0 to {num_classes - 1}; "
+                f"{num_classes} names are given"
             )
         for word, value in zip(words[1:], values):
             if not -TOLERANCE <= value <= 1 + TOLERANCE:

@@ -115,7 +115,8 @@ def _draw_video(detector: Detector, path: Path, target: Path) -> str:
         count += 1
     writer.release()
     part.replace(target)
-    return f"{count} frames"
+    # One that breaks off ends like one that is whole.
+    return f"{count} frames" + (f" of {total}" if count < total else "")
 
 
 def show_webcam(detector: Detector) -> None:

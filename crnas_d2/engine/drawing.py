@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
+from crnas_d2.errors import InputError
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 from detectron2.engine import DefaultPredictor
@@ -19,7 +20,12 @@ class Detector:
     """It draws boxes, class names, scores and, where it has them, masks, as detectron2's demo does."""
 
     def __init__(self, cfg: CfgNode, classes: Sequence[str], threshold: float) -> None:
-        """``cfg``: as check_detector accepts it; ``threshold``: the least score drawn, 0 to 1."""
+        """``cfg``: as check_detector accepts it; ``threshold``: the least score drawn, 0 to 1.
+
+        Raises InputError: INPUT.FORMAT is not one of colours.
+        """
+        if (order := cfg.INPUT.FORMAT) not in ("RGB", "BGR"):
+            raise InputError(f"INPUT.FORMAT: {order!r}: allowed are RGB and BGR, to draw")
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold

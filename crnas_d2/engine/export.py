@@ -27,7 +27,7 @@ from detectron2.modeling import Backbone
 Outputs = Sequence[torch.Tensor]
 DETECTIONS = ("boxes", "scores", "classes", "masks")  # outputs of a detector
 OPSET = 17  # of a traced detector: ONNX has ROIAlign as torchvision's from 16 on
-HEADS = ("StandardROIHeads", "CascadeROIHeads")  # whose export is tested
+TRACED_HEADS = ("StandardROIHeads", "CascadeROIHeads")  # whose export is tested
 WARM_UP, REPEATS = 2, 7  # forward passes; the median of the repeats counts
 
 
@@ -88,8 +88,8 @@ def check_traceable(cfg: CfgNode) -> None:
     if network == "RetinaNet" and detectron2.__version__ == "0.5":
         why = "detectron2 0.5 loses TOPK_CANDIDATES_TEST in a trace; main does not"
         raise InputError(f"MODEL.META_ARCHITECTURE: {network!r}: {why}")
-    if network == "GeneralizedRCNN" and heads not in HEADS:
-        raise InputError(f"MODEL.ROI_HEADS.NAME: {heads!r}: allowed are {', '.join(HEADS)}")
+    if network == "GeneralizedRCNN" and heads not in TRACED_HEADS:
+        raise InputError(f"MODEL.ROI_HEADS.NAME: {heads!r}: allowed are {', '.join(TRACED_HEADS)}")
     if cfg.MODEL.KEYPOINT_ON:
         raise InputError("MODEL.KEYPOINT_ON: True: allowed is False")
 

@@ -14,15 +14,20 @@ import torch
 import yaml
 from torch import nn
 
-from crnas_d2 import config
 from crnas_d2.config import leaves, read_config
-from crnas_d2.data.datasets import check_dataset, register_own_data, use_own_data
+from crnas_d2.data.datasets import (
+    HEADS,
+    check_dataset,
+    check_same_classes,
+    register_own_data,
+    use_own_data,
+)
 from crnas_d2.data.imagenet import check_imagenet, is_image_folder
 from crnas_d2.data.loader import check_loading
 from crnas_d2.engine.checkpoint import last_whole
 from crnas_d2.engine.schedule import check_schedule
 from crnas_d2.errors import InputError
-from crnas_d2.files import EARLY, write_text, write_to_log
+from crnas_d2.files import EARLY, hold, write_text, write_to_log
 from crnas_d2.keys import RESUME_ALWAYS, RESUME_UNTIL_SCORED
 from crnas_d2.modeling.build import family_of, input_convention, stage_space_of
 from crnas_d2.modeling.checkpoint.convert import convert
@@ -131,8 +136,6 @@ def check_same_run(cfg: CfgNode, keys: Collection[str] = (), free: Collection[st
         written = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
         before.update({key: value for key, value in written.items() if value is not None})
     if not keys:
-        for key in sorted(config.RENAMED.keys() & before.keys()):
-            raise InputError(f"{path}: Key {key} was renamed to {config.RENAMED[key]}")
         scored = any(path.parent.glob("[sd]*/journal.jsonl")) or any(path.parent.glob("[sd]*/matches"))
         may_change = {*free, *RESUME_ALWAYS, *(() if scored else RESUME_UNTIL_SCORED)}
         keys = [key for key in now if key not in may_change]
@@ -155,8 +158,11 @@ def write_config(cfg: CfgNode) -> None:
     comm.synchronize()
 
 
-def check_data(cfg: CfgNode, side: str, annotated: bool = True) -> None:
-    """Raise InputError unless the sets of DATASETS.TRAIN or TEST are sound and suit the network."""
+def check_data(cfg: CfgNode, side: str, annotated: bool = True, trains: bool = True) -> None:
+    """Raise InputError unless the sets of DATASETS.TRAIN or TEST are sound and suit the network.
+
+    ``trains``: on DATASETS.TRAIN, whose classes those of a test set have to be.
+    """
     key, network = f"DATASETS.{side}", cfg.MODEL.META_ARCHITECTURE
     classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     crop, resize = cfg.INPUT.CLASSIFIER_CROP, cfg.INPUT.CLASSIFIER_TEST_RESIZE
@@ -172,6 +178,8 @@ def check_data(cfg: CfgNode, side: str, annotated: bool = True) -> None:
             raise InputError(f"MODEL.CLASSIFIER.NUM_CLASSES: {classes}: {key} {name!r} has {found}")
         if labelled and crop > resize:
             raise InputError(f"INPUT.CLASSIFIER_CROP: {crop}: allowed are 1 to {resize} (TEST_RESIZE)")
+    if side == "TEST" and trains and network in HEADS:
+        check_same_classes(cfg)
 
 
 def train_config(args: argparse.Namespace) -> CfgNode:
@@ -182,6 +190,8 @@ def train_config(args: argparse.Namespace) -> CfgNode:
         raise InputError("--eval-only: not with MODEL.CRNAS.SUPERNET; search_net.py scores its paths")
     use_own_data(cfg, train=not args.eval_only, test=not supernet, annotated=False)
     check_output(cfg.OUTPUT_DIR, args.resume or args.eval_only, ["last_checkpoint"])
+    if Path(cfg.OUTPUT_DIR, "splits").is_dir():  # a run's config.yaml would replace the search's
+        raise InputError(f"OUTPUT_DIR: {cfg.OUTPUT_DIR}: holds a search; name another folder")
     if not args.eval_only:
         check_loading(cfg)
         check_schedule(cfg)
@@ -193,7 +203,7 @@ def train_config(args: argparse.Namespace) -> CfgNode:
     if args.eval_only and not weights:
         raise InputError("MODEL.WEIGHTS: '': with --eval-only weights are needed, or --resume")
     if not supernet:
-        check_data(cfg, "TEST", annotated=False)
+        check_data(cfg, "TEST", annotated=False, trains=not args.eval_only)
     cfg.freeze()
     return cfg
 
@@ -201,11 +211,15 @@ def train_config(args: argparse.Namespace) -> CfgNode:
 def start_run(cfg: CfgNode, args: argparse.Namespace, quiet: bool = False) -> None:
     """Set threads, seeds and loggers, and write OUTPUT_DIR/config.yaml, by detectron2's default_setup.
 
+    Raises InputError: another run writes in OUTPUT_DIR.
+
     ``quiet``: detectron2's own lines go to OUTPUT_DIR/log.txt alone.
     """
     if cfg.NUM_THREADS > 0:
         torch.set_num_threads(cfg.NUM_THREADS)
     rank = comm.get_rank()
+    if rank == 0:
+        hold(cfg.OUTPUT_DIR)
     if quiet:
         # detectron2 caches these calls by their arguments, so they are those of default_setup.
         for logger in (

@@ -26,7 +26,7 @@ from crnas_d2.engine.hooks import PathSampler
 from crnas_d2.engine.progress import progress_bar
 from crnas_d2.engine.schedule import resolve_schedule
 from crnas_d2.engine.setup import check_weights, published_weights
-from crnas_d2.errors import InputError, MemoryIsFull
+from crnas_d2.errors import Diverged, InputError, MemoryIsFull
 from crnas_d2.evaluation.coco import DetectionEvaluator
 from crnas_d2.evaluation.topk import TopKEvaluator
 from crnas_d2.modeling.backbone.supernet import find_supernet
@@ -59,7 +59,7 @@ class StepTrainer(SimpleTrainer):
         self._scaler = torch.amp.GradScaler("cuda", enabled=amp)
 
     def run_step(self) -> None:
-        """Raises FloatingPointError, on every process, before the step if the loss is not finite."""
+        """Raises Diverged, on every process, before the step if the loss is not finite."""
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -76,7 +76,7 @@ class StepTrainer(SimpleTrainer):
         if self._normalizer is not None:
             self.model.loss_normalizer = normalizer.item()  # one for all, as in the checkpoint
         if not math.isfinite(total):
-            raise FloatingPointError(f"the loss is {float(total)}")
+            raise Diverged(f"the loss is {float(total)}")
         self._write_metrics(losses, data_time)
         with path_only(self.optimizer):
             self._scaler.step(self.optimizer)  # removes the scale from the gradients, then clips
@@ -174,7 +174,7 @@ class DetectionTrainer(DefaultTrainer):
                 ) from error
             saved = self.checkpointer.has_checkpoint()
             last = self.checkpointer.get_checkpoint_file() if saved else "none"
-            raise FloatingPointError(f"{where}: {error}; last checkpoint: {last}") from error
+            raise type(error)(f"{where}: {error}; last checkpoint: {last}") from error
 
     def before_train(self) -> None:
         self._bar = progress_bar(desc="training", total=self.max_iter, initial=self.start_iter)

@@ -61,8 +61,8 @@ class GroundTruth:
         np.add.at(self.counts, np.divmod(self.group[~self.ignored], len(self.category_ids)), 1)
         if self.ignored.all():
             raise InputError(
-                f"SEARCH.EVAL.METRIC: {task} {metric}: archval of {len(self.image_ids)} images "
-                "has no object that counts for it"
+                f"SEARCH.EVAL.METRIC: {task} {metric}: {len(self.image_ids)} images have "
+                "no object that counts for it"
             )
 
     def outside(self, areas: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ def _masks(content: dict[str, Any]) -> list[dict[str, Any]]:
             masks.append(coco.annToRLE(annotation))
         except Exception as error:  # pycocotools raises whatever comes
             raise InputError(
-                f"SEARCH.EVAL.TASK: 'segm': annotations[{number}] of archval: its segmentation is "
+                f"SEARCH.EVAL.TASK: 'segm': annotations[{number}]: its segmentation is "
                 f"neither polygons nor RLE ({error!r})"
             ) from error
     return masks
@@ -117,7 +117,7 @@ def match(truth: GroundTruth, detections: Detections, rows: Sequence[int]) -> Ma
     if np.isnan(detections.score).any():
         raise FloatingPointError("the score of a detection is NaN; with SEARCH.EVAL.AMP, try without")
     if (detections.column >= columns).any():
-        raise ValueError(f"a detection of class {detections.column.max()}; archval has {columns}")
+        raise ValueError(f"a detection of class {detections.column.max()}; there are {columns}")
     group = detections.row * columns + detections.column
     order = np.lexsort((-detections.score, group))  # by the last key first; stable
     group = group[order]

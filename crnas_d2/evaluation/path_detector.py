@@ -105,9 +105,17 @@ class PathDetector:
 
     @torch.no_grad()
     def detect(
-        self, group: Group, statistics: Sequence[Statistics], number: int, inputs: Sequence[Record]
-    ) -> list[list[Instances]]:
-        """What each detects on each image; a ValueError if partial codes differ in length."""
+        self,
+        group: Group,
+        statistics: Sequence[Statistics],
+        number: int,
+        inputs: Sequence[Record],
+        masks: bool,
+    ) -> Iterator[tuple[int, list[Instances]]]:
+        """Each member's number and what it detects on each image; ``masks``: with masks, if it has any.
+
+        One by one: masks are as large as the images. A ValueError if partial codes differ in length.
+        """
         lengths = {len(architecture.dilation_code) for architecture in group}
         if len(lengths) > 1 and not all(architecture.is_complete for architecture in group):
             # Their draws could meet where their statistics are not the same.
@@ -115,18 +123,16 @@ class PathDetector:
         # The detector preprocesses them for each member: they are on the device before that.
         inputs = [{**r, "image": r["image"].to(self.detector.device)} for r in inputs]
         paths = [self.path(architecture, number) for architecture in group]
-        found: list[list[Instances]] = [[] for _ in group]
         try:
-            with self._precision():
+            with self._precision(), self._masks(masks):
                 x = self.detector.preprocess_image(inputs).tensor
                 # What members share has the same statistics for all of them.
                 for member in self._walk(
                     paths, x, lambda members: self.norms.use(statistics[members[0]])
                 ):
-                    found[member] = [out["instances"] for out in self.detector(inputs)]
+                    yield member, [out["instances"] for out in self.detector(inputs)]
         finally:
             self.norms.use({})
-        return found
 
     def _walk(
         self, group: Group, images: torch.Tensor, before: Callable[[Members], None]
@@ -170,6 +176,19 @@ class PathDetector:
         masks = heads.register_forward_hook(_masks_in_float)
         with torch.autocast(self.detector.device.type, self._amp), features, masks:
             yield
+
+    @contextmanager
+    def _masks(self, wanted: bool) -> Iterator[None]:
+        """Without masks where they are not wanted: the head and pasting them take time and memory."""
+        heads: Any = getattr(self.detector, "roi_heads", None)
+        if wanted or not getattr(heads, "mask_on", False):
+            yield
+            return
+        heads.mask_on = False
+        try:
+            yield
+        finally:
+            heads.mask_on = True
 
 
 def _features_in_float(_: nn.Module, __: Any, features: dict[str, torch.Tensor]) -> Any:

@@ -80,9 +80,10 @@ class ArchvalScorer:
         for number, inputs in self._archval.mine(batches):
             of_batch = [self._truth.row_of[image["image_id"]] for image in inputs]
             rows += of_batch
-            outputs = self._detector.detect(group, statistics, number, inputs)
-            for mine, instances in zip(found, outputs):
-                mine.append(Detections.of(instances, of_batch, self._truth.task))
+            task = self._truth.task
+            outputs = self._detector.detect(group, statistics, number, inputs, task == "segm")
+            for member, instances in outputs:
+                found[member].append(Detections.of(instances, of_batch, task))
         parts = [Detections(*map(np.concatenate, zip(*mine))) for mine in found if mine]
         return [match(self._truth, detections, sorted(rows)) for detections in parts]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
 from crnas_d2.config import leaves, read_config
-from crnas_d2.data.datasets import use_own_data
+from crnas_d2.data.datasets import HEADS, use_own_data
 from crnas_d2.errors import InputError
 from crnas_d2.modeling.build import input_convention, stage_space_of
 from crnas_d2.modeling.meta_arch.classifier import ImageClassifier
@@ -19,13 +19,12 @@ from detectron2.config import CfgNode
 from detectron2.utils.logger import log_first_n
 
 OWN_DATA = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
-HEADS = ("ROI_HEADS", "RETINANET")  # that have NUM_CLASSES
 # Keys of MODEL and INPUT in which a search and the config of its found network may differ.
 OF_THE_SEARCH = (
     *("MODEL.CRNAS.STAGE_CODE", "MODEL.CRNAS.DILATION_CODE", "MODEL.CRNAS.SUPERNET"),
     *("MODEL.CRNAS.STAGE_SPACE", "MODEL.CRNAS.SHARED", "MODEL.CRNAS.WIDTH_MULTIPLIER"),
     *("MODEL.CRNAS.NORM", "MODEL.CRNAS.RECOMPUTE", "MODEL.WEIGHTS", "MODEL.DEVICE"),
-    *(f"MODEL.{head}.NUM_CLASSES" for head in HEADS),
+    *(f"MODEL.{head}.NUM_CLASSES" for head in HEADS.values()),
 )
 
 
@@ -99,7 +98,7 @@ def network_config(cfg: CfgNode, path: str, architecture: Architecture | None = 
         run.DATASETS[key] = cfg.DATASETS[key]
     use_own_data(run, train=False, test=False)
     if cfg.DATASETS.TRAIN_JSON:
-        for head in HEADS:
+        for head in HEADS.values():
             run.MODEL[head].NUM_CLASSES = cfg.MODEL[head].NUM_CLASSES
     run.SEED, run.NUM_THREADS, run.MODEL.DEVICE = cfg.SEED, cfg.NUM_THREADS, cfg.MODEL.DEVICE
     for key in ("WEIGHTS", "RECOMPUTE"):

@@ -14,10 +14,8 @@ from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
 from crnas_d2.engine import progress
 from crnas_d2.evaluation.verdict import Difference, Spread, image_noise, smallest_difference
-from crnas_d2.modeling.build import architecture_of
-from crnas_d2.pipeline.configs import network_config
 from crnas_d2.pipeline.plan import Plan
-from crnas_d2.pipeline.trainings import ARCHTRAIN, LONGER, Network, Trainings
+from crnas_d2.pipeline.trainings import ARCHTRAIN, LONGER, Network, Trainings, baseline_of
 from crnas_d2.search.finalists import compete, winner
 
 STANDS = "the baseline stands"
@@ -41,7 +39,7 @@ class Contest:
         if found:
             return found
         for base in dict.fromkeys(self.plan.bases.values()):
-            network = self._baseline(base)
+            network = baseline_of(self.plan, base)
             with progress.at("noise"):
                 scores = [self.trainings(network, ARCHTRAIN, n) for n in range(options.SEEDS)]
             facts = self._noise(network, scores)
@@ -51,9 +49,6 @@ class Contest:
             found.append({"base": Path(base).name, **facts})
             logging.getLogger(__name__).info("noise of %s: %s", Path(base).name, facts["text"])
         return found
-
-    def _baseline(self, base: str) -> Network:
-        return Network(architecture_of(network_config(self.plan.cfg, base)), base)
 
     def _noise(self, network: Network, scores: Sequence[float]) -> Facts:
         values = ", ".join(f"{score:.2f}" for score in scores)
@@ -70,10 +65,11 @@ class Contest:
             for times, root in ((1, 1), (2, 2**0.5), (1, 2**0.5))
         )
         text = (
-            f"{values} AP on {len(matches[0].image_ids)} images of archval: seeds differ by "
-            f"{spread:.2f} (standard deviation), the draw of images by {images.std():.2f}; the best of "
-            f"{among} finalists is told apart from the baseline if it is {shown:.2f} better (with "
-            f"twice the seeds {twice:.2f}, with twice the images {larger:.2f})"
+            f"{values} AP on {len(matches[0].image_ids)} images of archval: seeds have a standard "
+            f"deviation of {spread:.2f}; the difference of two means over {seeds} seeds has one of "
+            f"{spread * (2 / seeds) ** 0.5:.2f} by seeds and {images.std():.2f} by the draw of images; "
+            f"the best of {among} finalists is told apart from the baseline if it is {shown:.2f} "
+            f"better (with twice the seeds {twice:.2f}, with twice the images {larger:.2f})"
         )
         known = {"seeds": spread, "images": float(images.std()), "smallest difference": shown}
         return {**facts, **known, "text": text}
@@ -88,35 +84,30 @@ class Contest:
         if self.plan.cfg.SEARCH.INHERIT:
             self.noise()  # else it was known before any supernet was trained
         base, seeds = self.plan.base_of(budget), self.plan.cfg.SEARCH.FINALISTS.SEEDS
-        baseline = self._baseline(base).architecture
-        diverged: set[Architecture] = set()
+        baseline = baseline_of(self.plan, base).architecture
 
         def train(architecture: Architecture, number: int) -> float:
-            network = Network(architecture, base)
-            try:
-                score = self.trainings(network, ARCHTRAIN, number)
-            except FloatingPointError as error:  # on all processes alike
-                if architecture == baseline:
-                    raise
-                score = 0.0
-                self.trainings.failed(network, ARCHTRAIN, number, str(error))
-            if any("failed" in record for record in self.trainings.of(network, ARCHTRAIN)):
-                diverged.add(architecture)
-            return score
+            return self.trainings(Network(architecture, base), ARCHTRAIN, number)
 
         scores = compete(finalists, list(dict.fromkeys([baseline, *kept])), seeds, train)
         every = self._scores.setdefault(budget, {})
-        every |= {a: of for a, of in scores.items() if a not in diverged}
-        best, among = winner(scores), max(1, len({*every, *diverged} - {baseline}))
+        every |= scores
+        best, among = winner(scores), len({*every} - {baseline})
         facts: Facts = {"baseline": scores[baseline], "finalists": among}
         if best == baseline:
-            text = f"{STANDS}: none of {among} finalists has a better mean"
+            why = f"none of {among} finalists came to the last round with a better mean"
+            text = f"{STANDS}: {why if among else 'it was the only finalist'}"
             return best, {"says": STANDS, **facts, "text": text}
         networks = Network(best, base), Network(baseline, base)
         ours, theirs = (self.trainings.matches(of, ARCHTRAIN, seeds) for of in networks)
-        spread = Spread.of(list(every.values()))
-        found = Difference(scores[best], scores[baseline], spread, image_noise(ours, theirs), among)
-        text = f"{found}; best of {among} finalists, {seeds} seeds each"
+        whole = [of for a, of in every.items() if not self._has_diverged(Network(a, base))]
+        images, spread = image_noise(ours, theirs), Spread.of(whole)
+        found = Difference(scores[best], scores[baseline], spread, images, among)
+        text = f"{found}; best of {among} finalists, {seeds} seeds"
+        if ours:
+            text += f", {len(ours[0].image_ids)} images"
+        if self.plan.cfg.SEARCH.INHERIT:
+            text += ", all trained from their paths in this supernet"
         if found.says == "better":
             text = f"better than the baseline: {text}; {OPTIMISTIC}"
         else:
@@ -124,6 +115,9 @@ class Contest:
         low, high = found.known_ends
         facts |= {"scores": scores[best], "difference": found.value, "low": low, "high": high}
         return best, {"says": found.says, **facts, "text": text}
+
+    def _has_diverged(self, network: Network) -> bool:
+        return any("failed" in record for record in self.trainings.of(network, ARCHTRAIN))
 
 
 def _longer(facts: Facts, score: float) -> Facts:

@@ -58,7 +58,7 @@ def course(plan: Plan) -> list[Work]:
     networks = [network_config(cfg, base) for base in dict.fromkeys(plan.bases.values())]
     baselines = {str(architecture_of(network)) for network in networks}
     macs = backbone_costs(networks[0])(architecture_of(networks[0]))["macs"]
-    budgets = len(plan.bases) if "stage" in phases else 1  # else the one that the named code meets
+    budgets = len(plan.bases)
     finalists, seeds = options.FINALISTS.NUM, options.FINALISTS.SEEDS
     searches = [phase for phase in ("stage", "dilation") if phase in phases]
     records = Journal(folder / TRAININGS / "journal.jsonl", writes=False).records
@@ -125,7 +125,7 @@ def candidates(plan: Plan, phase: str) -> int:
     """How many a search scores, for all budgets; greedily, those of the baseline's stage code."""
     cfg, count = plan.cfg, 0
     is_named = "stage" not in cfg.SEARCH.PHASES
-    for budget, base in [*plan.bases.items()][: 1 if is_named else None]:
+    for budget, base in plan.bases.items():
         method = cfg.SEARCH[phase.upper()].METHOD
         network = network_config(cfg, base)
         if method == "exhaustive":

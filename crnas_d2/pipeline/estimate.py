@@ -192,6 +192,7 @@ def _score_seconds(cfg: CfgNode, group: Sequence[Architecture], split: Split) ->
     Where the first is slow, it is measured alone, and what candidates share is taken off.
     """
     cfg.SEARCH.EVAL.RECALIBRATION_IMAGES = min(IMAGES, cfg.SEARCH.EVAL.RECALIBRATION_IMAGES)
+    cfg.SEARCH.EVAL.METRIC = "AP"  # so few images may have no object of one size
     cfg.freeze()
     model = SupernetTrainer.build_model(cfg)
     scorer = build_scorer(cfg, split, model)

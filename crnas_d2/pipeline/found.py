@@ -15,11 +15,12 @@ import yaml
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget
 from crnas_d2.config import leaves, read_config
+from crnas_d2.data.datasets import HEADS
 from crnas_d2.engine.setup import check_network
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.files import write_text
 from crnas_d2.modeling.checkpoint.weights import difference
-from crnas_d2.pipeline.configs import HEADS, OWN_DATA, network_config
+from crnas_d2.pipeline.configs import OWN_DATA, network_config
 from crnas_d2.pipeline.plan import Plan
 from crnas_d2.pipeline.weights import write_weights
 from detectron2.config import CfgNode
@@ -34,19 +35,23 @@ def write_found(path: Path, cfg: CfgNode, base: str, architecture: Architecture,
     """Write found.yaml: an architecture over its base config, and your own data; ``comment`` on top.
 
     Over the search's own config also what its KEY VALUE pairs change in the network and its training.
+    With SEARCH.INHERIT training it starts from found.pth.
     """
     crnas: dict[str, Any] = {
         "FAMILY": architecture.family,
         "STAGE_CODE": list(architecture.stage_code),
         "DILATION_CODE": list(architecture.dilation_code),
     }
-    if weights := cfg.MODEL.CRNAS.WEIGHTS:
-        crnas["WEIGHTS"] = weights if "://" in weights else str(Path(weights).resolve())
+    if published := cfg.MODEL.CRNAS.WEIGHTS:
+        crnas["WEIGHTS"] = published if "://" in published else str(Path(published).resolve())
     content: dict[str, Any] = {"_BASE_": str(Path(base).resolve()), "MODEL": {"CRNAS": crnas}}
+    weights = path.with_suffix(".pth")
+    if cfg.SEARCH.INHERIT and weights.is_file():  # its schedule is too short for random weights
+        content["MODEL"]["WEIGHTS"] = str(weights.resolve())
     own = {key: str(Path(cfg.DATASETS[key]).resolve()) for key in OWN_DATA if cfg.DATASETS[key]}
     if own:
         content["DATASETS"] = own if cfg.DATASETS.TEST_JSON else {**own, "TEST": []}
-        for head in HEADS:
+        for head in HEADS.values():
             content["MODEL"][head] = {"NUM_CLASSES": cfg.MODEL[head].NUM_CLASSES}
     if not cfg.SEARCH.FOUND_BASE:
         theirs = leaves(read_config(base))

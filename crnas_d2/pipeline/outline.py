@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,9 +22,11 @@ from crnas_d2.pipeline.course import Work
 from crnas_d2.pipeline.plan import Plan
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 
 AREAS = (32**2, 96**2)  # pixels: COCO's small, medium and large objects
 FEW = 10  # objects of a class in archval, below which its AP is mostly chance
+NORMED = 4  # images at once, below which BatchNorm's statistics are mostly noise
 THIN = 4  # pixels at the network's input, below which a side of a box is hardly seen
 
 
@@ -69,7 +71,7 @@ def _data(plan: Plan) -> Iterator[str]:
     yield "  objects there: {:.0%} small, {:.0%} medium, {:.0%} large (COCO's areas)".format(*shares)
     held = [f"{name} {len(part['images'])}" for name, part in parts.items()]
     yield f"  split: {', '.join(held)} images (the last are part of archtrain)"
-    yield from (f"  odd: {line}" for line in _odd(cfg, parts, sides))
+    yield from (f"  odd: {line}" for line in [*_odd(cfg, parts, sides), *_odd_norm(plan)])
 
 
 def _odd(cfg: CfgNode, parts: dict[str, Record], sides: np.ndarray) -> Iterator[str]:
@@ -84,7 +86,7 @@ def _odd(cfg: CfgNode, parts: dict[str, Record], sides: np.ndarray) -> Iterator[
                 else ""
             )
         if crowds := sum(a["iscrowd"] for a in boxes):
-            yield f"{crowds} boxes of {name} are crowds, which nobody learns and no metric counts"
+            yield f"{crowds} boxes of {name} are crowds: neither trained on nor counted"
     boxes = parts["archval"]["annotations"]
     counts = Counter(a["category_id"] for a in boxes if not a["iscrowd"])
     classes = parts["archval"]["categories"]
@@ -99,15 +101,29 @@ def _odd(cfg: CfgNode, parts: dict[str, Record], sides: np.ndarray) -> Iterator[
         yield f"an image has {most} boxes; TEST.DETECTIONS_PER_IMAGE is {cfg.TEST.DETECTIONS_PER_IMAGE}"
 
 
+def _odd_norm(plan: Plan) -> Iterator[str]:
+    """BatchNorm over too few images; SyncBN joins those of all processes."""
+    cfg, processes, few = plan.cfg, comm.get_world_size(), defaultdict(list)
+    runs = {"supernets": cfg} if {"stage", "dilation"} & {*cfg.SEARCH.PHASES} else {}
+    if "retrain" in cfg.SEARCH.PHASES or cfg.SEARCH.FINALISTS.NUM:
+        runs["networks alone"] = network_config(cfg, next(iter(plan.bases.values())))
+    for name, run in runs.items():
+        norm, batch, parts = run.MODEL.CRNAS.NORM, run.SOLVER.IMS_PER_BATCH, run.SOLVER.ACCUMULATE
+        is_bn = norm == "BN" or (norm == "auto" and processes == 1)
+        if is_bn and batch < NORMED * processes * parts:
+            few[f"SOLVER.IMS_PER_BATCH {batch}, ACCUMULATE {parts}, processes {processes}"].append(name)
+    for keys, names in few.items():
+        yield f"{' and '.join(names)}: BatchNorm sees fewer than {NORMED} images at once ({keys})"
+
+
 def _test_set(plan: Plan) -> Iterator[str]:
     """Of the phases that read one; it has no image of the training set, or its AP says nothing."""
     cfg, parts = plan.cfg, plan.parts
     if not {"test", "retrain"} & {*cfg.SEARCH.PHASES}:
         return
     assert parts is not None
-    theirs = MetadataCatalog.get(
-        network_config(cfg, plan.base_of(next(iter(plan.bases)))).DATASETS.TEST[0]
-    )
+    run = cfg if "test" in cfg.SEARCH.PHASES else network_config(cfg, next(iter(plan.bases.values())))
+    theirs = MetadataCatalog.get(run.DATASETS.TEST[0])
     if "json_file" not in theirs.as_dict():  # of Pascal VOC
         return
     content, ours = (

@@ -15,6 +15,7 @@ from crnas_d2.analysis.latency import LatencyCosts, Stopwatch
 from crnas_d2.architecture import Architecture
 from crnas_d2.budget import Budget, Costs
 from crnas_d2.engine import progress
+from crnas_d2.engine.setup import check_same_run
 from crnas_d2.evaluation.scorer import ArchvalScorer
 from crnas_d2.modeling.backbone.supernet import find_supernet
 from crnas_d2.modeling.build import architecture_of, stage_space_of
@@ -34,7 +35,7 @@ from detectron2.config import CfgNode
 Found = tuple[Architecture, Facts]  # and the verdict
 NO_VERDICT: Facts = {
     "says": "not compared",
-    "text": "the search's first; no network was trained alone (SEARCH.FINALISTS)",
+    "text": "no network was trained alone to compare it with the baseline (SEARCH.FINALISTS)",
 }
 
 
@@ -131,6 +132,8 @@ class Phases:
                     self._write_baseline(budget, scorer, detector)
             return firsts
 
+        if cfg.MODEL.CRNAS.SUPERNET == "dilation":  # a resumed run may have come to another stage code
+            check_same_run(cfg, ["MODEL.CRNAS.STAGE_CODE"])
         hook = SearchHook(search)
         is_trained = cfg.SEARCH.JOINT and space.phase == "dilation" and "stage" in phases
         with progress.at(f"{cfg.MODEL.CRNAS.SUPERNET} supernet"):

@@ -43,6 +43,7 @@ from crnas_d2.pipeline.scorer import check_scoring
 from crnas_d2.pipeline.weights import check_inherits
 from crnas_d2.search.alternatives import eligible_draws
 from crnas_d2.search.journal import Journal
+from crnas_d2.space import block_costs
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
@@ -53,7 +54,7 @@ NEEDS_TEST = (
 VOC_METRICS = ("AP", "AP50", "AP75")  # of detectron2's evaluator of Pascal VOC
 LATENCIES, TRAININGS = "latency.jsonl", "trainings"
 # What a search leaves in its OUTPUT_DIR, and below it in the folders of its phases.
-FOLDERS = ("joint", "stage", "dilation*", f"{TRAININGS}/*/*", TRAININGS)
+FOLDERS = ("joint", "stage", "dilation*", "test", f"{TRAININGS}/*/*", TRAININGS)
 FILES = ("last_checkpoint", "journal.jsonl", "race.jsonl", "matches", "pretrain/last_checkpoint")
 TRACES = (LATENCIES, *map("/".join, itertools.product(FOLDERS, FILES)))
 
@@ -63,7 +64,7 @@ class Plan:
     """A checked search."""
 
     cfg: CfgNode
-    bases: dict[Budget, str]  # path of the config that found.yaml is based on; all have the same costs
+    bases: dict[Budget, str]  # path of the config that found.yaml is based on; their blocks cost alike
     pretrain: str  # path of the classification config; empty: none
     parts: dict[str, Record] | None  # of the training set (data/splits.py), on rank 0 until written
 
@@ -101,6 +102,8 @@ def plan_search(args: argparse.Namespace) -> Plan:
     if "stage" in cfg.SEARCH.PHASES:
         known = [(budget.without("latency"), base) for budget, base in bases.items()]
         check_budgets(cfg, known, costs)  # latency is measured later
+    else:
+        bases = _of_named(cfg, bases, costs)
     pretrain = cfg.SEARCH.PRETRAIN
     if pretrain:
         pretrain = config_path(pretrain, args.config_file, "SEARCH.PRETRAIN")
@@ -248,6 +251,26 @@ def check_budgets(cfg: CfgNode, bases: Iterable[tuple[Budget, str]], costs: Cost
                 )
 
 
+def _of_named(cfg: CfgNode, bases: Mapping[Budget, str], costs: Costs) -> dict[Budget, str]:
+    """The first budget that MODEL.CRNAS's codes meet, or the first of all, and its base config.
+
+    Raises InputError: the named code is to be compared with a baseline that costs otherwise.
+    """
+    named = architecture_of(cfg)
+    met = (b for b in bases if b.without("latency").meets(costs(named)))  # latency is measured later
+    budget = next(met, None)
+    path = bases[budget or next(iter(bases))]
+    limits = budget.without("latency") if budget else Budget.parse(block_costs(named))
+    baseline = architecture_of(network_config(cfg, path))
+    is_compared = cfg.SEARCH.FINALISTS.NUM or "retrain" in cfg.SEARCH.PHASES
+    if is_compared and not limits.meets(costs(baseline)):
+        raise InputError(
+            f"MODEL.CRNAS.STAGE_CODE: {tuple(named.stage_code)}: it is compared with {baseline} of "
+            f"SEARCH.FOUND_BASE, which does not meet the same budget, {limits}; name one that does"
+        )
+    return {budget or next(iter(bases)): path}
+
+
 def _check_joint(cfg: CfgNode, supernet: CfgNode, networks: Mapping[str, CfgNode]) -> None:
     """What is to be scored is a path of the joint supernet."""
     space = stage_space_of(supernet)
@@ -272,6 +295,10 @@ def _check_alone(cfg: CfgNode, path: str, network: CfgNode, pretrain: str, is_te
     if weights:
         why = "networks trained alone take none; MODEL.CRNAS.WEIGHTS is for ImageNet's"
         raise InputError(f"MODEL.WEIGHTS: {weights}: in {where}: {why}")
+    for side in ("TRAIN", "TEST") if is_tested else ("TRAIN",):
+        ours, theirs = tuple(cfg.DATASETS[side]), tuple(network.DATASETS[side])
+        if ours and ours != theirs:  # a search alone needs no test set
+            raise InputError(f"DATASETS.{side}: {ours}: {where} has {theirs}; the same are needed")
     if options.TASK == "segm" and not network.MODEL.MASK_ON:
         raise InputError(f"{where}: has MODEL.MASK_ON False; SEARCH.EVAL.TASK 'segm' needs masks")
     if pretrain and not cfg.SEARCH.INHERIT:

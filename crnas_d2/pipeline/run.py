@@ -26,7 +26,6 @@ from crnas_d2.data.coco_json import load_json
 from crnas_d2.data.datasets import register_coco
 from crnas_d2.data.splits import write_splits
 from crnas_d2.engine import progress
-from crnas_d2.modeling.build import architecture_of
 from crnas_d2.pipeline.configs import network_config
 from crnas_d2.pipeline.contest import Contest
 from crnas_d2.pipeline.found import write_found
@@ -34,7 +33,7 @@ from crnas_d2.pipeline.phases import Phases
 from crnas_d2.pipeline.plan import Plan
 from crnas_d2.pipeline.scorer import Split
 from crnas_d2.pipeline.table import NETWORKS, PATHS, retrain, write_results
-from crnas_d2.pipeline.trainings import ARCHTRAIN, Network, Trainings
+from crnas_d2.pipeline.trainings import ARCHTRAIN, Network, Trainings, baseline_of
 from crnas_d2.pipeline.weights import copy_weights, origin_of
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
@@ -87,8 +86,7 @@ def _baselines(plan: Plan) -> Networks:
     """Of each base config, in the order of the budgets."""
     networks: Networks = {}
     for base in dict.fromkeys(plan.bases.values()):
-        architecture = architecture_of(network_config(plan.cfg, base))
-        networks[f"baseline{len(networks) or ''}"] = Network(architecture, base)
+        networks[f"baseline{len(networks) or ''}"] = baseline_of(plan, base)
     return networks
 
 

@@ -52,7 +52,8 @@ def retrain(plan: Plan, trainings: Trainings, networks: Mapping[str, Network]) -
     records = {network: trainings.of(network, WHOLE)[:seeds] for network in networks.values()}
     scores = {network: [record["score"] for record in of] for network, of in records.items()}
     matches = {network: trainings.matches(network, WHOLE, seeds) for network in records}
-    rows, spread = [], Spread.of(list(scores.values()))
+    whole = [of for n, of in scores.items() if not any("failed" in r for r in records[n])]
+    rows, spread = [], Spread.of(whole)
     for name, network in networks.items():
         found = _rows(name, network.architecture, records[network])
         baseline = next(of for of in records if of.base == network.base)

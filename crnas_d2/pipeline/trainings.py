@@ -17,8 +17,10 @@ from crnas_d2.analysis.costs import backbone_costs
 from crnas_d2.architecture import Architecture
 from crnas_d2.engine.setup import check_same_run
 from crnas_d2.engine.trainer import seed_of
+from crnas_d2.errors import Diverged
 from crnas_d2.evaluation.coco import MATCHES
 from crnas_d2.evaluation.matches import Matches, without_groups
+from crnas_d2.modeling.build import architecture_of
 from crnas_d2.pipeline.configs import network_config, supernet_config
 from crnas_d2.pipeline.plan import TRAININGS, Plan
 from crnas_d2.pipeline.search_hook import shared_journal
@@ -42,6 +44,11 @@ class Network(NamedTuple):
     base: str
 
 
+def baseline_of(plan: Plan, base: str) -> Network:
+    """The network of a base config, a path."""
+    return Network(architecture_of(network_config(plan.cfg, base)), base)
+
+
 class Trainings:
     """Trains networks alone. All processes call every method alike, and train one network together.
 
@@ -57,7 +64,9 @@ class Trainings:
     def __call__(self, network: Network, data: str, number: int) -> float:
         """The network's score on archval or, of WHOLE data, on the test set; trained if it was not.
 
-        An interrupted training resumes. Raises FloatingPointError: it diverged.
+        An interrupted training resumes. One that diverges has a score of 0, and is not tried again.
+
+        Raises FloatingPointError: the baseline's diverged.
         """
         cfg, began = self._config(network, data, number), time.perf_counter()
         # Set here alone, and to paths below OUTPUT_DIR, which may move.
@@ -72,10 +81,21 @@ class Trainings:
                 supernet = supernet_config(self._plan.cfg, "joint")
                 write_inherited(inherited, supernet, cfg, network.architecture)
             comm.synchronize()
-        trainer = train(cfg, "" if cfg.MODEL.WEIGHTS else self._plan.pretrain, resume=True)
+        more: dict[str, Any] = {**backbone_costs(cfg)(network.architecture)}
+        try:
+            trainer = train(cfg, "" if cfg.MODEL.WEIGHTS else self._plan.pretrain, resume=True)
+        except FloatingPointError as error:
+            # A process that is not alone must not go on where the others may not have seen it.
+            is_shared = isinstance(error, Diverged) or comm.get_world_size() == 1
+            if not is_shared or network == baseline_of(self._plan, network.base):
+                raise
+            more |= {"failed": str(error), "metrics": {options.METRIC: 0.0}}
+            self._journal.add(phase, network.architecture, 0.0, **more)
+            text = "%s, seed %d: %s"
+            logging.getLogger(__name__).warning(text, network.architecture, number, error)
+            return 0.0
         metrics = measured(comm.all_gather(trainer.last_results)[0], options.TASK, options.METRIC)
         score = metrics.get(options.METRIC, 0.0)  # without a detection there is none
-        more: dict[str, Any] = {**backbone_costs(cfg)(network.architecture)}
         for matches in self._read([Path(cfg.OUTPUT_DIR)]):
             without = matches.scores(without_groups(len(matches.image_ids)))
             more["error"] = standard_error(without.tolist())
@@ -91,12 +111,6 @@ class Trainings:
         values = network.architecture, number, data, score, more.get("error", math.nan)
         logging.getLogger(__name__).info(text, *values)
         return score
-
-    def failed(self, network: Network, data: str, number: int, why: str) -> None:
-        """Write down a training that diverges whenever it is tried, as a score of 0."""
-        phase = self._phase(network, data, number)
-        self._journal.add(phase, network.architecture, 0.0, failed=why, metrics={})
-        logging.getLogger(__name__).warning("%s, seed %d: %s", network.architecture, number, why)
 
     def of(self, network: Network, data: str) -> list[dict[str, Any]]:
         """The journal's records of a network's trainings that have ended, in order of their seeds."""

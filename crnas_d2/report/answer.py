@@ -28,8 +28,12 @@ ANSWERS = {
 OF_PATHS = (
     "Of paths in one supernet, not of networks trained alone: another supernet may say otherwise. "
 )
+OF_ITS_PATHS = (
+    "All networks start from their paths in this search's supernet, by which the found one was chosen: "
+    "from another start they may compare otherwise. "
+)
 NOT_ENDED = "This search has not ended; the page shows how far it has come."
-UNTESTED = "Nothing was tested: the table has what archval says, which the search has chosen by."
+UNTESTED = "No test set was used: the table shows archval, on which the search made its choices."
 LAST = "codes"  # long, so that what matters stands before it
 
 
@@ -55,6 +59,8 @@ def _answers(run: RunFolder) -> list[str]:
     texts = [_answer(run, row) for row in _means(run) if row["network"].startswith("found")]
     if texts and not run.results.get(NETWORKS):
         texts[0] = OF_PATHS + texts[0]
+    elif texts and run.cfg is not None and run.cfg.SEARCH.INHERIT:
+        texts.insert(1, OF_ITS_PATHS)
     verdicts = run.results.get("verdicts", {})
     for budget, verdict in verdicts.items():
         file = f"found_{budget}.pth" if len(verdicts) > 1 else "found.pth"

@@ -77,7 +77,10 @@ def candidates(search: Search, label: str, kinds: Mapping[str, str]) -> Figure:
 
 
 def beam(search: Search, label: str, top_k: int) -> Figure:
-    """The greedy search, block by block: what was scored, and what was kept and grew."""
+    """The greedy search, block by block: what was scored, and what was kept and grew.
+
+    Without rate 1 everywhere that SEARCH.DILATION.EVIDENCE has scored: it grew from nothing.
+    """
     steps: dict[int, list[dict[str, Any]]] = {}
     for record in search.records:
         digits = record["architecture"].rpartition("/")[2].replace("-", "").rstrip("_")
@@ -87,7 +90,8 @@ def beam(search: Search, label: str, top_k: int) -> Figure:
         kept: dict[str, tuple[int, float]] = {}
         for step, found in sorted(steps.items()):
             parents, kept = kept, {}
-            ranked = sorted(found, key=best_first)
+            grown = [r for r in found if not parents or r["digits"].startswith(tuple(parents))]
+            ranked = sorted(grown, key=best_first)
             for place, record in enumerate(ranked):
                 is_kept, digits, score = place < top_k, record["digits"], record["score"]
                 known = {"architecture": record["architecture"], "score": score}

@@ -65,7 +65,10 @@ def pictures(run: RunFolder, networks: Sequence[Compared]) -> list[Picture]:
     metadata = MetadataCatalog.get(archval)
     configs = {network.name: _config(network) for network in networks}
     names = metadata.thing_classes
-    detectors = {name: Detector(cfg, names, THRESHOLD) for name, cfg in configs.items()}
+    try:
+        detectors = {name: Detector(cfg, names, THRESHOLD) for name, cfg in configs.items()}
+    except InputError as error:
+        raise Cannot(str(error)) from error
     found = []
     for number, record in enumerate(records):
         image = read_image(record["file_name"], "RGB")

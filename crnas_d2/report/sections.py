@@ -122,9 +122,11 @@ def cost(run: RunFolder, networks: Networks) -> Section:
     if not seconds:
         section.text.append("Nothing has been trained or scored yet.")
         return section
-    expected = (run.starts[0].get("estimate") or {}) if run.starts else {}
+    estimates = [(n, e) for n, start in enumerate(run.starts) if (e := start.get("estimate"))]
+    number, expected = estimates[-1] if estimates else (0, {})
     trainings = Counter(training.part for training in run.trainings)
     scored = {f"{s.phase} search": len(s.records) + len(s.dropped) for s in run.searches}
+    compared = {} if number else expected  # that of what was left is no part of the whole
     rows = [
         {
             "part": part,
@@ -132,7 +134,7 @@ def cost(run: RunFolder, networks: Networks) -> Section:
             "candidates": scored.get(part),
             "time": shown(seconds.get(part, 0.0)),
             "estimated": shown(expected[part]) if part in expected else None,
-            "ratio": seconds.get(part, 0.0) / expected[part] if expected.get(part) else None,
+            "ratio": seconds.get(part, 0.0) / compared[part] if compared.get(part) else None,
         }
         for part in dict.fromkeys([*seconds, *expected])
     ]
@@ -145,6 +147,10 @@ def cost(run: RunFolder, networks: Networks) -> Section:
     )
     if not expected:
         section.text.append("No estimate was made: search_net.py makes one with --timed.")
+    elif number:
+        section.text.append(
+            f"The estimate is of what was left at start {number + 1}, the times are the whole search's."
+        )
     section.tables.append(Table("by part", rows))
     return section
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 import torch
+import torch.distributed as dist
 
 from crnas_d2.modeling.backbone.family import Norm
 from detectron2.layers import NaiveSyncBatchNorm
@@ -16,15 +17,18 @@ from detectron2.utils.logger import log_first_n
 
 
 class UnbiasedSyncBatchNorm(NaiveSyncBatchNorm):
-    """NaiveSyncBatchNorm with torch's unbiased running variance, for images of one size."""
+    """NaiveSyncBatchNorm with torch's unbiased running variance; images of all ranks weigh alike."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if comm.get_world_size() == 1 or not self.training:
             return super().forward(input)
         kept = self.running_var * (1 - self.momentum)
         output = super().forward(input)
-        count = input.numel() // input.shape[1] * comm.get_world_size()
-        self.running_var.copy_(kept + (self.running_var - kept) * (count / (count - 1)))
+        # Of all ranks: where their images differ in size, so would their running variances.
+        count = torch.tensor(input.numel() / input.shape[1], dtype=torch.float64)
+        dist.all_reduce(count)
+        factor = float(count / (count - 1))
+        self.running_var.copy_(kept + (self.running_var - kept) * factor)
         self.num_batches_tracked.add_(1)
         return output
 

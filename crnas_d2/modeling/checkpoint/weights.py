@@ -95,9 +95,12 @@ def check_backbone_weights(
     own = {prefix + name: value for name, value in below.state_dict().items()}
     held = {name: value for name, value in state.items() if name.startswith(prefix)}
     if differs := difference(own, held):
+        what = f"{key}: {path}: is of another network or space: {differs}"
+        if key == "--resume":
+            raise InputError(f"{what}; set the config back, or start in another OUTPUT_DIR")
         raise InputError(
-            f"{key}: {path}: is of another network or space: {differs}; allowed is a checkpoint with "
-            "its weights; tools/convert_weights.py takes ImageNet weights from one network to another"
+            f"{what}; allowed is a checkpoint with its weights; tools/convert_weights.py takes "
+            "ImageNet weights from one network to another"
         )
     check_convention(checkpoint.get("input_convention", {}), path, convention)
 

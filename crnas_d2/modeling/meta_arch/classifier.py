@@ -17,12 +17,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 
+LAST = "res5"  # stage
 FC_STD = 0.01  # of the linear layer's weights (Goyal et al. 2017, Sec. 5.1)
 
 
 @META_ARCH_REGISTRY.register()
 class ImageClassifier(nn.Module):
-    """Class scores of images, from the pooled stage ``in_feature`` of a fixed network or supernet."""
+    """Class scores of images, from the pooled last stage of a fixed network or supernet."""
 
     @configurable
     def __init__(
@@ -30,14 +31,12 @@ class ImageClassifier(nn.Module):
         *,
         backbone: Backbone,
         num_classes: int,
-        in_feature: str,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.in_feature = in_feature
-        self.fc = nn.Linear(backbone.output_shape()[in_feature].channels, num_classes)
+        self.fc = nn.Linear(backbone.output_shape()[LAST].channels, num_classes)
         nn.init.normal_(self.fc.weight, std=FC_STD)
         nn.init.zeros_(self.fc.bias)
         # Not in checkpoints: as in detectron2's detectors, they belong to the config.
@@ -46,16 +45,13 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """An InputError if the backbone does not return MODEL.CLASSIFIER.IN_FEATURE."""
-        node, backbone = cfg.MODEL.CLASSIFIER, build_backbone(cfg)
-        if node.IN_FEATURE not in backbone.output_shape():
-            raise InputError(
-                f"MODEL.CLASSIFIER.IN_FEATURE: {node.IN_FEATURE!r}: {cfg.MODEL.BACKBONE.NAME} "
-                f"returns {', '.join(backbone.output_shape())}"
-            )
+        """An InputError if the backbone does not return its last stage."""
+        backbone, name = build_backbone(cfg), cfg.MODEL.BACKBONE.NAME
+        if LAST not in backbone.output_shape():
+            what = f"{name!r} returns {', '.join(backbone.output_shape())}"
+            raise InputError(f"MODEL.BACKBONE.NAME: {what}; ImageClassifier needs {LAST}")
         pixels = {"pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD}
-        head = {"num_classes": node.NUM_CLASSES, "in_feature": node.IN_FEATURE}
-        return {"backbone": backbone, **head, **pixels}
+        return {"backbone": backbone, "num_classes": cfg.MODEL.CLASSIFIER.NUM_CLASSES, **pixels}
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +67,7 @@ class ImageClassifier(nn.Module):
         """Of ``image`` (C, H, W), 0..255, all of one size: in training, with ``label``, a dict of the
         mean cross entropy, ``loss_classification``; else ``{"scores": (num_classes,)}`` for each image.
         """
-        features = self.backbone(self.preprocess_image(batched_inputs).tensor)[self.in_feature]
+        features = self.backbone(self.preprocess_image(batched_inputs).tensor)[LAST]
         logits = self.fc(features.mean(dim=(2, 3)))
         if self.training:
             labels = torch.tensor([x["label"] for x in batched_inputs], device=self.device)
