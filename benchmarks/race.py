@@ -81,9 +81,9 @@ def replay(found: dict[Architecture, Matches], cfg: CfgNode, number: int) -> tup
     images = len(next(iter(found.values())).image_ids)
     drawn = np.random.default_rng(number).integers(0, images, images)
     scorer, codes = Replay(found, drawn, cfg.SEARCH.EVAL.BATCH_SIZE, 1000 * number), list(found)
-    journal, verdicts = (Journal(os.devnull, writes=False) for _ in range(2))
+    journal, dropped = (Journal(os.devnull, writes=False) for _ in range(2))
     confidence = cfg.SEARCH.RACE.CONFIDENCE
-    compare = Race("stage", "replay", scorer, backbone_costs(cfg), journal, verdicts, confidence)
+    compare = Race("stage", "replay", scorer, backbone_costs(cfg), journal, dropped, confidence)
     winner = compare(codes, 1)[0]
     last = len(scorer.images) - 1
     best = max(scores[0] for scores in scorer.scores(codes, last))

@@ -96,8 +96,8 @@ def plain_loop(
 def our_search(cfg: CfgNode, scorer: ArchvalScorer, folder: Path) -> list[tuple[Architecture, float]]:
     """Every candidate in the order in which it was scored."""
     space, costs = scorer._detector.supernet.space, backbone_costs(cfg)
-    journal, verdicts = (Journal(folder / f"{name}.jsonl") for name in ("journal", "race"))
-    compare = Race(space.phase, "benchmark", scorer, costs, journal, verdicts, confidence=0)
+    journal, dropped = (Journal(folder / f"{name}.jsonl") for name in ("journal", "race"))
+    compare = Race(space.phase, "benchmark", scorer, costs, journal, dropped, confidence=0)
     if isinstance(space, StageSpace):
         stage_search(space, cfg.SEARCH.BUDGETS[0], compare, costs)
     else:

@@ -94,7 +94,7 @@ def test_who_was_dropped_and_why() -> None:
     scorer = Means(values_of(CODES, spread=3, seed=0))
     compare = race(scorer)
     found = compare(CODES, 1)
-    dropped, finished = compare.verdicts.records, compare.journal.records
+    dropped, finished = compare.dropped.records, compare.journal.records
     assert sorted(r["architecture"] for r in dropped + finished) == sorted(map(str, CODES))
     assert {r["architecture"] for r in finished} == {str(c.architecture) for c in found}
     assert all(r["phase"] == "stage" and r["blocks"] == 16 for r in finished)
@@ -114,7 +114,7 @@ def test_who_was_dropped_and_why() -> None:
 def test_equal_candidates_all_stay() -> None:
     compare = race(Means({code: np.arange(64.0) for code in CODES[:9]}))
     assert len(compare(CODES[:9], 1)) == 9
-    assert compare.verdicts.records == []
+    assert compare.dropped.records == []
 
 
 def test_at_least_as_many_stay_as_the_search_keeps() -> None:
@@ -152,7 +152,7 @@ def test_no_object_on_the_first_images_drops_none() -> None:
 
     compare = race(Blind(values))
     compare(CODES, 1)
-    assert 8 not in {record["images"] for record in compare.verdicts.records} != set()
+    assert 8 not in {record["images"] for record in compare.dropped.records} != set()
 
 
 def test_stopped_anywhere_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

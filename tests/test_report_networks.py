@@ -40,6 +40,11 @@ def test_pictures(run: Path, tmp_path: Path) -> None:
     assert page.sections[TITLES[4]].split()[-9:] == ["objects", "baseline", "found"] * 3
     sizes = {Image.open(path).size for path in (run / "report" / "pictures").glob("*.jpg")}
     assert sizes == {(640, 640)}
+    base = tmp_path / "base.yaml"
+    text = base.read_text()
+    base.write_text(text.replace("FORMAT: BGR", "FORMAT: YUV"))
+    assert "There are none: INPUT.FORMAT: 'YUV': allowed" in page_of(run).sections[TITLES[4]]
+    base.write_text(text)
     shutil.copy(run / "baseline.pth", run / "found.pth")
     assert "found.pth: is of another network" in page_of(run).sections[TITLES[4]]
     shutil.rmtree(tmp_path / "shapes" / "images")

@@ -143,7 +143,7 @@ def test_who_sees_all_of_archval_in_a_race_has_the_score_of_the_whole_search(
         compare = Race(
             *(kind, name, build_scorer(cfg, split, detector), costs),
             journal=Journal(tmp_path / f"{name}.jsonl"),
-            verdicts=Journal(tmp_path / f"{name}-race.jsonl"),
+            dropped=Journal(tmp_path / f"{name}-race.jsonl"),
             confidence=0.51,
             group_size=4,
         )

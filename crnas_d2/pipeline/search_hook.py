@@ -75,14 +75,14 @@ def run_searches(
     logger, results = logging.getLogger(__name__), {}
     search, confidence = search_method(cfg, space.phase), cfg.SEARCH.RACE.CONFIDENCE
     files = [Path(cfg.OUTPUT_DIR, name) for name in ("journal.jsonl", "race.jsonl")]
-    journal, verdicts = map(shared_journal, files)
+    journal, dropped = map(shared_journal, files)
     if comm.is_main_process():
         journal.listener = TensorBoard(cfg.OUTPUT_DIR, journal)
     for budget in budgets:
         bar = functools.partial(search_bar, f"{space.phase} search {budget}", journal)
-        compare = Race(space.phase, budget.name, scorer, costs, journal, verdicts, confidence, bar)
+        compare = Race(space.phase, budget.name, scorer, costs, journal, dropped, confidence, bar)
         results[budget] = search(space, budget, compare, costs)
-        check_told_apart([*journal.records, *verdicts.records], space.phase)
+        check_told_apart([*journal.records, *dropped.records], space.phase)
         if isinstance(space, DilationSpace) and cfg.SEARCH.DILATION.EVIDENCE:
             undilated = Architecture.undilated(space.family, space.stage_code)
             (plain,) = compare([undilated], 1)
@@ -95,8 +95,8 @@ def run_searches(
         counted = len(results[budget]), best.architecture, best.score, line.get("error", math.nan)
         logger.info(text, budget, *counted)
     if len(scorer.images) > 1:
-        dropped = sorted(Counter(record["images"] for record in verdicts.records).items())
-        parts = ", ".join(f"{count} after {images} images" for images, count in dropped)
+        counts = sorted(Counter(record["images"] for record in dropped.records).items())
+        parts = ", ".join(f"{count} after {images} images" for images, count in counts)
         text = "race: dropped %s; %d saw all of archval (%s)"
         logger.info(text, parts or "none", len(journal.records), files[1])
     return results

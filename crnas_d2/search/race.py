@@ -47,7 +47,7 @@ class Race:
     scorer: Scorer
     costs: Costs
     journal: Journal  # those that saw all of archval, with the seconds of the last portion
-    verdicts: Journal  # those that were dropped: when, and how far behind
+    dropped: Journal  # those that fell behind: when, and how far
     confidence: float  # 0.5..1: dropped are those outside the lead in this fraction of bootstraps
     progress: Callable[[Sequence[Architecture]], Any] = nullcontext  # shows a bar, as tqdm
     group_size: int = GROUP_SIZE
@@ -104,8 +104,8 @@ class Race:
         phase, images = f"{self.phase} race {self.name}", self.scorer.images[portion]
         shared = {"images": images, "leader": str(leader), "leader_score": score[leader]}
         for a in running:
-            if a not in staying and self.verdicts.score(phase, a) is None:
-                self.verdicts.add(phase, a, score[a], **shared, racing=len(running), behind=behind[a])
+            if a not in staying and self.dropped.score(phase, a) is None:
+                self.dropped.add(phase, a, score[a], **shared, racing=len(running), behind=behind[a])
         return staying
 
 
