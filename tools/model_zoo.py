@@ -71,6 +71,7 @@ PAPER = {
 OURS = {
     ("Composites", "faster_rcnn_R_18"): "ranking_composites.csv",
     ("Composites", "faster_rcnn_R_18_tuned"): "searches_composites.csv",
+    ("Shapes", "faster_rcnn_R_18_tuned"): "searches_shapes.csv",
 }
 
 

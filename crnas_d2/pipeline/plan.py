@@ -103,7 +103,7 @@ def plan_search(args: argparse.Namespace) -> Plan:
         known = [(budget.without("latency"), base) for budget, base in bases.items()]
         check_budgets(cfg, known, costs)  # latency is measured later
     else:
-        bases = _of_named(cfg, bases, costs)
+        bases = named_budget(cfg, bases, costs)
     pretrain = cfg.SEARCH.PRETRAIN
     if pretrain:
         pretrain = config_path(pretrain, args.config_file, "SEARCH.PRETRAIN")
@@ -251,7 +251,7 @@ def check_budgets(cfg: CfgNode, bases: Iterable[tuple[Budget, str]], costs: Cost
                 )
 
 
-def _of_named(cfg: CfgNode, bases: Mapping[Budget, str], costs: Costs) -> dict[Budget, str]:
+def named_budget(cfg: CfgNode, bases: Mapping[Budget, str], costs: Costs) -> dict[Budget, str]:
     """The first budget that MODEL.CRNAS's codes meet, or the first of all, and its base config.
 
     Raises InputError: the named code is to be compared with a baseline that costs otherwise.
