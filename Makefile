@@ -1,5 +1,5 @@
 # make demo        a small search from end to end on generated pictures (5 minutes on two idle cores)
-# make demo-long   the same, with networks trained alone: is the found one better? (half an hour)
+# make demo-long   the same, with networks trained alone: is the found one better? (half an hour to 40 minutes)
 # make test        the checks and the tests
 # make test-slow   the long tests: kills, many processes, whole chains
 # make env         .venv only; all of the above call it, and it does nothing when all is there
