@@ -7,7 +7,16 @@ import itertools
 import numpy as np
 import pytest
 
-from crnas_d2.analysis.ranking import Trained, best_of, ceiling, interval, kendall, regret, spearman
+from crnas_d2.analysis.ranking import (
+    Trained,
+    best_of,
+    ceiling,
+    interval,
+    kendall,
+    lead,
+    regret,
+    spearman,
+)
 
 
 def test_kendall_against_pairs() -> None:
@@ -71,3 +80,12 @@ def test_regret_and_the_best_of_some() -> None:
     every = list(codes.values())
     assert best_of(every, 3) == pytest.approx(54, abs=0.1)  # b, by either seed
     assert best_of(every, 1) == pytest.approx((51 + 54 + 41) / 3, abs=0.3)
+
+
+def test_the_lead_of_the_first_over_random_ones() -> None:
+    """Of a supernet that knows the truth, and of one whose scores are noise."""
+    rng = np.random.default_rng(3)
+    value, low, high = lead(study(rng, 20, 2.0, 0.3, 0.0), 4, draws=100)
+    assert 0 < low < value < high
+    _, low, high = lead(study(rng, 20, 0.0, 1.0, 1.0), 4, draws=100)
+    assert low < 0 < high
