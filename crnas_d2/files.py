@@ -38,10 +38,11 @@ def hold(folder: str) -> None:
         end = time.monotonic() + PATIENCE
         while True:
             try:
-                return fcntl.lockf(HELD[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(HELD[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    return None  # a file system without locks
+                    return  # a file system without locks
                 if time.monotonic() > end:
                     why = "another run writes in it; wait for its end, or name another folder"
                     raise InputError(f"OUTPUT_DIR: {folder}: {why}") from error

@@ -67,6 +67,19 @@ def test_a_named_code_is_compared_at_its_own_cost(tmp_path: Path, alone: list[An
         assert str(caught.value).startswith(shown)
 
 
+def test_a_dilation_supernet_is_not_trained_on_for_another_stage_code(tmp_path: Path) -> None:
+    """As where a resumed search has more finalists, of which another one is the best."""
+    plan = planned(tmp_path, {"five": N5}, "SEARCH.PHASES", ("dilation",), "SEARCH.BUDGETS", (5,))
+    earlier = read_config("", [*TINY, "MODEL.CRNAS.STAGE_CODE", [2, 1, 1, 1]])
+    written = tmp_path / "out" / "dilation" / "config.yaml"
+    written.parent.mkdir(parents=True)
+    written.write_text(earlier.dump())
+    with pytest.raises(InputError, match=r"MODEL\.CRNAS\.STAGE_CODE: \[1, 2, 1, 1\]: the run in "):
+        phases = Phases(plan, "", None, resume=True, contest=None)
+        phases.dilation(Budget.parse(5), Architecture.undilated("resnet", (1, 2, 1, 1)))
+    assert written.read_text() == earlier.dump()
+
+
 PARAMS_OF_N6 = {"params": [12796, 0.02]}
 
 

@@ -157,6 +157,14 @@ def test_what_it_took_and_how_to_do_it_again(run: Path, tmp_path: Path) -> None:
     assert "python search_net.py --timed" in again and "--resume" in again and "SEED 3" in again
 
 
+@pytest.mark.parametrize("inherits", [False, True])
+def test_networks_that_start_from_their_paths(run: Path, inherits: bool, tmp_path: Path) -> None:
+    """By which the found one was chosen: the answer says so."""
+    path = with_config(run, tmp_path) / "config.yaml"
+    path.write_text(path.read_text().replace("INHERIT: false", f"INHERIT: {inherits}"))
+    assert ("start from their paths" in page_of(run).sections[TITLES[0]]) == inherits
+
+
 def test_an_estimate_of_what_was_left(run: Path, tmp_path: Path) -> None:
     """By --resume --timed: not to be compared with what all starts took."""
     path = with_config(run, tmp_path) / "starts.jsonl"

@@ -26,14 +26,9 @@ from crnas_d2.errors import InputError, run_tool
 from crnas_d2.files import write_csv
 from crnas_d2.pipeline.table import NETWORKS, read_results
 
-COLUMNS = (
-    *("search", "network", "seed", "architecture", "AP", "APs", "APm", "APl"),
-    *(
-        "says",
-        "low",
-        "high",
-    ),  # the verdict on archval; ends of the gain's 95 % interval in the run's table
-)
+# "says": the verdict on archval; "low", "high": ends of the gain's 95 % interval in the run's table.
+SHOWN = ("AP", "APs", "APm", "APl")
+COLUMNS = ("search", "network", "seed", "architecture", *SHOWN, "says", "low", "high")
 # Of Student's t by degrees of freedom, the 0.975 quantile; scipy is no requirement.
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 

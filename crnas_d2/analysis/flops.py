@@ -21,6 +21,8 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
+from crnas_d2.modeling.meta_arch.classifier import LAST
+
 # What the heads of a two-stage detector are given. The paper does not say; these give its figures.
 PROPOSALS, DETECTIONS = 2000, 100
 
@@ -57,7 +59,7 @@ class _Parts(nn.Module):
     def forward(self, images: torch.Tensor) -> list[Any]:
         model, features = self.model, self.model.backbone(images)
         if hasattr(model, "fc"):  # a classifier
-            return [features, model.fc(features["res5"].mean(dim=(2, 3)))]
+            return [features, model.fc(features[LAST].mean(dim=(2, 3)))]
         if hasattr(model, "head"):  # RetinaNet
             return [features, model.head([features[name] for name in model.head_in_features])]
         rpn, heads = model.proposal_generator, model.roi_heads

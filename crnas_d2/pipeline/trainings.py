@@ -66,7 +66,7 @@ class Trainings:
 
         An interrupted training resumes. One that diverges has a score of 0, and is not tried again.
 
-        Raises FloatingPointError: the baseline's diverged.
+        Raises FloatingPointError: the baseline's diverged, or one process alone has seen it.
         """
         cfg, began = self._config(network, data, number), time.perf_counter()
         # Set here alone, and to paths below OUTPUT_DIR, which may move.

@@ -30,7 +30,7 @@ OF_PATHS = (
 )
 OF_ITS_PATHS = (
     "All networks start from their paths in this search's supernet, by which the found one was chosen: "
-    "from another start they may compare otherwise. "
+    "from another start they may compare otherwise."
 )
 NOT_ENDED = "This search has not ended; the page shows how far it has come."
 UNTESTED = "No test set was used: the table shows archval, on which the search made its choices."
