@@ -32,6 +32,7 @@ from crnas_d2.data.coco_json import read_coco_json
 from crnas_d2.engine.trainer import DetectionTrainer, SupernetTrainer
 from crnas_d2.errors import MemoryIsFull
 from crnas_d2.modeling.backbone.supernet import find_supernet
+from crnas_d2.pipeline.estimate import _Step
 from crnas_d2.pipeline.scorer import Split, build_scorer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -223,6 +224,25 @@ def test_recomputing_takes_less_of_the_gpus_memory(device: str) -> None:
         peaks.append(torch.cuda.max_memory_allocated())
         del backbone, loss
     assert peaks[1] < 0.8 * peaks[0]
+
+
+@only_cuda
+def test_memory_is_foreseen(device: str, tmp_path: Path) -> None:
+    """By the whole batch where it fits, and where it does not, that it does not."""
+    options = ["SOLVER.IMS_PER_BATCH", 8, "INPUT.MIN_SIZE_TRAIN", [640], "INPUT.MAX_SIZE_TRAIN", 640]
+    cfg = config(tmp_path, device, *options)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    trained(cfg)
+    peak = torch.cuda.max_memory_allocated()
+    assert _Step.measured(cfg).gpu_bytes == pytest.approx(peak, rel=0.15)
+    limit = 0.6 * peak
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        assert (_Step.measured(cfg).gpu_bytes or 0) > limit
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @only_cuda

@@ -1,7 +1,8 @@
 """How long a search will take on this machine, and what it needs: from a few timed steps and scores.
 
-They run on a few images of the training set in a temporary folder, with random weights. Time and GPU
-memory of a step are measured with one image and with two, and go on from there in a straight line.
+They run on a few images of the training set in a temporary folder, with random weights. On a GPU a step
+is measured with its whole batch; on a CPU, where that may take a minute, with one image and with two,
+and its time goes on from there in a straight line.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
 IMAGES = 8  # that the steps are timed on
-STEPS = 3  # timed of each; one before them allocates
+STEPS = {"cpu": 3, "cuda": 10}  # timed of each; one before them allocates
 GROUP = 4  # candidates that are scored together
 SLOW = 5.0  # seconds; what takes longer the first time is not repeated
 
@@ -108,29 +109,38 @@ class _Step(NamedTuple):
 
     @classmethod
     def measured(cls, cfg: CfgNode) -> _Step:
-        """Of a supernet, time is the mean of its smallest and its largest path."""
-        small = 1
+        """Of a supernet, time is the mean of its smallest and its largest path.
+
+        On a GPU that an image does not fill, a line through one and two images would be far too steep.
+        """
+        batch, passes, small = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE, 1
+        if cfg.MODEL.DEVICE.startswith("cuda"):
+            try:
+                return cls._with(cfg, batch, passes)
+            except torch.cuda.OutOfMemoryError:
+                pass  # then the line says how much would be needed
         try:
             one = cls._with(cfg, small)
         except ValueError:  # BatchNorm of one pixel needs another image
             small = 2
             one = cls._with(cfg, small)
-        two, batch = cls._with(cfg, 2 * small), cfg.SOLVER.IMS_PER_BATCH
+        two = cls._with(cfg, 2 * small)
         # Another image costs at least a third of the first, which has what is done once.
         more = max(two.seconds - one.seconds, one.seconds / 3) / small
         memory = None
         if one.gpu_bytes is not None and two.gpu_bytes is not None:
             of_image = max(0.0, two.gpu_bytes - one.gpu_bytes) / small
-            memory = one.gpu_bytes + (batch / cfg.SOLVER.ACCUMULATE - small) * of_image
+            memory = one.gpu_bytes + (batch / passes - small) * of_image
         return cls(one.seconds + (batch - small) * more, memory, one.parameters)
 
     @classmethod
-    def _with(cls, cfg: CfgNode, images: int) -> _Step:
+    def _with(cls, cfg: CfgNode, images: int, passes: int = 1) -> _Step:
         """Of a batch of so many images."""
         cfg = cfg.clone()
         cfg.defrost()
+        workers, cfg.DATALOADER.NUM_WORKERS = cfg.DATALOADER.NUM_WORKERS, 0
         solver = cfg.SOLVER
-        solver.IMS_PER_BATCH, solver.ACCUMULATE = images, 1
+        solver.IMS_PER_BATCH, solver.ACCUMULATE = images, passes
         # Weights hardly move, so that no loss diverges.
         solver.EPOCHS, solver.STEP_EPOCHS, solver.STEPS = 0, (), ()
         solver.LR_PER_IMAGE, solver.BASE_LR = 0.0, 1e-9
@@ -145,11 +155,15 @@ class _Step(NamedTuple):
         for path in _ends(trainer):
             if path is not None:
                 find_supernet(trainer.model).set_path(path)  # type: ignore[union-attr]
-            times.append(_seconds_of(functools.partial(_step, trainer)))
+            times.append(_seconds_of(functools.partial(_step, trainer), on_gpu))
+        seconds = sum(times) / len(times)
+        if on_gpu and workers:  # they load meanwhile
+            loading = _seconds_of(functools.partial(next, trainer._trainer._data_loader_iter), on_gpu)
+            seconds = max(seconds - loading, loading / workers)
         peak = torch.cuda.max_memory_allocated() if on_gpu else None
         del trainer
         _free_memory()
-        return cls(sum(times) / len(times), peak, parameters)
+        return cls(seconds, peak, parameters)
 
 
 def _free_memory() -> None:
@@ -173,9 +187,9 @@ def _ends(trainer: DetectionTrainer) -> Sequence[Architecture | None]:
     return [supernet.space.with_code([pick(values) for values in alternatives]) for pick in (min, max)]
 
 
-def _seconds_of(work: Callable[[], object]) -> float:
-    first = _timed(work)
-    return first if first > SLOW else _timed(lambda: [work() for _ in range(STEPS)]) / STEPS
+def _seconds_of(work: Callable[[], object], on_gpu: bool) -> float:
+    first, steps = _timed(work), STEPS["cuda" if on_gpu else "cpu"]
+    return first if first > SLOW else _timed(lambda: [work() for _ in range(steps)]) / steps
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -192,6 +206,7 @@ def _score_seconds(cfg: CfgNode, group: Sequence[Architecture], split: Split) ->
     Where the first is slow, it is measured alone, and what candidates share is taken off.
     """
     cfg.SEARCH.EVAL.RECALIBRATION_IMAGES = min(IMAGES, cfg.SEARCH.EVAL.RECALIBRATION_IMAGES)
+    cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SEARCH.EVAL.METRIC = "AP"  # so few images may have no object of one size
     cfg.freeze()
     model = SupernetTrainer.build_model(cfg)
@@ -228,7 +243,6 @@ def _small(cfg: CfgNode, name: str) -> CfgNode:
     cfg.defrost()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
     cfg.OUTPUT_DIR = str(Path(MetadataCatalog.get(name).json_file).parent)
-    cfg.DATALOADER.NUM_WORKERS = 0
     return cfg
 
 
