@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -189,7 +190,7 @@ def _ends(trainer: DetectionTrainer) -> Sequence[Architecture | None]:
 
 def _seconds_of(work: Callable[[], object], on_gpu: bool) -> float:
     first, steps = _timed(work), STEPS["cuda" if on_gpu else "cpu"]
-    return first if first > SLOW else _timed(lambda: [work() for _ in range(steps)]) / steps
+    return first if first > SLOW else statistics.median(_timed(work) for _ in range(steps))
 
 
 def _timed(work: Callable[[], object]) -> float:
