@@ -190,7 +190,9 @@ def _ends(trainer: DetectionTrainer) -> Sequence[Architecture | None]:
 
 def _seconds_of(work: Callable[[], object], on_gpu: bool) -> float:
     first, steps = _timed(work), STEPS["cuda" if on_gpu else "cpu"]
-    return first if first > SLOW else statistics.median(_timed(work) for _ in range(steps))
+    if first > SLOW and not on_gpu:  # a GPU's first step loads its kernels
+        return first
+    return statistics.median(_timed(work) for _ in range(steps))
 
 
 def _timed(work: Callable[[], object]) -> float:
