@@ -37,9 +37,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
 IMAGES = 8  # that the steps are timed on
-STEPS = {"cpu": 3, "cuda": 10}  # timed of each; one before them allocates
+STEPS = {"cpu": 3, "cuda": 10}  # timed of each for its median; one before them allocates
 GROUP = 4  # candidates that are scored together
-SLOW = 5.0  # seconds; what takes longer the first time is not repeated
+SLOW = 5.0  # seconds; what takes longer the first time is not repeated on a CPU
 
 
 class Estimate(NamedTuple):
