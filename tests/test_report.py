@@ -15,6 +15,8 @@ import yaml
 from detectors import ROOT
 from report_pages import (
     ALONE,
+    DILATION,
+    RACE,
     STAGE,
     TITLES,
     Page,
@@ -131,6 +133,20 @@ def test_figures_have_their_data_beside_them(run: Path, tmp_path: Path) -> None:
         of_stage = [row for row in drawn if row["stage"] == stage]
         blocks = sum(int(row["alternative"]) * int(row["times"]) for row in of_stage)
         assert sum(int(row["times"]) for row in digits if row["stage"] == stage) == blocks
+
+
+def test_rates_of_two_stage_codes_are_two_searches(run: Path) -> None:
+    """More finalists at --resume may find another code, in the same joint supernet."""
+    more = [scored("dilation", f"1-1-1-2/{code}", 50.0) for code in ("0_-_-_-__", "00-0-0-00")]
+    write_lines(run / "dilation" / "journal.jsonl", [*DILATION, *more])
+    behind = {**RACE, "architecture": "resnet_basic/1-1-1-2/1_-_-_-__", "phase": "dilation race N5"}
+    write_lines(run / "dilation" / "race.jsonl", [behind])
+    (run / "dilation" / "rates.txt").write_text("resnet_basic/1-1-1-2/00-0-0-00 leads; kept")
+    first, second = (s for s in RunFolder(run).searches if s.phase == "dilation")
+    assert (first.name, first.records, first.rates) == ("dilation_2-1-1-1", DILATION, "")
+    assert (second.name, second.records) == ("dilation_1-1-1-2", more)
+    assert (first.dropped, second.dropped) == ([], [behind])
+    assert "Rates of the dilation_1-1-1-2 search: resnet_basic" in page_of(run).sections[TITLES[2]]
 
 
 def test_the_beam_is_what_the_search_keeps() -> None:

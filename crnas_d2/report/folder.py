@@ -72,15 +72,26 @@ class RunFolder:
         self.results: dict[str, Any] = self._json("results.json")
         self.starts = self._lines(STARTS)
         folders = sorted(f for f in path.glob("*") if f.name.startswith(("stage", "dilation")))
-        self.searches = [
-            Search(folder.name, self._journal(f"{folder.name}/journal.jsonl"), dropped, _rates(folder))
-            for folder in folders
-            for dropped in [self._journal(f"{folder.name}/race.jsonl")]
-            if dropped or (folder / "journal.jsonl").is_file()
-        ]
+        self.searches = [search for folder in folders for search in self._searches(folder)]
         # The stage search comes first.
         self.searches.sort(key=lambda search: search.phase == "dilation")
         self.alone = self._journal("trainings/journal.jsonl")  # networks trained alone
+
+    def _searches(self, folder: Path) -> Iterator[Search]:
+        """One; of rates two, where --resume with more finalists has found another stage code."""
+        records, dropped = (
+            self._journal(f"{folder.name}/{name}.jsonl") for name in ("journal", "race")
+        )
+        rates, is_dilation = _rates(folder), folder.name.startswith("dilation")
+        codes = dict.fromkeys(map(_stage_code, records)) if is_dilation else {}
+        if len(codes) < 2:
+            if dropped or (folder / "journal.jsonl").is_file():
+                yield Search(folder.name, records, dropped, rates)
+            return
+        for code in codes:
+            name = f"{folder.name}_{code.rpartition('/')[2]}"
+            own, behind = ([r for r in of if _stage_code(r) == code] for of in (records, dropped))
+            yield Search(name, own, behind, rates if rates.startswith(f"{code}/") else "")
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -199,6 +210,11 @@ class RunFolder:
         for search in self.searches:
             found[f"{search.phase} search"] += sum(r.get("seconds", 0.0) for r in search.records)
         return dict(found)
+
+
+def _stage_code(record: Row) -> str:
+    """With its family."""
+    return record["architecture"].rpartition("/")[0]
 
 
 def _rates(folder: Path) -> str:
