@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -234,6 +235,17 @@ def test_estimates_follow_from_what_is_left(
     seconds = {work.name: seconds for work, seconds in found.works}
     # 3 and 2 trainings of as many iterations.
     assert seconds["stage finalists"] > seconds["noise"]
+
+
+@pytest.mark.parametrize(("needs", "too_little"), [(7e9, False), (9e9, True)])
+def test_memory_beside_what_the_gpu_has(
+    needs: float, too_little: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = SimpleNamespace(total_memory=8e9)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: gpu)
+    text = str(Estimate([], needs, 1e9))
+    assert f"; GPU memory {needs / 1e9:.1f} of 8.0 GB" in text and text.endswith("checkpoints 1.0 GB")
+    assert ("too little" in text) == too_little
 
 
 def test_the_first_step_of_a_gpu_is_never_taken_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,9 +55,13 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         parts = ", ".join(f"{work.name} {shown(seconds)}" for work, seconds in self.works)
-        memory = "" if self.gpu_bytes is None else f"; GPU memory {self.gpu_bytes / 1e9:.1f} GB"
-        checkpoints = f"checkpoints {self.disk_bytes / 1e9:.1f} GB"
-        return f"about {shown(self.seconds)}: {parts}{memory}; {checkpoints}"
+        text = f"about {shown(self.seconds)}: {parts}"
+        if self.gpu_bytes is not None:
+            has = torch.cuda.get_device_properties(0).total_memory
+            text += f"; GPU memory {self.gpu_bytes / 1e9:.1f} of {has / 1e9:.1f} GB"
+            if self.gpu_bytes > has:
+                text += ", which is too little (docs/OWN_DATA.md: MODEL.CRNAS.RECOMPUTE True)"
+        return f"{text}; checkpoints {self.disk_bytes / 1e9:.1f} GB"
 
 
 def shown(seconds: float) -> str:
