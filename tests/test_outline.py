@@ -277,8 +277,8 @@ def test_durations_are_easy_to_read() -> None:
     cases = {5: "5 s", 65: "1 min 5 s", 3700: "1 h 1 min", 200000: "2 d 7 h"}
     assert {seconds: shown(seconds) for seconds in cases} == cases
     works = [(Work("joint supernet", "joint", 1, 10, 0, 0, 0, 1.0), 90.0)]
-    assert str(Estimate(works, 3.21e9, 2e9)) == (
-        "about 1 min 30 s: joint supernet 1 min 30 s; GPU memory 3.2 GB; checkpoints 2.0 GB"
+    assert str(Estimate(works, None, 2e9)) == (
+        "about 1 min 30 s: joint supernet 1 min 30 s; checkpoints 2.0 GB"
     )
 
 
